@@ -1,0 +1,311 @@
+//! The broker: what carries messages. The contract, and the types that cross it.
+//!
+//! Two brokers keep it: [`amqp`] (RabbitMQ) and [`memory`] (one process). Both run connections, re-declaration
+//! and redelivery on their own: who consumes sees deliveries and nothing else. Invariant: a delivery is
+//! acknowledged only through its own [`Settler`], and a settler dropped unsettled gives the delivery back.
+
+pub mod amqp;
+pub mod memory;
+pub mod topology;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use topology::{Exchange, Queue};
+
+/// A broker. Every call is bounded in time by the broker's own settings; none retries for ever, except that a
+/// [`Consumer`] re-connects until it is cancelled.
+#[async_trait]
+pub trait Broker: fmt::Debug + Send + Sync {
+    /// Declares all exchanges, and `queues` with their bindings. Idempotent. Fails with
+    /// [`BrokerError::Mismatch`] where a queue exists with other arguments, and changes nothing then.
+    async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError>;
+
+    /// Publishes one message and waits until the broker has it safe. `Ok` means: confirmed, and (when
+    /// `mandatory`) in at least one queue. Calls run concurrently on one channel, so many awaited together
+    /// share round trips. A `Nack` is sent again within the bounds of the publish timeout.
+    async fn publish(&self, message: Message) -> Result<(), BrokerError>;
+
+    /// Declares `queue` with its bindings and consumes it, at most `prefetch` deliveries unsettled. The
+    /// consumer survives outages: it re-connects with back-off, declares again and goes on; deliveries that
+    /// were unsettled then come again, marked redelivered, and settling the old ones does nothing.
+    /// Fails at once where a first attempt cannot succeed by waiting (bad credentials, mismatched queue);
+    /// where the broker is merely away it keeps trying.
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError>;
+
+    /// Depth of the named queues, in the order asked for; none for a queue that does not exist.
+    async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError>;
+
+    /// Whether the broker can be used now; changes are sent once per change.
+    fn link(&self) -> watch::Receiver<Link>;
+
+    /// Name and version as the broker tells them, for `admin status`.
+    async fn about(&self) -> Result<String, BrokerError>;
+
+    /// Ends all connections. Consumers must have been closed before; what they still held is redelivered.
+    async fn close(&self);
+}
+
+/// Whether a connection stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// Not tried yet.
+    Unknown,
+    /// Usable.
+    Up,
+    /// Away, and why. Someone is trying to get it back.
+    Down {
+        /// The last error, without credentials.
+        reason: String,
+    },
+}
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Where to.
+    pub exchange: Exchange,
+    /// Which queues, by the exchange's bindings.
+    pub routing_key: String,
+    /// The payload.
+    pub body: Bytes,
+    /// What travels beside it.
+    pub properties: Properties,
+    /// Whether it must survive a restart of the broker.
+    pub persistent: bool,
+    /// Whether a message that no queue takes is an error ([`BrokerError::Unroutable`]).
+    pub mandatory: bool,
+}
+
+/// What travels beside a message's body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// MIME type; ours is `application/json`.
+    pub content_type: Option<String>,
+    /// `zstd`, or none.
+    pub content_encoding: Option<String>,
+    /// Identity of the message, for people who trace it.
+    pub message_id: Option<String>,
+    /// How long it may wait in a queue; then the broker drops it.
+    pub expiration: Option<Duration>,
+    /// Text headers. Others are read as text where they can be, and otherwise left out.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// One message received, and the duty to settle it.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The payload.
+    pub body: Bytes,
+    /// What travelled beside it.
+    pub properties: Properties,
+    /// The exchange's name it came through.
+    pub exchange: String,
+    /// The routing key it came with.
+    pub routing_key: String,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
+    /// Settles it, once.
+    pub settler: Settler,
+}
+
+/// What a settler tells its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// Done: the broker forgets it.
+    Ack,
+    /// Give it back: the broker delivers it again.
+    Requeue,
+}
+
+/// Settles one delivery, exactly once. Dropped unsettled, it gives the delivery back.
+///
+/// It speaks to the session (channel) that the delivery came on, and to no other: when that session is gone the
+/// broker redelivers by itself, and settling does nothing. The session's queue of settlements is as long as its
+/// prefetch, and no more deliveries than that are unsettled, so telling never waits and never fails for space.
+#[must_use]
+#[derive(Debug)]
+pub struct Settler {
+    tag: u64,
+    session: Option<mpsc::Sender<(u64, Settlement)>>,
+}
+
+impl Settler {
+    /// A settler for delivery `tag` of a session that reads `session`, whose capacity is the session's prefetch.
+    pub fn new(tag: u64, session: mpsc::Sender<(u64, Settlement)>) -> Self {
+        Self {
+            tag,
+            session: Some(session),
+        }
+    }
+
+    /// Tells the broker that the delivery is done.
+    pub fn ack(mut self) {
+        self.settle(Settlement::Ack);
+    }
+
+    /// Gives the delivery back to the broker.
+    pub fn requeue(mut self) {
+        self.settle(Settlement::Requeue);
+    }
+
+    fn settle(&mut self, settlement: Settlement) {
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        match session.try_send((self.tag, settlement)) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                tracing::error!(target: "vogeler::broker", tag = self.tag, "more settlements than prefetch: a bug; the delivery comes again when its channel closes");
+            }
+        }
+    }
+}
+
+impl Drop for Settler {
+    fn drop(&mut self) {
+        self.settle(Settlement::Requeue);
+    }
+}
+
+/// A stream of deliveries that survives outages, made by [`Broker::consume`].
+///
+/// Life: [`next`](Self::next) until [`cancel`](Self::cancel), then settle what is still held, then
+/// [`close`](Self::close).
+#[derive(Debug)]
+pub struct Consumer {
+    deliveries: mpsc::Receiver<Delivery>,
+    cancel: CancellationToken,
+    supervisor: JoinHandle<()>,
+}
+
+impl Consumer {
+    /// A consumer whose `supervisor` sends deliveries until `cancel`, and then ends as soon as all deliveries of
+    /// its last session are settled and the settlements are with the broker.
+    pub fn new(
+        deliveries: mpsc::Receiver<Delivery>,
+        cancel: CancellationToken,
+        supervisor: JoinHandle<()>,
+    ) -> Self {
+        Self {
+            deliveries,
+            cancel,
+            supervisor,
+        }
+    }
+
+    /// The next delivery; none once cancelled. Safe to drop while it waits.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        if self.cancel.is_cancelled() {
+            return None;
+        }
+        self.deliveries.recv().await
+    }
+
+    /// Stops pulling. What was delivered and not yet taken goes back to the broker; what was taken can still be
+    /// settled.
+    pub fn cancel(&mut self) {
+        self.cancel.cancel();
+        self.deliveries.close();
+        while self.deliveries.try_recv().is_ok() {}
+    }
+
+    /// Waits until everything taken is settled and told to the broker, at most `deadline`; what is not settled by
+    /// then is redelivered by the broker. Says whether all was settled.
+    pub async fn close(mut self, deadline: Duration) -> bool {
+        self.cancel();
+        let abort = self.supervisor.abort_handle();
+        let settled = tokio::time::timeout(deadline, self.supervisor)
+            .await
+            .is_ok();
+        abort.abort();
+        settled
+    }
+}
+
+/// What a queue holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Messages ready for delivery (unsettled ones are not counted).
+    pub ready: u64,
+    /// Consumers, waiting ones of a single active consumer included.
+    pub consumers: u64,
+}
+
+/// Why a broker's call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The broker cannot be reached, or the connection broke. Whether a publish took place is unknown.
+    #[error("the broker at {broker} is away: {reason}")]
+    Away {
+        /// Host and port, without credentials.
+        broker: String,
+        /// What the connection said.
+        reason: String,
+    },
+    /// The broker refuses this user, password or virtual host.
+    #[error(
+        "the broker at {broker} refuses access: {reason}; check user, password and virtual host in broker.dsn"
+    )]
+    Refused {
+        /// Host and port, without credentials.
+        broker: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// A queue or exchange exists with other arguments.
+    #[error(
+        "{name} exists at the broker with other arguments ({reason}): delete it when it is empty, or configure what it has"
+    )]
+    Mismatch {
+        /// Which queue or exchange.
+        name: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// A mandatory message that no queue takes.
+    #[error(
+        "no queue takes messages for {exchange} with routing key {routing_key:?}: has `vogeler admin setup` run, or is the server up?"
+    )]
+    Unroutable {
+        /// Exchange name.
+        exchange: &'static str,
+        /// The key that nothing is bound to.
+        routing_key: String,
+    },
+    /// The broker would not take responsibility in time.
+    #[error("the broker did not confirm within {timeout:?}")]
+    Unconfirmed {
+        /// How long it was waited for.
+        timeout: Duration,
+    },
+    /// The broker was closed by us.
+    #[error("the broker connection was closed")]
+    Closed,
+}
+
+impl BrokerError {
+    /// Whether the same call may succeed later without anybody changing a setting.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Away { .. } | Self::Unroutable { .. } | Self::Unconfirmed { .. } => true,
+            Self::Refused { .. } | Self::Mismatch { .. } | Self::Closed => false,
+        }
+    }
+}
+
+/// The broker that a DSN names. Nothing is connected yet.
+pub fn open(config: &crate::config::Broker) -> Arc<dyn Broker> {
+    match &config.dsn {
+        crate::config::BrokerDsn::Memory => Arc::new(memory::MemoryBroker::new()),
+        crate::config::BrokerDsn::Amqp(_) => Arc::new(amqp::AmqpBroker::new(config)),
+    }
+}

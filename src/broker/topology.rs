@@ -1,0 +1,244 @@
+//! The topology: exchanges, queues, slots and routing keys, the same for every broker.
+//!
+//! Names and arguments are decided here and nowhere else. Invariant: every slot is bound to exactly one partition
+//! queue, so all results of a node are in one queue, in order.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::wire::{Group, NodeName, RunId};
+
+/// How many slots results are spread over; a client knows only this, never the number of partitions.
+pub const SLOTS: u16 = 256;
+/// The queue that 2010 and this version's dead letters end in.
+pub const DEAD_QUEUE: &str = "vogeler.dead";
+/// A client's queue goes when nobody consumed it for so long: the machine is gone.
+pub const NODE_QUEUE_EXPIRES: Duration = Duration::from_secs(30 * 24 * 3600);
+/// What every client binds, and what a run on all nodes is published to (the topic word `all` matches the star).
+pub const BROADCAST_BINDING: &str = "broadcasts.*";
+const BROADCAST_KEY: &str = "broadcasts.all";
+
+/// The exchanges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Exchange {
+    /// `vogeler.master.in` (direct): results.
+    Results,
+    /// `vogeler.broadcast.in` (topic): commands.
+    Commands,
+    /// `vogeler.receipts` (topic): receipts.
+    Receipts,
+    /// `vogeler.dead` (direct): dead letters.
+    Dead,
+}
+
+impl Exchange {
+    /// All of them, in the order of declaration.
+    pub const ALL: [Self; 4] = [Self::Results, Self::Commands, Self::Receipts, Self::Dead];
+
+    /// The name at the broker.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Results => "vogeler.master.in",
+            Self::Commands => "vogeler.broadcast.in",
+            Self::Receipts => "vogeler.receipts",
+            Self::Dead => "vogeler.dead",
+        }
+    }
+
+    /// Whether routing keys are matched as topics; otherwise they must be equal.
+    pub fn is_topic(self) -> bool {
+        matches!(self, Self::Commands | Self::Receipts)
+    }
+}
+
+/// Routes an exchange's messages with a key (a pattern, for a topic exchange) into a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// From where.
+    pub exchange: Exchange,
+    /// Which routing keys.
+    pub key: String,
+}
+
+/// How long a queue lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// For ever.
+    Durable,
+    /// Until unused for the given time.
+    Expires(Duration),
+    /// As long as the connection that declared it, and for that connection only.
+    Exclusive,
+}
+
+/// How RabbitMQ keeps a durable queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueType {
+    /// Replicated by Raft: survives the loss of a broker. The default.
+    #[default]
+    Quorum,
+    /// On one broker.
+    Classic,
+}
+
+/// A queue, as it is declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// Its name at the broker.
+    pub name: String,
+    /// How long it lives.
+    pub lifetime: Lifetime,
+    /// Quorum or classic; an exclusive queue is always classic.
+    pub queue_type: QueueType,
+    /// Whether only one consumer at a time gets deliveries, the others waiting to take over.
+    pub single_active: bool,
+    /// What it takes.
+    pub bindings: Vec<Binding>,
+}
+
+/// The partition queue `vogeler.results.<partition>` of `partitions`.
+pub fn results_queue(partition: u16, partitions: u16, queue_type: QueueType) -> Queue {
+    let slots = slots_of(partition, partitions).map(|slot| slot_key(slot));
+    // Clients of 2010 publish with an empty routing key.
+    let legacy = (partition == 0).then(String::new);
+    let binding = |key| Binding {
+        exchange: Exchange::Results,
+        key,
+    };
+    Queue {
+        name: format!("vogeler.results.{partition}"),
+        lifetime: Lifetime::Durable,
+        queue_type,
+        single_active: true,
+        bindings: legacy.into_iter().chain(slots).map(binding).collect(),
+    }
+}
+
+/// All partition queues.
+pub fn results_queues(partitions: u16, queue_type: QueueType) -> Vec<Queue> {
+    (0..partitions)
+        .map(|partition| results_queue(partition, partitions, queue_type))
+        .collect()
+}
+
+/// A client's own queue, `vogeler.node.<node>`.
+pub fn node_queue(node: &NodeName, groups: &[Group]) -> Queue {
+    let keys = [BROADCAST_BINDING.to_owned(), node.to_string()].into_iter();
+    let bindings = keys
+        .chain(groups.iter().map(group_key))
+        .map(|key| Binding {
+            exchange: Exchange::Commands,
+            key,
+        })
+        .collect();
+    Queue {
+        name: format!("vogeler.node.{node}"),
+        lifetime: Lifetime::Expires(NODE_QUEUE_EXPIRES),
+        // One queue a machine: a Raft group each would cost the broker far more than the command is worth.
+        queue_type: QueueType::Classic,
+        single_active: false,
+        bindings,
+    }
+}
+
+/// A runner's queue for the receipts of its runs.
+pub fn receipts_queue(run: RunId) -> Queue {
+    Queue {
+        name: format!("vogeler.receipts.{run}"),
+        lifetime: Lifetime::Exclusive,
+        queue_type: QueueType::Classic,
+        single_active: false,
+        bindings: vec![Binding {
+            exchange: Exchange::Receipts,
+            key: run.to_string(),
+        }],
+    }
+}
+
+/// The queue of dead letters.
+pub fn dead_queue(queue_type: QueueType) -> Queue {
+    Queue {
+        name: DEAD_QUEUE.to_owned(),
+        lifetime: Lifetime::Durable,
+        queue_type,
+        single_active: false,
+        bindings: vec![Binding {
+            exchange: Exchange::Dead,
+            key: String::new(),
+        }],
+    }
+}
+
+/// What `vogeler admin setup` and the server declare.
+pub fn server_queues(partitions: u16, queue_type: QueueType) -> Vec<Queue> {
+    let mut queues = results_queues(partitions, queue_type);
+    queues.push(dead_queue(queue_type));
+    queues
+}
+
+/// Routing key of a node's results: its slot in three digits.
+pub fn result_key(node: &NodeName) -> String {
+    slot_key(node.slot().into())
+}
+
+/// Routing key of a command for all nodes.
+pub fn broadcast_key() -> String {
+    BROADCAST_KEY.to_owned()
+}
+
+/// Routing key of a command for a group.
+pub fn group_key(group: &Group) -> String {
+    format!("groups.{group}")
+}
+
+fn slot_key(slot: u16) -> String {
+    format!("{slot:03}")
+}
+
+/// The slots of `partition`: contiguous ranges whose sizes differ by at most one.
+fn slots_of(partition: u16, partitions: u16) -> RangeInclusive<u16> {
+    let edge = |p: u16| u32::from(SLOTS) * u32::from(p) / u32::from(partitions.max(1));
+    let narrow = |slot: u32| u16::try_from(slot).unwrap_or(SLOTS);
+    let first = narrow(edge(partition));
+    let end = narrow(edge(partition.saturating_add(1)));
+    RangeInclusive::new(first, end.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Every slot is bound to exactly one partition, and no partition has two more than another.
+        #[test]
+        fn slots_are_partitioned_evenly(partitions in 1..=SLOTS) {
+            let queues = results_queues(partitions, QueueType::Quorum);
+            let keys: Vec<_> = queues.iter().flat_map(|queue| &queue.bindings).map(|b| b.key.clone()).collect();
+            let distinct: BTreeSet<_> = keys.iter().cloned().collect();
+            prop_assert_eq!(keys.len(), distinct.len());
+            prop_assert_eq!(distinct.len(), usize::from(SLOTS) + 1);
+            let sizes: BTreeSet<_> = (0..partitions).map(|p| slots_of(p, partitions).count()).collect();
+            prop_assert!(sizes.last().unwrap() - sizes.first().unwrap() <= 1, "{:?}", sizes);
+        }
+    }
+
+    /// Goal: the routing key on the wire is the slot in three digits, and 2010's empty key goes to partition 0.
+    #[test]
+    fn keys_are_three_digits_and_the_empty_key_is_partition_0() {
+        let node: NodeName = "web01.example.com".parse().unwrap();
+        assert_eq!(result_key(&node), "203");
+        let queues = results_queues(4, QueueType::Quorum);
+        assert_eq!(queues[0].bindings[0].key, "");
+        assert!(
+            queues[3]
+                .bindings
+                .iter()
+                .any(|binding| binding.key == "203")
+        );
+    }
+}

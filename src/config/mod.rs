@@ -1,0 +1,267 @@
+//! The configuration: every setting, documented, defaulted, checked once, then passed resolved.
+//!
+//! One TOML file; precedence is flags, then environment (`VOGELER_<SECTION>_<KEY>`), then file, then default.
+//! Unknown keys and bad values are errors that name the key, the value and what is allowed. Credentials live in
+//! DSNs, which print without their password. `etc/vogeler/vogeler.toml` shows every key, and a test holds it to that.
+
+mod dsn;
+mod load;
+pub mod span;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use dsn::{AmqpUrl, BrokerDsn, CouchUrl, DsnError, StoreDsn};
+pub use load::{ConfigError, Overrides, load};
+
+use crate::broker::topology::QueueType;
+use crate::wire::{Group, NodeName};
+
+/// All settings.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[broker]`: what carries messages.
+    pub broker: Broker,
+    /// `[store]`: where node documents live.
+    pub store: Store,
+    /// `[server]`: the ingest server.
+    pub server: Server,
+    /// `[client]`: the agent on a node.
+    pub client: Client,
+    /// `[http]`: probes and metrics of the server.
+    pub http: Http,
+    /// `[log]`: what is logged, and how.
+    pub log: Log,
+}
+
+/// `[broker]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Broker {
+    /// `amqp://user:password@host:5672/vhost`, `amqps://…`, or `memory:` (one process). Default
+    /// `amqp://guest:guest@127.0.0.1:5672/%2f`, RabbitMQ's own.
+    pub dsn: BrokerDsn,
+    /// Partition queues that results are spread over, 1 to 256; the server's side alone. Default 8: a few servers
+    /// can share them, and one server does not mind.
+    pub partitions: u16,
+    /// `quorum` (default) or `classic`: how RabbitMQ keeps the partition queues and the dead letters.
+    pub queue_type: QueueType,
+    /// AMQP heartbeat; a silent connection is given up after twice this. Default 10 s.
+    #[serde(with = "span")]
+    pub heartbeat: Duration,
+    /// Longest wait for a connection. Default 10 s.
+    #[serde(with = "span")]
+    pub connect_timeout: Duration,
+    /// Longest wait for the confirm of one message, resends included. Default 30 s.
+    #[serde(with = "span")]
+    pub publish_timeout: Duration,
+    /// Longest pause between two tries to connect; the first is a hundredth of it. Default 10 s.
+    #[serde(with = "span")]
+    pub reconnect_max: Duration,
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            dsn: BrokerDsn::default(),
+            partitions: 8,
+            queue_type: QueueType::Quorum,
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            publish_timeout: Duration::from_secs(30),
+            reconnect_max: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// `couch://user:password@host:5984/database`, `couchs://…` (TLS), `sqlite:/path/to/file` or `memory:`.
+    /// Default `couch://127.0.0.1:5984/system_records`, the database of 2010.
+    pub dsn: StoreDsn,
+    /// Whether the server creates a missing database; otherwise it is not ready until `vogeler admin setup` did.
+    /// Default false: a database that vanished is news, not something to paper over.
+    pub create: bool,
+    /// Longest wait for one request to the store. Default 30 s.
+    #[serde(with = "span")]
+    pub timeout: Duration,
+    /// Largest request body sent, in bytes; more is split. Default 16 MiB, far below CouchDB's 4 GiB.
+    pub request_bytes_max: usize,
+    /// Request bodies from this size on are sent with gzip, in bytes; 0 is never. Default 0: on a local network
+    /// packing costs more than it saves (measured), across sites 65536 is a good value.
+    pub gzip_bytes_min: usize,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            dsn: StoreDsn::default(),
+            create: false,
+            timeout: Duration::from_secs(30),
+            request_bytes_max: 16 * 1024 * 1024,
+            gzip_bytes_min: 0,
+        }
+    }
+}
+
+/// `[server]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Deliveries that may be unsettled in each partition queue's channel, 1 to 2,000 (the most a quorum queue
+    /// allows). Must cover `batch_count_max × writes_in_flight` over all partitions. Default 500.
+    pub prefetch: u16,
+    /// Bytes of messages held at once; past it the server stops pulling. Default 256 MiB.
+    pub bytes_in_flight_max: usize,
+    /// Largest message taken, unpacked, in bytes; larger ones are dead letters. Default 8,000,000, CouchDB's
+    /// `max_document_size`.
+    pub message_bytes_max: usize,
+    /// Results waiting for one node's actor before the router waits. Default 64.
+    pub node_mailbox: usize,
+    /// A node's actor stops when it heard nothing for so long. Default 10 min.
+    #[serde(with = "span")]
+    pub node_idle: Duration,
+    /// Documents a write at most. Default 100: past it CouchDB gains little rate and much latency (measured).
+    pub batch_count_max: usize,
+    /// Bytes of results a write at most. Default 4 MiB.
+    pub batch_bytes_max: usize,
+    /// How long a batch that is not full waits for more. Default 20 ms.
+    #[serde(with = "span")]
+    pub linger: Duration,
+    /// Writes under way at once. Default 4.
+    pub writes_in_flight: usize,
+    /// An unchanged result is written all the same (its `checked_at`) when the stored check is older. Default 15 min.
+    #[serde(with = "span")]
+    pub freshness: Duration,
+    /// How often a conflicting document is read, merged and written again before its results go back to the
+    /// broker. Default 10.
+    pub conflict_retries_max: u32,
+    /// Longest pause before a failed write is tried again. Default 30 s.
+    #[serde(with = "span")]
+    pub retry_max: Duration,
+    /// How long a stop may take to write and settle what was pulled; the rest goes back to the broker. Default 25 s,
+    /// below systemd's 90 s and Kubernetes' 30 s.
+    #[serde(with = "span")]
+    pub drain_timeout: Duration,
+    /// How long receipts wait for company. Default 100 ms.
+    #[serde(with = "span")]
+    pub receipt_linger: Duration,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            prefetch: 500,
+            bytes_in_flight_max: 256 * 1024 * 1024,
+            message_bytes_max: 8_000_000,
+            node_mailbox: 64,
+            node_idle: Duration::from_secs(600),
+            batch_count_max: 100,
+            batch_bytes_max: 4 * 1024 * 1024,
+            linger: Duration::from_millis(20),
+            writes_in_flight: 4,
+            freshness: Duration::from_secs(900),
+            conflict_retries_max: 10,
+            retry_max: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(25),
+            receipt_linger: Duration::from_millis(100),
+        }
+    }
+}
+
+/// `[client]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Client {
+    /// This machine's name. Default: its host name.
+    pub node: Option<NodeName>,
+    /// Groups this machine is in; a run on `@web` reaches it if `web` is among them. Default none.
+    pub groups: Vec<Group>,
+    /// Folder whose `*.cfg` name the plugins that may run. Default `/etc/vogeler/plugins`.
+    pub plugins: PathBuf,
+    /// Folder for the sequence and the results not yet confirmed. Default `/var/lib/vogeler`.
+    pub state: PathBuf,
+    /// Plugins that run at once. Default 2.
+    pub concurrency: usize,
+    /// Time a plugin may take that names no `timeout` of its own. Default 60 s.
+    #[serde(with = "span")]
+    pub timeout: Duration,
+    /// Output a plugin may print, in bytes; past it the plugin is killed. Default 4 MiB.
+    pub output_bytes_max: usize,
+    /// Results from this size on travel packed with zstd, in bytes. Default 4,096.
+    pub zstd_bytes_min: usize,
+    /// Results kept on disk while the broker is away; past it the oldest go. Default 1,000.
+    pub spool_count_max: usize,
+    /// The same in bytes. Default 64 MiB.
+    pub spool_bytes_max: u64,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            node: None,
+            groups: Vec::new(),
+            plugins: PathBuf::from("/etc/vogeler/plugins"),
+            state: PathBuf::from("/var/lib/vogeler"),
+            concurrency: 2,
+            timeout: Duration::from_secs(60),
+            output_bytes_max: 4 * 1024 * 1024,
+            zstd_bytes_min: 4096,
+            spool_count_max: 1000,
+            spool_bytes_max: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where the server answers `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0 takes a free
+    /// one, which is logged.
+    pub listen: SocketAddr,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9877)),
+        }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,vogeler::store=debug`. Default `info`.
+    pub level: String,
+    /// `text` (default) or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}

@@ -1,0 +1,25 @@
+//! Vogeler: a configuration database for a fleet of machines.
+//!
+//! ```text
+//! runner ──command──▶ broker ──▶ client ── runs the plugin ──▶ result
+//!    ▲                                                            │ publish, confirmed
+//!    │ receipts                                                   ▼
+//!    └──── broker ◀── ingest: consumer ▶ decode ▶ router ▶ node actor ▶ writer ▶ store
+//! ```
+//!
+//! The modules in the order the data flows; each names its invariant in its own first lines.
+
+pub mod config;
+
+pub mod document;
+pub mod format;
+pub mod hash;
+pub mod wire;
+
+pub mod broker;
+pub mod client;
+pub mod ingest;
+pub mod runner;
+pub mod store;
+
+pub mod backoff;

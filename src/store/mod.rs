@@ -1,0 +1,192 @@
+//! The store: where node documents live. The contract, and the types that cross it.
+//!
+//! Three stores keep it: [`couch`] (production), [`sqlite`] (embedded) and [`memory`] (tests). Revisions are
+//! CouchDB's: a write names the revision it replaces, and a write of any other is a conflict. Invariant: a document
+//! is written only when its own verdict says [`Verdict::Stored`].
+
+pub mod couch;
+pub mod memory;
+pub mod query;
+pub mod sqlite;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+pub use query::{NodeSummary, Query};
+
+use crate::wire::NodeName;
+
+/// A store. Every call is bounded in time by the store's settings and does not retry: the writer does.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Reads the documents of `ids`. Missing and deleted ones are not in the answer.
+    async fn load(&self, ids: &[NodeName])
+    -> Result<HashMap<NodeName, StoredDocument>, StoreError>;
+
+    /// Writes `documents`, each for itself: the answer holds exactly one verdict for every id that was sent.
+    /// A store that is told "the whole request is bad because of one" takes that one out by itself and writes
+    /// the rest. An `Err` says that no verdict is known for any of them: some may have been written.
+    /// No id may occur twice in one call. If one does, the first is written at most, and the verdict of the id is
+    /// [`Verdict::Conflict`]: the caller reads what is there.
+    async fn write(&self, documents: Vec<Write>) -> Result<Verdicts, StoreError>;
+
+    /// Creates the database if it is not there, loads the design documents under `designs` (where the store has
+    /// such) and says what it did, a line a thing. Idempotent.
+    async fn setup(&self, designs: Option<&Path>) -> Result<Vec<String>, StoreError>;
+
+    /// What the store is and how many node documents it holds.
+    async fn about(&self) -> Result<About, StoreError>;
+
+    /// All nodes, by name.
+    async fn nodes(&self) -> Result<Vec<NodeSummary>, StoreError>;
+
+    /// The nodes that `query` finds, by name. Uses an index where the store has such, never a scan in here.
+    async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError>;
+
+    /// Ends connections and flushes what is left.
+    async fn close(&self);
+}
+
+/// A revision, opaque: `3-917fa2381192822767f010b95b45325b`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub Box<str>);
+
+/// A document as the store has it.
+#[derive(Debug, Clone)]
+pub struct StoredDocument {
+    /// Its revision, to be named by the next write.
+    pub revision: Revision,
+    /// The whole JSON object, `_id` and `_rev` included.
+    pub json: Box<RawValue>,
+}
+
+/// One document to write.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Whose document.
+    pub id: NodeName,
+    /// The revision it replaces; none to create.
+    pub revision: Option<Revision>,
+    /// The whole JSON object without `_id` and `_rev`: the store adds them.
+    pub json: Box<RawValue>,
+}
+
+/// One verdict for every id of a write.
+pub type Verdicts = HashMap<NodeName, Verdict>;
+
+/// What became of one document of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Written and durable, with this revision now.
+    Stored(Revision),
+    /// Another revision is there (or none): read again, merge again, write again.
+    Conflict,
+    /// The store will not take this document as it is, however often it is sent: the results are dead letters.
+    Refused {
+        /// The store's word for it: `forbidden`, `unauthorized`, `document_too_large`, `bad_request`, …
+        error: String,
+        /// The store's reason.
+        reason: String,
+    },
+    /// The store failed at this document: back off and read before it is written again.
+    Failed {
+        /// The store's word for it: `unknown_error`, `internal_server_error`, …
+        error: String,
+        /// The store's reason.
+        reason: String,
+    },
+}
+
+/// What a store is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// Name and version: "CouchDB 3.5.0", "SQLite 3.50.2".
+    pub product: String,
+    /// Where, without credentials.
+    pub location: String,
+    /// Node documents in it.
+    pub documents: u64,
+}
+
+/// Why a store's call failed as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Not reachable, overloaded, failing or too slow. Whether a write took place is unknown.
+    #[error("the store at {store} is away: {reason}")]
+    Away {
+        /// Where, without credentials.
+        store: String,
+        /// What it or the connection said.
+        reason: String,
+        /// How long the store asks to be left alone (`Retry-After`).
+        retry_after: Option<Duration>,
+    },
+    /// The store refuses this user and password, or the user may not do this.
+    #[error("the store at {store} refuses access: {reason}; check user and password in store.dsn")]
+    Unauthorized {
+        /// Where, without credentials.
+        store: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The database is not there.
+    #[error(
+        "there is no database at {store}: run `vogeler admin setup`, or set store.create = true"
+    )]
+    NoDatabase {
+        /// Where, without credentials.
+        store: String,
+    },
+    /// The view or index is not there.
+    #[error("the store at {store} has no {what}: run `vogeler admin setup`")]
+    NoIndex {
+        /// Where, without credentials.
+        store: String,
+        /// Which view or index.
+        what: String,
+    },
+    /// An answer that does not fit the protocol.
+    #[error("the store at {store} answered what was not understood: {reason}")]
+    Protocol {
+        /// Where, without credentials.
+        store: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A file (design document, database file) that cannot be read or written.
+    #[error("{path}: {reason}")]
+    File {
+        /// Which file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// How long the store asks to be left alone, where it does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Away { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+/// Opens the store that a DSN names. The database need not be there yet, except for `sqlite`, which creates its
+/// file and schema here if `create` is set.
+pub fn open(config: &crate::config::Store) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match &config.dsn {
+        crate::config::StoreDsn::Memory => Arc::new(memory::MemoryStore::new()),
+        crate::config::StoreDsn::Sqlite(_) => Arc::new(sqlite::SqliteStore::open(config)?),
+        crate::config::StoreDsn::Couch(_) => Arc::new(couch::CouchStore::new(config)?),
+    })
+}

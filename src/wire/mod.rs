@@ -1,0 +1,25 @@
+//! What travels between runner, client and server: names, commands, results and receipts, in both wire versions.
+//!
+//! Bytes come in, validated types go out, and back. Invariant: a value of one of these types is always
+//! safe to put into a queue name, a routing key and a document id; nothing past this module checks names again.
+
+mod command;
+mod name;
+mod receipt;
+mod result;
+
+pub use command::{Command, DecodeCommandError};
+pub use name::{Group, NameError, NodeName, PluginName, RunId};
+pub use receipt::{Outcome, Receipt, ReceiptBatch};
+pub use result::{
+    Content, ContentHash, DecodeError, ErrorKind, Format, PluginError, PluginResult, Seq,
+};
+
+/// The `v` member of every message of ours; the messages of 2010 have none.
+pub const WIRE_VERSION: u8 = 2;
+
+/// The plugin under which a client reports itself (version, groups, registered plugins) when it starts.
+///
+/// It makes every client a node document before any command, so a run on `all` knows whom to wait for.
+/// A plugin file may not use the name.
+pub const CLIENT_PLUGIN: &str = "client";

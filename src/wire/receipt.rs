@@ -1,0 +1,86 @@
+//! Outcomes and receipts: how a delivery ended, and the server's message about it to the runner.
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeName, PluginError, PluginName, RunId, WIRE_VERSION};
+
+/// How one delivery ended. Every delivery ends in exactly one; the names are also metric labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The write that carries it is durable.
+    Stored,
+    /// Its content equals the stored one, checked recently enough: no write was needed.
+    Unchanged,
+    /// A newer result of the same plugin overtook it while it was pending, and that one is durable.
+    Superseded,
+    /// Its sequence is not above the stored one.
+    Stale,
+    /// It is in `vogeler.dead`, with the reason.
+    DeadLettered,
+    /// It went back to the broker, which delivers it again.
+    Requeued,
+}
+
+impl Outcome {
+    /// All outcomes, in the order of the accounting identity.
+    pub const ALL: [Self; 6] = [
+        Self::Stored,
+        Self::Unchanged,
+        Self::Superseded,
+        Self::Stale,
+        Self::DeadLettered,
+        Self::Requeued,
+    ];
+
+    /// The name on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Unchanged => "unchanged",
+            Self::Superseded => "superseded",
+            Self::Stale => "stale",
+            Self::DeadLettered => "dead_lettered",
+            Self::Requeued => "requeued",
+        }
+    }
+}
+
+/// Tells the runner that one result of its run reached an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Where the result came from.
+    pub node: NodeName,
+    /// Which plugin it is of.
+    pub plugin: PluginName,
+    /// How its delivery ended; never [`Outcome::Requeued`], which is not an end for the run.
+    pub outcome: Outcome,
+    /// What the client reported in place of a value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<PluginError>,
+    /// Why it was dead-lettered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The message in which receipts travel: one a run and flush.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptBatch {
+    /// Wire version, [`WIRE_VERSION`].
+    pub v: u8,
+    /// The run they belong to; also the routing key.
+    pub run: RunId,
+    /// The receipts, in the order of their outcomes.
+    pub receipts: Vec<Receipt>,
+}
+
+impl ReceiptBatch {
+    /// A batch of this version.
+    pub fn new(run: RunId, receipts: Vec<Receipt>) -> Self {
+        Self {
+            v: WIRE_VERSION,
+            run,
+            receipts,
+        }
+    }
+}

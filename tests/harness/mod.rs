@@ -1,0 +1,1 @@
+//! What all integration tests build on: services started on free loopback ports in folders of their own, and stopped.
