@@ -22,4 +22,7 @@ pub mod ingest;
 pub mod runner;
 pub mod store;
 
+pub mod http;
+pub mod telemetry;
+
 pub mod backoff;

@@ -145,6 +145,10 @@ pub struct Server {
     /// Longest pause before a failed write is tried again. Default 30 s.
     #[serde(with = "span")]
     pub retry_max: Duration,
+    /// Longest time results are held while the store is away; then they go back to the broker, once, and come again.
+    /// Default 10 min, a third of RabbitMQ's consumer timeout, past which it would close the channel.
+    #[serde(with = "span")]
+    pub hold_max: Duration,
     /// How long a stop may take to write and settle what was pulled; the rest goes back to the broker. Default 25 s,
     /// below systemd's 90 s and Kubernetes' 30 s.
     #[serde(with = "span")]
@@ -161,14 +165,15 @@ impl Default for Server {
             bytes_in_flight_max: 256 * 1024 * 1024,
             message_bytes_max: 8_000_000,
             node_mailbox: 64,
-            node_idle: Duration::from_secs(600),
+            node_idle: Duration::from_mins(10),
             batch_count_max: 100,
             batch_bytes_max: 4 * 1024 * 1024,
             linger: Duration::from_millis(20),
             writes_in_flight: 4,
-            freshness: Duration::from_secs(900),
+            freshness: Duration::from_mins(15),
             conflict_retries_max: 10,
             retry_max: Duration::from_secs(30),
+            hold_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(25),
             receipt_linger: Duration::from_millis(100),
         }
@@ -210,7 +215,7 @@ impl Default for Client {
             plugins: PathBuf::from("/etc/vogeler/plugins"),
             state: PathBuf::from("/var/lib/vogeler"),
             concurrency: 2,
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             output_bytes_max: 4 * 1024 * 1024,
             zstd_bytes_min: 4096,
             spool_count_max: 1000,
