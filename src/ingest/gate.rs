@@ -66,10 +66,10 @@ impl StoreGate {
         telemetry::record_up("store", false);
         match error {
             StoreError::Away { .. } => {
-                warn!(target: "vogeler::ingest::gate", %error, "paused: results wait until the store is back")
+                warn!(target: "vogeler::ingest::gate", %error, "paused: results wait until the store is back");
             }
             _ => {
-                error!(target: "vogeler::ingest::gate", %error, "paused: results wait until somebody mends this")
+                error!(target: "vogeler::ingest::gate", %error, "paused: results wait until somebody mends this");
             }
         }
     }
