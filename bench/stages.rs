@@ -19,7 +19,16 @@ const SIZES: [usize; 3] = [2_000, 20_000, 100_000];
 
 /// A list of package lines of about `bytes`.
 fn packages(bytes: usize) -> Box<RawValue> {
-    let lines: Vec<String> = (0..bytes / 40).map(|n| format!("package-{n:06} {}.{}.{}-1+deb12u{n:04}", n % 9, n % 7, n % 5)).collect();
+    let lines: Vec<String> = (0..bytes / 40)
+        .map(|n| {
+            format!(
+                "package-{n:06} {}.{}.{}-1+deb12u{n:04}",
+                n % 9,
+                n % 7,
+                n % 5
+            )
+        })
+        .collect();
     to_raw_value(&lines).unwrap_or_default()
 }
 
@@ -27,7 +36,9 @@ fn result(bytes: usize) -> PluginResult {
     let json = packages(bytes);
     let hash = content_hash(&json, &[]).unwrap_or_else(|error| panic!("{error}"));
     PluginResult {
-        node: "web01.example.com".parse().unwrap_or_else(|error| panic!("{error}")),
+        node: "web01.example.com"
+            .parse()
+            .unwrap_or_else(|error| panic!("{error}")),
         plugin: "dpkg".parse().ok(),
         seq: Seq(1),
         collected_at: Timestamp::UNIX_EPOCH,
@@ -45,8 +56,13 @@ fn stages(criterion: &mut Criterion) {
         let value = packages(size);
         let mut document = NodeDocument::new(&result.node, Timestamp::UNIX_EPOCH);
         document.apply(&result, Timestamp::UNIX_EPOCH, Duration::ZERO);
-        let stored = document.to_json(&result.node, Timestamp::UNIX_EPOCH).unwrap_or_default();
-        let next = PluginResult { seq: Seq(2), ..result.clone() };
+        let stored = document
+            .to_json(&result.node, Timestamp::UNIX_EPOCH)
+            .unwrap_or_default();
+        let next = PluginResult {
+            seq: Seq(2),
+            ..result.clone()
+        };
 
         let mut group = criterion.benchmark_group("stages");
         group.throughput(Throughput::Bytes(body.len() as u64));
