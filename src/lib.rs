@@ -23,3 +23,4 @@ pub mod runner;
 pub mod store;
 
 pub mod backoff;
+pub mod tls;
