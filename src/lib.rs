@@ -26,3 +26,4 @@ pub mod http;
 pub mod telemetry;
 
 pub mod backoff;
+pub mod tls;

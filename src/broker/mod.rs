@@ -316,6 +316,8 @@ impl BrokerError {
 pub fn open(config: &crate::config::Broker) -> Arc<dyn Broker> {
     match &config.dsn {
         crate::config::BrokerDsn::Memory => Arc::new(memory::MemoryBroker::new()),
-        crate::config::BrokerDsn::Amqp(_) => Arc::new(amqp::AmqpBroker::new(config)),
+        crate::config::BrokerDsn::Amqp(url) => {
+            Arc::new(amqp::AmqpBroker::new(url.expose(), config))
+        }
     }
 }
