@@ -134,7 +134,7 @@ mod tests {
             (b"", "not_json"),
             (b"\xff\xfe", "not_json"),
             (br#"{"v":2,"node":"web01","#, "not_json"),
-            (b"[1]", "not_json"),
+            (b"[2]", "bad_shape"),
             (br#"{"v":3,"node":"a"}"#, "bad_version"),
             (br#"{"v":"x"}"#, "bad_shape"),
             (br#"{"v":2,"node":"a"}"#, "bad_shape"),

@@ -20,7 +20,7 @@ use super::connection::{Connector, WATCHDOG_EVERY};
 use super::trouble::Trouble;
 use super::{declare, properties};
 use crate::broker::topology::Queue;
-use crate::broker::{BrokerError, Delivery, Settlement, Settler};
+use crate::broker::{BrokerError, Delivery, Settlement, Settler, next_session};
 
 /// How a session ended.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ impl Session {
             batch: Vec::new(),
             waiting: None,
             is_stopping: false,
+            number: next_session(),
         };
         tokio::select! {
             end = Box::pin(pump.run(out)) => end,
@@ -121,6 +122,7 @@ struct Pump {
     /// A delivery that waits for room in front of the consumer.
     waiting: Option<Delivery>,
     is_stopping: bool,
+    number: u64,
 }
 
 impl Pump {
@@ -167,6 +169,7 @@ impl Pump {
             exchange: delivery.exchange.into(),
             routing_key: delivery.routing_key.into(),
             redelivered: delivery.redelivered,
+            session: self.number,
             settler: Settler::new(delivery.delivery_tag, self.settle.clone()),
         };
         // Once stopping, dropping it gives it back.

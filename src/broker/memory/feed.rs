@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::broker::topology::Queue;
-use crate::broker::{Delivery, Settlement, Settler};
+use crate::broker::{Delivery, Settlement, Settler, next_session};
 
 /// One consumer's side at the broker.
 #[derive(Debug)]
@@ -47,6 +47,7 @@ impl Feed {
         let (settle, mut settlements) = mpsc::channel(self.prefetch);
         let mut batch = Vec::new();
         let mut waiting: Option<Delivery> = None;
+        let number = next_session();
         while !(*is_stopping && self.shared.is_settled(&self.queue.name, self.seat)) {
             tokio::select! {
                 biased;
@@ -70,6 +71,7 @@ impl Feed {
                         exchange: stored.message.exchange.name().to_owned(),
                         routing_key: stored.message.routing_key.clone(),
                         redelivered: stored.redelivered,
+                        session: number,
                         settler: Settler::new(tag, settle.clone()),
                     });
                 }
