@@ -5,8 +5,10 @@
 //! is written only when its own verdict says [`Verdict::Stored`].
 
 pub mod couch;
+mod facts;
 pub mod memory;
 pub mod query;
+mod rules;
 pub mod sqlite;
 
 use std::collections::HashMap;

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::hash::Pointer;
 use crate::wire::{Group, NodeName, PluginName};
@@ -50,4 +51,57 @@ pub enum Query {
         /// The package's name without version and architecture.
         name: String,
     },
+}
+
+/// One reading of the text behind `--where /pointer=`: a value as typed, or the string of that spelling.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WhereValue(Value);
+
+impl WhereValue {
+    /// All readings of `text`, one or two: the string, and the number, boolean or null that it spells.
+    pub(crate) fn candidates(text: &str) -> Vec<Self> {
+        let typed = serde_json::from_str::<Value>(text)
+            .ok()
+            .filter(|value| value.is_number() || value.is_boolean() || value.is_null());
+        let string = Value::from(text);
+        [Some(string), typed]
+            .into_iter()
+            .flatten()
+            .map(Self)
+            .collect()
+    }
+
+    /// Whether `found` is this scalar. Numbers are compared as numbers: `1` is `1.0`.
+    pub(crate) fn is(&self, found: &Value) -> bool {
+        match (&self.0, found) {
+            (Value::Number(wanted), Value::Number(found)) => wanted.as_f64() == found.as_f64(),
+            (wanted, found) => wanted == found,
+        }
+    }
+
+    /// The scalar itself, for a store that compares by itself.
+    pub(crate) fn json(&self) -> &Value {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a text is looked for as the string it is, and as the number, boolean or null that it spells.
+    #[test]
+    fn text_is_read_both_ways() {
+        let finds = |text: &str, json: &str| {
+            let found: Value = serde_json::from_str(json).unwrap();
+            WhereValue::candidates(text).iter().any(|c| c.is(&found))
+        };
+        assert!(finds("Debian", r#""Debian""#));
+        assert!(finds("12", "12") && finds("12", "12.0") && finds("12", r#""12""#));
+        assert!(finds("true", "true") && finds("null", "null") && finds("true", r#""true""#));
+        assert!(
+            !finds("12", r#""12.0""#) && !finds("[1]", "[1]") && !finds("debian", r#""Debian""#)
+        );
+        assert!(finds("\"x\"", r#""\"x\"""#));
+    }
 }

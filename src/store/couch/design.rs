@@ -1,0 +1,194 @@
+//! Design documents: read from a folder in the layout of CouchApp, written where they differ from what is there.
+//!
+//! `<ddoc>/views/<view>/{map,reduce}.js`, `<ddoc>/language`, `<ddoc>/validate_doc_update.js`. A design document that
+//! did not change is not written: CouchDB would build its indexes again.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use reqwest::Method;
+use serde_json::{Map, Value};
+
+use super::StoreError;
+use super::client::Client;
+
+/// How often a design document is read and written again because another set-up wrote it in between.
+const TRIES_MAX: u32 = 3;
+
+/// A design document as its folder has it.
+#[derive(Debug)]
+pub(super) struct Design {
+    name: String,
+    members: Map<String, Value>,
+}
+
+/// Reads all design documents in `folder`, by name.
+pub(super) fn read(folder: &Path) -> Result<Vec<Design>, StoreError> {
+    let mut designs = Vec::new();
+    for (name, path) in folders(folder)? {
+        let mut members = Map::new();
+        let mut views = Map::new();
+        for (view, path) in optional(folders(&path.join("views")), &path.join("views"))? {
+            views.insert(view, Value::Object(read_view(&path)?));
+        }
+        if !views.is_empty() {
+            members.insert("views".to_owned(), Value::Object(views));
+        }
+        for (file, member) in [
+            ("language", "language"),
+            ("validate_doc_update.js", "validate_doc_update"),
+        ] {
+            if let Some(text) = read_text(&path.join(file))? {
+                members.insert(member.to_owned(), text.into());
+            }
+        }
+        designs.push(Design { name, members });
+    }
+    Ok(designs)
+}
+
+fn read_view(path: &Path) -> Result<Map<String, Value>, StoreError> {
+    let mut view = Map::new();
+    for part in ["map", "reduce"] {
+        if let Some(text) = read_text(&path.join(part).with_extension("js"))? {
+            view.insert(part.to_owned(), text.into());
+        }
+    }
+    if view.contains_key("map") {
+        Ok(view)
+    } else {
+        Err(file_error(path, "a view needs a map.js"))
+    }
+}
+
+/// The folders in `path` by name; hidden ones and files are not ours.
+fn folders(path: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(|error| file_error(path, error))? {
+        let path = entry.map_err(|error| file_error(path, error))?.path();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        match name {
+            Some(name) if path.is_dir() && !name.starts_with('.') => found.push((name, path)),
+            _ => {}
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A folder that need not be there.
+fn optional<T>(found: Result<Vec<T>, StoreError>, path: &Path) -> Result<Vec<T>, StoreError> {
+    if path.exists() { found } else { Ok(Vec::new()) }
+}
+
+fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file_error(path, error)),
+    }
+}
+
+fn file_error(path: &Path, reason: impl ToString) -> StoreError {
+    StoreError::File {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    }
+}
+
+/// Writes `design` if it differs from what is there, and says which.
+pub(super) async fn load(client: &Client, design: &Design) -> Result<String, StoreError> {
+    let path = ["_design", design.name.as_str()];
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let reply = client.send(Method::GET, &path, &[], None).await?;
+        let mut there: Map<String, Value> = match reply.status {
+            404 if !super::client::is_database_missing(&reply.error()) => Map::new(),
+            _ => client.parse(&reply)?,
+        };
+        let revision = there.remove("_rev");
+        there.remove("_id");
+        if revision.is_some() && there == design.members {
+            return Ok(format!("_design/{} is up to date", design.name));
+        }
+        let mut body = design.members.clone();
+        if let Some(revision) = &revision {
+            body.insert("_rev".to_owned(), revision.clone());
+        }
+        let json = Value::Object(body).to_string().into_bytes();
+        let reply = client.send(Method::PUT, &path, &[], Some(json)).await?;
+        if reply.status == 409 && tries < TRIES_MAX {
+            continue;
+        }
+        if !reply.is_success() {
+            return Err(client.error(&reply));
+        }
+        return Ok(design.report(revision.is_some()));
+    }
+}
+
+impl Design {
+    fn report(&self, was_there: bool) -> String {
+        let did = if was_there { "updated" } else { "loaded" };
+        let views = self.members.get("views").and_then(Value::as_object);
+        let views = views.map_or(0, Map::len);
+        let noun = if views == 1 { "view" } else { "views" };
+        format!("{did} _design/{} ({views} {noun})", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what ships is read whole: every view has a map function, in five design documents.
+    #[test]
+    fn shipped_design_documents_are_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/_design");
+        let designs = read(&folder).unwrap();
+        let names: Vec<_> = designs.iter().map(|design| design.name.as_str()).collect();
+        assert_eq!(names, ["items", "nodes", "packages", "plugins", "values"]);
+        for design in &designs {
+            let views = design.members["views"].as_object().unwrap();
+            for view in views.values() {
+                // Engines differ in what they make of a text that does not start with the function.
+                let map = view["map"].as_str().unwrap();
+                assert!(map.starts_with("function"), "{}: {map}", design.name);
+            }
+        }
+    }
+
+    /// Goal: a folder that is not there, and a view without a map, are errors that name the path.
+    #[test]
+    fn bad_folders_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("nothing");
+        let error = read(&missing).unwrap_err().to_string();
+        assert!(error.starts_with(&missing.display().to_string()), "{error}");
+        let view = folder.path().join("d/views/v");
+        fs::create_dir_all(&view).unwrap();
+        let error = read(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.ends_with("d/views/v: a view needs a map.js"),
+            "{error}"
+        );
+    }
+
+    /// Goal: language and validate_doc_update are optional parts, read with the blank ends cut off.
+    #[test]
+    fn optional_parts_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let design = folder.path().join("guard");
+        fs::create_dir_all(&design).unwrap();
+        fs::write(design.join("language"), "javascript\n").unwrap();
+        fs::write(design.join("validate_doc_update.js"), "function(n){}\n").unwrap();
+        let designs = read(folder.path()).unwrap();
+        assert_eq!(designs[0].members["language"], "javascript");
+        assert_eq!(designs[0].members["validate_doc_update"], "function(n){}");
+        assert_eq!(designs[0].report(false), "loaded _design/guard (0 views)");
+    }
+}

@@ -1,0 +1,304 @@
+//! The operator's questions, answered by views and Mango indexes: no document is scanned in here.
+//!
+//! The views are those of `etc/vogeler/_design`; what they emit is what [`Facts`](crate::store::facts::Facts) says
+//! of a document. A view that is not there is [`StoreError::NoIndex`].
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use reqwest::Method;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::client::{Client, is_database_missing};
+use super::{NodeName, NodeSummary, Query, StoreError};
+use crate::hash::Pointer;
+use crate::store::facts::NODE_DOC_TYPE;
+use crate::store::query::WhereValue;
+use crate::wire::{Group, PluginName};
+
+/// Rows of a view asked for at once, where there may be many.
+const PAGE_ROWS: usize = 10_000;
+/// Keys asked for in one request to a view.
+const KEYS_MAX: usize = 1000;
+/// Documents asked for in one `_find`.
+const FIND_LIMIT: usize = 1000;
+/// Design documents of indexes made on demand start so, that an operator knows whose they are.
+const INDEX_PREFIX: &str = "vogeler-where-";
+/// Digits of the pointer's hash in such a name.
+const INDEX_HASH_DIGITS: usize = 16;
+
+#[derive(Deserialize)]
+struct View<V> {
+    rows: Vec<Row<V>>,
+}
+
+#[derive(Deserialize)]
+struct Row<V> {
+    #[serde(default)]
+    id: Option<String>,
+    key: Value,
+    value: V,
+}
+
+/// The number of node documents.
+pub(super) async fn count(client: &Client) -> Result<u64, StoreError> {
+    let query = [("reduce", "true".to_owned())];
+    let rows: Vec<Row<u64>> = view(client, ("nodes", "by_name"), &query, None).await?;
+    Ok(rows.first().map_or(0, |row| row.value))
+}
+
+/// All nodes, by name.
+pub(super) async fn nodes(client: &Client) -> Result<Vec<NodeSummary>, StoreError> {
+    #[derive(Deserialize)]
+    struct Summary {
+        updated_at: Option<Value>,
+        plugins: Vec<String>,
+        groups: Option<Vec<Value>>,
+    }
+    let query = [("reduce", "false".to_owned())];
+    let rows: Vec<Row<Summary>> = view(client, ("nodes", "by_name"), &query, None).await?;
+    let mut nodes: Vec<NodeSummary> = rows
+        .into_iter()
+        .filter_map(|row| {
+            let updated_at = row.value.updated_at.as_ref().and_then(Value::as_str);
+            let names = row.value.plugins.iter();
+            let mut plugins: Vec<_> = names
+                .filter_map(|name| PluginName::new(name).ok())
+                .collect();
+            plugins.sort();
+            let groups = row.value.groups.unwrap_or_default();
+            Some(NodeSummary {
+                node: NodeName::new(&row.id?).ok()?,
+                updated_at: updated_at.and_then(|text| text.parse::<Timestamp>().ok()),
+                plugins,
+                groups: groups
+                    .iter()
+                    .filter_map(|group| Group::new(group.as_str()?).ok())
+                    .collect(),
+            })
+        })
+        .collect();
+    nodes.sort_by(|left, right| left.node.cmp(&right.node));
+    Ok(nodes)
+}
+
+/// The nodes that `query` finds, by name.
+pub(super) async fn find(client: &Client, query: &Query) -> Result<Vec<NodeName>, StoreError> {
+    let found = match query {
+        Query::Has { plugin } => has(client, plugin).await?,
+        Query::Contains { plugin, text } => contains(client, plugin, text).await?,
+        Query::Package { name } => {
+            let query = [
+                ("reduce", "false".to_owned()),
+                ("key", Value::from(name.as_str()).to_string()),
+            ];
+            names(view(client, ("packages", "by_name"), &query, None).await?)
+        }
+        Query::Where { pointer, value } => find_where(client, pointer, value).await?,
+    };
+    Ok(found.into_iter().collect())
+}
+
+async fn has(client: &Client, plugin: &PluginName) -> Result<BTreeSet<NodeName>, StoreError> {
+    let query = [
+        ("reduce", "false".to_owned()),
+        ("startkey", json!([plugin]).to_string()),
+        ("endkey", json!([plugin, {}]).to_string()),
+    ];
+    Ok(names(
+        view(client, ("plugins", "by_collected"), &query, None).await?,
+    ))
+}
+
+/// Two steps: the fleet's distinct items that contain the text, then the nodes that have those items.
+async fn contains(
+    client: &Client,
+    plugin: &PluginName,
+    text: &str,
+) -> Result<BTreeSet<NodeName>, StoreError> {
+    let by_plugin = ("items", "by_plugin");
+    let mut wanted: Vec<Value> = Vec::new();
+    let mut start = json!([plugin]);
+    let mut skip = 0;
+    loop {
+        let query = [
+            ("group", "true".to_owned()),
+            ("startkey", start.to_string()),
+            ("endkey", json!([plugin, {}]).to_string()),
+            ("limit", PAGE_ROWS.to_string()),
+            ("skip", skip.to_string()),
+        ];
+        let rows: Vec<Row<u64>> = view(client, by_plugin, &query, None).await?;
+        let is_last = rows.len() < PAGE_ROWS;
+        if let Some(row) = rows.last() {
+            start = row.key.clone();
+            skip = 1;
+        }
+        let matching = rows.into_iter().map(|row| row.key).filter(|key| {
+            let item = key.get(1).and_then(Value::as_str);
+            item.is_some_and(|item| item.contains(text))
+        });
+        wanted.extend(matching);
+        if is_last {
+            break;
+        }
+    }
+    let mut found = BTreeSet::new();
+    for keys in wanted.chunks(KEYS_MAX) {
+        let query = [("reduce", "false".to_owned())];
+        let body = json!({ "keys": keys });
+        found.extend(names(view(client, by_plugin, &query, Some(body)).await?));
+    }
+    Ok(found)
+}
+
+/// Mango with an index on that very field, made when it is first asked for. CouchDB answers with the index that is
+/// there if it is.
+async fn find_where(
+    client: &Client,
+    pointer: &Pointer,
+    value: &str,
+) -> Result<BTreeSet<NodeName>, StoreError> {
+    let mut found = BTreeSet::new();
+    if pointer.segments().is_empty() {
+        return Ok(found);
+    }
+    let Some(field) = mango_field(pointer) else {
+        return Err(StoreError::NoIndex {
+            store: client.location().to_owned(),
+            what: "index on a key that is empty, holds '\\' or starts with '$'".to_owned(),
+        });
+    };
+    let design = index_name(&field);
+    let index =
+        json!({"index": {"fields": [field]}, "ddoc": design, "name": field, "type": "json"});
+    let body = index.to_string().into_bytes();
+    let reply = client
+        .send(Method::POST, &["_index"], &[], Some(body))
+        .await?;
+    if !reply.is_success() {
+        return Err(client.error(&reply));
+    }
+    for candidate in WhereValue::candidates(value) {
+        let selector = json!({ field.as_str(): {"$eq": candidate.json()}, "doc_type": {"$eq": NODE_DOC_TYPE} });
+        found.extend(find_all(client, &selector, &design).await?);
+    }
+    Ok(found)
+}
+
+async fn find_all(
+    client: &Client,
+    selector: &Value,
+    design: &str,
+) -> Result<BTreeSet<NodeName>, StoreError> {
+    #[derive(Deserialize)]
+    struct Page {
+        docs: Vec<Document>,
+        bookmark: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Document {
+        #[serde(rename = "_id")]
+        id: String,
+    }
+    let mut found = BTreeSet::new();
+    let mut request =
+        json!({"selector": selector, "fields": ["_id"], "limit": FIND_LIMIT, "use_index": design});
+    let mut read = 0;
+    loop {
+        let body = request.to_string().into_bytes();
+        let reply = client
+            .send(Method::POST, &["_find"], &[], Some(body))
+            .await?;
+        let page: Page = client.parse(&reply)?;
+        read += page.docs.len();
+        let is_last = page.docs.len() < FIND_LIMIT;
+        found.extend(
+            page.docs
+                .iter()
+                .filter_map(|doc| NodeName::new(&doc.id).ok()),
+        );
+        if is_last {
+            return Ok(found);
+        }
+        // PouchDB has no bookmarks.
+        match page.bookmark.filter(|bookmark| bookmark != "nil") {
+            Some(bookmark) => request["bookmark"] = bookmark.into(),
+            None => request["skip"] = read.into(),
+        }
+    }
+}
+
+/// A pointer as Mango writes a path; none where Mango has no way to write it.
+fn mango_field(pointer: &Pointer) -> Option<String> {
+    let segments = pointer.segments();
+    let is_plain = |segment: &String| !segment.is_empty() && !segment.contains('\\');
+    let starts_plain = segments
+        .first()
+        .is_some_and(|first| !first.starts_with('$'));
+    let escaped = || segments.iter().map(|segment| segment.replace('.', "\\."));
+    (starts_plain && segments.iter().all(is_plain)).then(|| escaped().collect::<Vec<_>>().join("."))
+}
+
+fn index_name(field: &str) -> String {
+    let hex = blake3::hash(field.as_bytes()).to_hex();
+    format!("{INDEX_PREFIX}{}", &hex[..INDEX_HASH_DIGITS])
+}
+
+async fn view<V: DeserializeOwned>(
+    client: &Client,
+    (design, name): (&str, &str),
+    query: &[(&str, String)],
+    body: Option<Value>,
+) -> Result<Vec<Row<V>>, StoreError> {
+    let method = if body.is_some() {
+        Method::POST
+    } else {
+        Method::GET
+    };
+    let body = body.map(|body| body.to_string().into_bytes());
+    let query: Vec<_> = query
+        .iter()
+        .map(|(key, value)| (*key, value.as_str()))
+        .collect();
+    let path = ["_design", design, "_view", name];
+    let reply = client.send(method, &path, &query, body).await?;
+    if reply.status == 404 && !is_database_missing(&reply.error()) {
+        return Err(StoreError::NoIndex {
+            store: client.location().to_owned(),
+            what: format!("view {design}/{name}"),
+        });
+    }
+    Ok(client.parse::<View<V>>(&reply)?.rows)
+}
+
+/// The nodes of a view's rows. Ids that are no node names are of documents that are not ours.
+fn names(rows: Vec<Row<serde::de::IgnoredAny>>) -> BTreeSet<NodeName> {
+    let ids = rows.into_iter().filter_map(|row| row.id);
+    ids.filter_map(|id| NodeName::new(&id).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a path is escaped as Mango reads it, and one that it cannot read is known as such.
+    #[test]
+    fn paths_are_escaped_for_mango() {
+        let field = |text: &str| mango_field(&Pointer::parse(text).unwrap());
+        assert_eq!(
+            field("/facter/os.family/0").unwrap(),
+            "facter.os\\.family.0"
+        );
+        assert_eq!(field("/a~1b").unwrap(), "a/b");
+        for text in ["/a//b", "/a\\b", "/$a", ""] {
+            assert_eq!(field(text), None, "{text}");
+        }
+        assert_eq!(
+            index_name("a").len(),
+            INDEX_PREFIX.len() + INDEX_HASH_DIGITS
+        );
+    }
+}

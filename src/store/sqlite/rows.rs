@@ -1,0 +1,100 @@
+//! What is done with the rows: the SQL of the embedded store, on a connection that somebody else opened.
+
+use std::collections::HashMap;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde_json::value::RawValue;
+
+use super::super::facts::{Facts, NODE_DOC_TYPE};
+use super::super::{Revision, StoredDocument, Verdict, Verdicts, Write, rules};
+use crate::wire::NodeName;
+
+const SELECT: &str = "SELECT revision, json FROM documents WHERE id = ?1";
+const REVISION: &str = "SELECT revision FROM documents WHERE id = ?1";
+const UPSERT: &str = "INSERT INTO documents (id, revision, json) VALUES (?1, ?2, ?3)
+    ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, json = excluded.json";
+const NODES: &str = "SELECT id, json FROM documents WHERE doc_type = ?1 ORDER BY id";
+const COUNT: &str = "SELECT count(*) FROM documents WHERE doc_type = ?1";
+
+/// Reads documents by id. A row whose text is not JSON (somebody else's edit) is left out.
+pub(super) fn load(
+    connection: &mut Connection,
+    ids: &[NodeName],
+) -> rusqlite::Result<HashMap<NodeName, StoredDocument>> {
+    // One transaction: all documents as of one moment, and one lock instead of one a row.
+    let transaction = connection.transaction()?;
+    let mut statement = transaction.prepare_cached(SELECT)?;
+    let mut found = HashMap::with_capacity(ids.len());
+    for id in ids {
+        let row = statement
+            .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if let Some(document) = row.and_then(|(revision, json)| stored(id, revision, json)) {
+            found.insert(id.clone(), document);
+        }
+    }
+    Ok(found)
+}
+
+fn stored(id: &NodeName, revision: String, json: String) -> Option<StoredDocument> {
+    let json = RawValue::from_string(json).ok()?;
+    let mut text = String::with_capacity(json.get().len() + rules::ENVELOPE_BYTES);
+    rules::splice(&mut text, id.as_str(), Some(&revision), &json);
+    Some(StoredDocument {
+        revision: Revision(revision.into()),
+        json: RawValue::from_string(text).ok()?,
+    })
+}
+
+/// Writes a batch in one transaction: a verdict that says stored is given only after the commit.
+pub(super) fn write(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<Verdicts> {
+    // Immediate: the lock is taken before the revisions are read, so that no other process writes in between.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut verdicts = Verdicts::with_capacity(writes.len());
+    for write in writes {
+        verdicts.insert(write.id.clone(), write_one(&transaction, write)?);
+    }
+    transaction.commit()?;
+    Ok(verdicts)
+}
+
+fn write_one(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<Verdict> {
+    let id = write.id.as_str();
+    let current: Option<String> = transaction
+        .prepare_cached(REVISION)?
+        .query_row([id], |row| row.get(0))
+        .optional()?;
+    let current = current.map(|revision| Revision(revision.into()));
+    if let Some(verdict) = rules::judge(write, current.as_ref(), rules::DOCUMENT_BYTES_MAX) {
+        return Ok(verdict);
+    }
+    let revision = rules::next_revision(current.as_ref(), &write.json);
+    transaction
+        .prepare_cached(UPSERT)?
+        .execute(params![id, &*revision.0, write.json.get()])?;
+    Ok(Verdict::Stored(revision))
+}
+
+/// Streams all node documents, by name, past `pick`.
+pub(super) fn select<T>(
+    connection: &mut Connection,
+    pick: impl Fn(NodeName, &Facts<'_>) -> Option<T>,
+) -> rusqlite::Result<Vec<T>> {
+    let mut statement = connection.prepare_cached(NODES)?;
+    let mut rows = statement.query([NODE_DOC_TYPE])?;
+    let mut picked = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id = row.get_ref(0)?.as_str()?;
+        let json = row.get_ref(1)?.as_str()?;
+        if let (Ok(id), Some(facts)) = (NodeName::new(id), Facts::read(json)) {
+            picked.extend(pick(id, &facts));
+        }
+    }
+    Ok(picked)
+}
+
+/// Counts the node documents.
+pub(super) fn count(connection: &mut Connection) -> rusqlite::Result<u64> {
+    let count: i64 = connection.query_row(COUNT, [NODE_DOC_TYPE], |row| row.get(0))?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
