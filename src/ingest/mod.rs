@@ -53,6 +53,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Server {
     stop: CancellationToken,
+    give_up: CancellationToken,
     consumers: Vec<JoinHandle<Option<Consumer>>>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
@@ -91,8 +92,14 @@ impl Server {
         let store_link = gate.link();
         probe(&gate, store.as_ref()).await;
 
-        let committer =
-            Committer::new(store, gate, dead_letters.clone(), commit_settings(settings));
+        let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
+        let committer = Committer::new(
+            store,
+            gate,
+            dead_letters.clone(),
+            commit_settings(settings),
+            give_up.clone(),
+        );
         let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
         let bounds = BatchBounds {
             count_max: settings.batch_count_max,
@@ -121,7 +128,6 @@ impl Server {
             Arc::clone(&ledger),
         );
 
-        let stop = CancellationToken::new();
         let consumers = queues
             .into_iter()
             .filter(|queue| queue.name != topology::DEAD_QUEUE)
@@ -131,13 +137,14 @@ impl Server {
                     queue,
                     settings.prefetch,
                     intake.clone(),
-                    stop.clone(),
+                    [stop.clone(), give_up.clone()],
                 );
                 tokio::task::spawn_local(pump)
             })
             .collect();
         Ok(Self {
             stop,
+            give_up,
             consumers,
             writer,
             arbiters,
@@ -167,22 +174,8 @@ impl Server {
         if !settled {
             warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
         }
-        for consumer in self.consumers {
-            let abort = consumer.abort_handle();
-            match tokio::time::timeout(CLOSE_TIMEOUT, consumer).await {
-                Ok(Ok(Some(consumer))) => {
-                    consumer
-                        .close(if settled {
-                            CLOSE_TIMEOUT
-                        } else {
-                            Duration::ZERO
-                        })
-                        .await;
-                }
-                Ok(_) => {}
-                Err(_) => abort.abort(),
-            }
-        }
+        self.give_up.cancel();
+        futures::future::join_all(self.consumers.into_iter().map(close)).await;
         drop(self.writer);
         for arbiter in self.arbiters {
             arbiter.stop();
@@ -200,6 +193,18 @@ impl Server {
             counts: self.ledger.counts(),
             given_back,
         }
+    }
+}
+
+/// Ends one consumer: by now all it delivered is settled or given up.
+async fn close(pump: JoinHandle<Option<Consumer>>) {
+    let abort = pump.abort_handle();
+    match tokio::time::timeout(CLOSE_TIMEOUT, pump).await {
+        Ok(Ok(Some(consumer))) => {
+            consumer.close(CLOSE_TIMEOUT).await;
+        }
+        Ok(_) => {}
+        Err(_) => abort.abort(),
     }
 }
 
@@ -251,7 +256,7 @@ async fn pump(
     queue: Queue,
     prefetch: u16,
     intake: Intake,
-    stop: CancellationToken,
+    [stop, give_up]: [CancellationToken; 2],
 ) -> Option<Consumer> {
     let consumed = tokio::select! {
         biased;
@@ -271,7 +276,10 @@ async fn pump(
             biased;
             () = stop.cancelled() => break,
             delivery = consumer.next() => match delivery {
-                Some(delivery) => intake.accept(delivery).await,
+                Some(delivery) => tokio::select! {
+                    () = intake.accept(delivery) => {}
+                    () = give_up.cancelled() => break,
+                },
                 None => break,
             },
         }

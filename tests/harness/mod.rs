@@ -1,1 +1,3 @@
 //! What all integration tests build on: services started on free loopback ports in folders of their own, and stopped.
+
+pub(crate) mod pipeline;

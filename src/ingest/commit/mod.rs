@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::coalesce::{Marks, Pending, marks_of};
@@ -43,6 +44,8 @@ pub(super) struct Committer {
     gate: StoreGate,
     dead_letters: DeadLetters,
     settings: CommitSettings,
+    /// The drain is over: what is not written by now goes back to the broker.
+    give_up: CancellationToken,
 }
 
 /// One node's share of a batch.
@@ -69,17 +72,26 @@ impl Committer {
         gate: StoreGate,
         dead_letters: DeadLetters,
         settings: CommitSettings,
+        give_up: CancellationToken,
     ) -> Self {
         Self {
             store,
             gate,
             dead_letters,
             settings,
+            give_up,
         }
     }
 
     /// Commits one batch; returns when every claim is settled or given back.
     pub(super) async fn commit(&self, claims: Vec<Claim>) {
+        tokio::select! {
+            () = self.commit_all(claims) => {}
+            () = self.give_up.cancelled() => {}
+        }
+    }
+
+    async fn commit_all(&self, claims: Vec<Claim>) {
         let mut open: Vec<Work> = claims
             .into_iter()
             .filter(|claim| !claim.pending.is_empty())
