@@ -98,7 +98,7 @@ async fn output_of(plugin: &Plugin, limits: Limits) -> Result<Vec<u8>, PluginErr
         tokio::time::timeout(timeout, run).await
     };
     let mut error = match ended {
-        Ok(Ok((status, output))) if status.success() => return Ok(output),
+        Ok(Ok((status, output))) if is_success(plugin, status) => return Ok(output),
         Ok(Ok((status, _))) => exit_failure(status),
         Ok(Err(stop)) => {
             process.kill().await;
@@ -114,6 +114,10 @@ async fn output_of(plugin: &Plugin, limits: Limits) -> Result<Vec<u8>, PluginErr
     };
     error.stderr = stderr.into_text();
     Err(error)
+}
+
+fn is_success(plugin: &Plugin, status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| plugin.success.contains(&code))
 }
 
 fn exit_failure(status: ExitStatus) -> PluginError {

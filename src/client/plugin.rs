@@ -23,7 +23,7 @@ const SPAN_MIN: Duration = Duration::from_secs(1);
 const SPAN_MAX: Duration = Duration::from_hours(31 * 24);
 /// Keys of 2010 that are accepted and mean nothing any more.
 const KEYS_IGNORED: [&str; 1] = ["command_alias"];
-const KEYS: &str = "name, description, command, result_format, timeout, every, volatile";
+const KEYS: &str = "name, description, command, result_format, success, timeout, every, volatile";
 
 /// A plugin: a command of this node, and how to read what it prints.
 #[derive(Debug, Clone)]
@@ -38,6 +38,9 @@ pub struct Plugin {
     pub arguments: Vec<String>,
     /// What the output looks like. Default: lines (`output`).
     pub format: Format,
+    /// Exit statuses with which its output counts. Default: 0 alone. Some tools say 1 with good output: facter 4
+    /// does if a single fact could not be found out.
+    pub success: Vec<i32>,
     /// How long it may run; none for the client's default.
     pub timeout: Option<Duration>,
     /// How often it also runs by itself.
@@ -240,6 +243,7 @@ fn plugin(file: &Path, section: Section) -> Result<Plugin, Vec<LineProblem>> {
         program,
         arguments,
         format: draft.format.unwrap_or(Format::Output),
+        success: draft.success.unwrap_or_else(|| vec![0]),
         timeout: draft.timeout,
         every: draft.every,
         volatile: draft.volatile,
@@ -257,6 +261,7 @@ struct Draft {
     description: String,
     command: Option<(String, Vec<String>)>,
     format: Option<Format>,
+    success: Option<Vec<i32>>,
     timeout: Option<Duration>,
     every: Option<Duration>,
     volatile: Vec<Pointer>,
@@ -271,6 +276,7 @@ impl Draft {
             }
             "command" => self.command = Some(command(value)?),
             "result_format" => self.format = Some(format(value)?),
+            "success" => self.success = Some(statuses(value)?),
             "timeout" => self.timeout = Some(length(key, value)?),
             "every" => self.every = Some(length(key, value)?),
             "volatile" => self.volatile = pointers(value)?,
@@ -318,11 +324,24 @@ fn length(key: &str, value: &str) -> Result<Duration, String> {
     Ok(length)
 }
 
-fn pointers(value: &str) -> Result<Vec<Pointer>, String> {
-    let words = value
+fn words(value: &str) -> impl Iterator<Item = &str> {
+    value
         .split([' ', '\t', '\n', ','])
-        .filter(|word| !word.is_empty());
-    words
+        .filter(|word| !word.is_empty())
+}
+
+fn statuses(value: &str) -> Result<Vec<i32>, String> {
+    let status = |word: &str| word.parse::<u8>().map(i32::from);
+    match words(value).map(status).collect::<Result<Vec<_>, _>>() {
+        Ok(statuses) if !statuses.is_empty() => Ok(statuses),
+        _ => Err(format!(
+            "\"success\" is {value:?}; allowed are exit statuses, 0 to 255, such as \"0 1\""
+        )),
+    }
+}
+
+fn pointers(value: &str) -> Result<Vec<Pointer>, String> {
+    words(value)
         .map(|word| Pointer::parse(word).map_err(|error| format!("\"volatile\": {error}")))
         .collect()
 }

@@ -10,7 +10,7 @@ pub(in super::super) fn registry(text: &str) -> Registry {
 #[test]
 fn a_section_is_a_plugin() {
     let registry = registry(
-        "[rpms]\nname = packages\ndescription = All\n  packages\ncommand = rpm -qa --qf '%{NAME} %{VERSION}\\n'\ncommand_alias = x\nresult_format = kv ; lines\ntimeout = 90s\nevery = 6h\nvolatile = /uptime, /load/0\n\n[bare]\ncommand: uptime\n",
+        "[rpms]\nname = packages\ndescription = All\n  packages\ncommand = rpm -qa --qf '%{NAME} %{VERSION}\\n'\ncommand_alias = x\nresult_format = kv ; lines\nsuccess = 0, 1\ntimeout = 90s\nevery = 6h\nvolatile = /uptime, /load/0\n\n[bare]\ncommand: uptime\n",
     );
     assert_eq!(registry.problems, []);
     let plugin = &registry.plugins["packages"];
@@ -18,6 +18,7 @@ fn a_section_is_a_plugin() {
     assert_eq!(plugin.program, "rpm");
     assert_eq!(plugin.arguments, ["-qa", "--qf", "%{NAME} %{VERSION}\\n"]);
     assert_eq!(plugin.format, Format::Kv);
+    assert_eq!(plugin.success, [0, 1]);
     assert_eq!(plugin.timeout, Some(Duration::from_secs(90)));
     assert_eq!(plugin.every, Some(Duration::from_hours(6)));
     assert_eq!(plugin.volatile.len(), 2);
@@ -46,6 +47,7 @@ fn mistakes_are_problems_with_file_and_line() {
             3,
             "allowed are json, yaml, output, string, raw, kv, csv",
         ),
+        ("command = x\nsuccess = ok", 3, "such as \"0 1\""),
         (
             "command = x\ntimeout = soon",
             3,
