@@ -3,3 +3,5 @@
 //! One process runs them all, so that the services they need (a real RabbitMQ, a CouchDB-protocol server) start once.
 
 mod harness;
+
+mod broker;
