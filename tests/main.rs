@@ -4,5 +4,6 @@
 
 mod harness;
 
+mod broker;
 mod dashboards;
 mod ingest;

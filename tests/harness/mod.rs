@@ -1,3 +1,5 @@
 //! What all integration tests build on: services started on free loopback ports in folders of their own, and stopped.
 
-pub(crate) mod pipeline;
+pub mod pipeline;
+pub mod process;
+pub mod rabbit;

@@ -1,0 +1,97 @@
+//! A service that the tests start: its own process group, and a guard that ends it when the test process is gone.
+//!
+//! The guard is a shell that reads a pipe from the test process. However that process ends, kill -9 included, the pipe
+//! closes, and the guard kills the group and removes the folder.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// The group gets a kill until it is empty: a process may be forking while it is killed.
+const GUARD: &str = r#"
+cat >/dev/null
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
+if [ -n "$2" ]; then rm -rf -- "$2"; fi
+"#;
+
+/// A running service.
+#[derive(Debug)]
+pub struct Service {
+    child: Child,
+    guard: Child,
+}
+
+impl Service {
+    /// Starts `command` in a process group of its own. When this process ends, the group is killed and `folder` is
+    /// removed.
+    pub fn start(command: &mut Command, folder: Option<&Path>) -> io::Result<Self> {
+        let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
+        let guard = Command::new("/bin/sh")
+            .args(["-c", GUARD, "guard", &child.id().to_string()])
+            .arg(folder.unwrap_or(Path::new("")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        Ok(Self { child, guard })
+    }
+
+    /// Sends `signal` to the whole group.
+    pub fn signal(&self, signal: Signal) {
+        // An error says that the group is gone already.
+        drop(kill_process_group(self.group(), signal));
+    }
+
+    /// Whether the first process still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Asks the service to end, and kills what is left of the group after `patience`.
+    pub fn stop(mut self, patience: Duration) {
+        let pid = self.group();
+        drop(rustix::process::kill_process(pid, Signal::TERM));
+        wait_until(patience, || !self.is_running());
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        drop(self.child.wait());
+        // The guard goes last, and without doing its work: the folder may be used again.
+        drop(self.guard.kill());
+        drop(self.guard.wait());
+    }
+}
+
+/// Polls `condition` until it holds, at most `patience`; says whether it did.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "polls from a test's own thread, with a deadline"
+)]
+pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// A loopback port that nothing listens on now.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("no free port");
+    listener.local_addr().expect("no address").port()
+}
