@@ -1,6 +1,8 @@
 //! The command line as an operator meets it, where no services are needed: help, names, configuration errors, exit
 //! codes, redaction.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Process, Stdio};
