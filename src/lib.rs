@@ -26,4 +26,8 @@ pub mod http;
 pub mod telemetry;
 
 pub mod backoff;
+pub mod log;
+pub mod shutdown;
 pub mod tls;
+
+pub mod cli;

@@ -2,6 +2,7 @@
 //!
 //! One process runs them all, so that the services they need (a real RabbitMQ, a CouchDB-protocol server) start once.
 
+mod cli;
 mod harness;
 
 mod broker;

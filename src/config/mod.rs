@@ -5,6 +5,9 @@
 //! DSNs, which print without their password. `etc/vogeler/vogeler.toml` shows every key, and a test holds it to that.
 
 mod dsn;
+mod error;
+mod keys;
+mod limits;
 mod load;
 pub mod span;
 
@@ -15,13 +18,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use dsn::{AmqpUrl, BrokerDsn, CouchUrl, DsnError, StoreDsn};
-pub use load::{ConfigError, Overrides, load};
+pub use error::{ConfigError, Origin};
+pub use limits::validate;
+pub use load::{DEFAULT_FILE, Loaded, Override, load};
 
 use crate::broker::topology::QueueType;
 use crate::wire::{Group, NodeName};
 
 /// All settings.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `[broker]`: what carries messages.
@@ -39,7 +44,7 @@ pub struct Config {
 }
 
 /// `[broker]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Broker {
     /// `amqp://user:password@host:5672/vhost`, `amqps://…`, or `memory:` (one process). Default
@@ -79,7 +84,7 @@ impl Default for Broker {
 }
 
 /// `[store]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Store {
     /// `couch://user:password@host:5984/database`, `couchs://…` (TLS), `sqlite:/path/to/file` or `memory:`.
@@ -111,7 +116,7 @@ impl Default for Store {
 }
 
 /// `[server]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Deliveries that may be unsettled in each partition queue's channel, 1 to 2,000 (the most a quorum queue
@@ -181,7 +186,7 @@ impl Default for Server {
 }
 
 /// `[client]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Client {
     /// This machine's name. Default: its host name.
@@ -225,7 +230,7 @@ impl Default for Client {
 }
 
 /// `[http]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// Where the server answers `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0 takes a free
@@ -242,7 +247,7 @@ impl Default for Http {
 }
 
 /// `[log]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,vogeler::store=debug`. Default `info`.
