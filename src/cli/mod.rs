@@ -4,7 +4,9 @@
 //! 2 an error, printed on one line as `vogeler: what: why: …`. Invariant: a reader that goes away (`| head`) is no error.
 
 mod admin;
+mod demo;
 mod run;
+mod server;
 mod stub;
 
 use std::ffi::OsString;
@@ -14,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use stub::{client, demo, find, node, server};
+use stub::{client, find, node};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Override};

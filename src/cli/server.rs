@@ -20,7 +20,11 @@ use crate::{broker, store};
 pub struct Args {}
 
 /// Runs the ingest server until `stop`.
-pub async fn run(_args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    _args: Args,
+    config: Config,
+    stop: CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let ledger = Arc::new(Ledger::default());
     let telemetry = Telemetry::install(Arc::clone(&ledger)).context("cannot set up the metrics")?;
     let listen = config.http.listen;
@@ -34,7 +38,8 @@ pub async fn run(_args: Args, config: Config, stop: CancellationToken) -> anyhow
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.dsn, store = %config.store.dsn,
         http = %listener.local_addr().unwrap_or(listen), "starting"
     );
-    let server = ingest::Server::start(&config, Arc::clone(&broker), Arc::clone(&store), ledger).await?;
+    let server =
+        ingest::Server::start(&config, Arc::clone(&broker), Arc::clone(&store), ledger).await?;
     let health = Health {
         telemetry,
         broker: broker.link(),

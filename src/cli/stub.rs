@@ -12,10 +12,4 @@ macro_rules! stub {
         }
     )*};
 }
-stub!(
-    server(tokio_util::sync::CancellationToken),
-    client(tokio_util::sync::CancellationToken),
-    node(),
-    find(),
-    demo(tokio_util::sync::CancellationToken),
-);
+stub!(client(tokio_util::sync::CancellationToken), node(), find(),);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +50,22 @@ pub struct Plugin {
     pub volatile: Vec<Pointer>,
     /// Where it stands.
     pub place: Place,
+}
+
+impl Plugin {
+    /// Whether its program is an executable file where the client would look for it.
+    pub fn is_runnable(&self) -> bool {
+        let is_executable = |path: PathBuf| {
+            path.metadata()
+                .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+        };
+        if self.program.contains('/') {
+            return is_executable(PathBuf::from(&self.program));
+        }
+        super::execute::PATH
+            .split(':')
+            .any(|folder| is_executable(Path::new(folder).join(&self.program)))
+    }
 }
 
 /// A line of a file.

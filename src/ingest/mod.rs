@@ -160,6 +160,11 @@ impl Server {
         self.store_link.clone()
     }
 
+    /// How many deliveries came so far, and how they ended.
+    pub fn counts(&self) -> Counts {
+        self.ledger.counts()
+    }
+
     /// Stops pulling, writes and settles what was pulled within the drain timeout, gives the rest back, and closes
     /// the consumers. The broker itself stays open; close it afterwards.
     pub async fn stop(self) -> Drained {
