@@ -3,8 +3,9 @@
 //! Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 the answer is "no" or not all answered,
 //! 2 an error, printed on one line as `vogeler: what: why: …`. Invariant: a reader that goes away (`| head`) is no error.
 
-mod admin;
-mod run;
+pub mod admin;
+pub mod run;
+pub mod server;
 mod stub;
 
 use std::ffi::OsString;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use stub::{client, demo, find, node, server};
+use stub::{client, demo, find, node};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Override};

@@ -34,7 +34,8 @@ pub async fn run(_args: Args, config: Config, stop: CancellationToken) -> anyhow
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.dsn, store = %config.store.dsn,
         http = %listener.local_addr().unwrap_or(listen), "starting"
     );
-    let server = ingest::Server::start(&config, Arc::clone(&broker), Arc::clone(&store), ledger).await?;
+    let server =
+        ingest::Server::start(&config, Arc::clone(&broker), Arc::clone(&store), ledger).await?;
     let health = Health {
         telemetry,
         broker: broker.link(),

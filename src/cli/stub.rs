@@ -13,7 +13,6 @@ macro_rules! stub {
     )*};
 }
 stub!(
-    server(tokio_util::sync::CancellationToken),
     client(tokio_util::sync::CancellationToken),
     node(),
     find(),
