@@ -45,7 +45,7 @@ enum Command {
 }
 
 /// Does it, on both broker and store: each half is tried even if the other fails.
-pub(super) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     let broker = broker::open(&config.broker);
     let store = store::open(&config.store);
     let exit_code = match &args.command {

@@ -3,10 +3,10 @@
 //! Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 the answer is "no" or not all answered,
 //! 2 an error, printed on one line as `vogeler: what: why: …`. Invariant: a reader that goes away (`| head`) is no error.
 
-mod admin;
-mod demo;
-mod run;
-mod server;
+pub mod admin;
+pub mod demo;
+pub mod run;
+pub mod server;
 mod stub;
 
 use std::ffi::OsString;

@@ -72,11 +72,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 }
 
 /// Asks, waits, reports.
-pub(super) async fn run(
-    args: Args,
-    config: Config,
-    stop: CancellationToken,
-) -> anyhow::Result<ExitCode> {
+pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
     let Some(plugin) = args.plugin.clone().or_else(|| args.command.clone()) else {
         anyhow::bail!("which plugin?");
     };

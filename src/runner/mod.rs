@@ -9,13 +9,11 @@ pub mod progress;
 pub mod report;
 pub mod target;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -25,8 +23,9 @@ pub use target::Target;
 
 use crate::broker::topology::{self, Exchange};
 use crate::broker::{Broker, BrokerError, Consumer, Message, Properties};
+use crate::document::NodeDocument;
 use crate::store::{Store, StoreError, StoredDocument};
-use crate::wire::{Command, PluginError, PluginName, ReceiptBatch, RunId};
+use crate::wire::{Command, NodeName, Outcome, PluginName, ReceiptBatch, RunId};
 
 /// Receipt messages unsettled at once; each is a batch already.
 const RECEIPTS_PREFETCH: u16 = 64;
@@ -290,7 +289,7 @@ async fn ask_store(store: &dyn Store, run: &mut Run) -> Result<(), StoreError> {
     let unheard = run.unheard();
     for nodes in unheard.chunks(LOAD_COUNT_MAX) {
         for (node, document) in store.load(nodes).await? {
-            if let Some(answer) = answer_in(&document, run.plugin(), run.id()) {
+            if let Some(answer) = answer_in(&node, &document, run.plugin(), run.id()) {
                 run.record(node, answer);
             }
         }
@@ -298,31 +297,24 @@ async fn ask_store(store: &dyn Store, run: &mut Run) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What a node document says about a run of a plugin: `/vogeler/plugins/<plugin>`, its `run` and `last_error`.
-fn answer_in(document: &StoredDocument, plugin: &PluginName, run: RunId) -> Option<Answer> {
-    let members: BTreeMap<&str, &RawValue> = serde_json::from_str(document.json.get()).ok()?;
-    let book: serde_json::Value = serde_json::from_str(members.get("vogeler")?.get()).ok()?;
-    let entry = book.get("plugins")?.get(plugin.as_str())?;
-    if entry.get("run")?.as_str()? != run.to_string() {
+/// What a node document says about a run of a plugin.
+fn answer_in(
+    node: &NodeName,
+    document: &StoredDocument,
+    plugin: &PluginName,
+    run: RunId,
+) -> Option<Answer> {
+    let document = NodeDocument::parse(node, &document.json).ok()?;
+    let state = document.plugins().get(plugin)?;
+    if state.run != Some(run) {
         return None;
     }
-    let error = match entry.get("last_error") {
-        None | Some(serde_json::Value::Null) => {
-            return Some(Answer::Answered(crate::wire::Outcome::Stored));
-        }
-        Some(error) => error,
-    };
-    let known = serde_json::from_value::<PluginError>(error.clone());
-    let error = known.unwrap_or_else(|_| PluginError {
-        kind: crate::wire::ErrorKind::Failed,
-        message: error
-            .get("message")
-            .and_then(|message| message.as_str())
-            .map_or_else(|| error.to_string(), str::to_owned),
-        exit: None,
-        stderr: None,
-    });
-    Some(Answer::from(error))
+    let failure = state.last_error.clone();
+    Some(
+        failure.map_or(Answer::Answered(Outcome::Stored), |failure| {
+            Answer::from(failure.error)
+        }),
+    )
 }
 
 #[cfg(test)]
