@@ -13,8 +13,9 @@ use clap::Parser;
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde_json::value::to_raw_value;
+use vogeler::backoff::Backoff;
 use vogeler::broker::topology::{self, Exchange};
-use vogeler::broker::{self, Broker, Message, Properties};
+use vogeler::broker::{self, Broker, BrokerError, Message, Properties};
 use vogeler::config::{self, BrokerDsn, Config, StoreDsn};
 use vogeler::document::NodeDocument;
 use vogeler::hash::content_hash;
@@ -155,8 +156,7 @@ async fn publish_all(args: &Args, broker: &dyn Broker) -> anyhow::Result<Sent> {
                 for number in 0..args.results {
                     last = Seq(base.0 + number);
                     let message = message(&node, &plugin, last, args.bytes)?;
-                    broker
-                        .publish(message)
+                    publish(broker, message, args.timeout)
                         .await
                         .with_context(|| format!("cannot publish a result of {node}"))?;
                 }

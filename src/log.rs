@@ -52,10 +52,10 @@ pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// Starts logging to stderr. Where logging runs already (tests), that stays as it is.
-pub fn init(log: &Log) -> Result<(), String> {
+/// Starts logging to stderr, at `level_default` unless a level is set. Where logging runs already (tests), that stays as it is.
+pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(&log.level)?)
+        .with_env_filter(filter(log.level.as_deref().unwrap_or(level_default))?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && !no_color());
     let started = match log.format {

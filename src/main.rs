@@ -18,7 +18,7 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let loaded = config::load(cli.settings.config.as_deref(), &cli.settings.overrides()?)?;
-    log::init(&loaded.config.log).map_err(anyhow::Error::msg)?;
+    log::init(&loaded.config.log, cli.command.log_level()).map_err(anyhow::Error::msg)?;
     if let Some(file) = &loaded.file {
         tracing::debug!(target: "vogeler::config", file = %file.display(), "configuration read");
     }

@@ -7,4 +7,5 @@ mod harness;
 
 mod broker;
 mod dashboards;
+mod end_to_end;
 mod ingest;

@@ -122,6 +122,14 @@ pub enum Command {
 }
 
 impl Command {
+    /// The log level unless one is set: a daemon tells what it does, a command answers and tells only what is wrong.
+    pub fn log_level(&self) -> &'static str {
+        match self {
+            Self::Server(_) | Self::Client(_) => "info",
+            _ => "warn",
+        }
+    }
+
     /// Runs the subcommand; `stop` asks it to end cleanly.
     pub async fn run(self, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
         match self {

@@ -122,10 +122,12 @@ pub(super) fn check(config: &Config, origin: impl Fn(&str) -> Origin) -> Result<
             }
         }
     }
-    if let Err(problem) = crate::log::filter(&config.log.level) {
+    if let Some(level) = &config.log.level
+        && let Err(problem) = crate::log::filter(level)
+    {
         return Err(ConfigError::Value {
             key: "log.level".to_owned(),
-            value: Some(format!("{:?}", config.log.level)),
+            value: Some(format!("{level:?}")),
             problem,
             origin: origin("log.level"),
         });

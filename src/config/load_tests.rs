@@ -55,6 +55,7 @@ fn the_shipped_file_shows_every_default() {
         shown.client.node.take().unwrap().as_str(),
         "web01.example.com"
     );
+    assert_eq!(shown.log.level.take().as_deref(), Some("info"));
     assert_eq!(shown, Config::default());
 
     let table: toml::Table = toml::from_str(&text).unwrap();
@@ -258,10 +259,10 @@ fn the_default_file_is_read_if_it_is_there() {
         file("[log]\nlevel = \"warn\"\n"),
     );
     let loaded = load_from(default.path(), None, &[], &[]).unwrap();
-    assert_eq!(loaded.config.log.level, "debug");
+    assert_eq!(loaded.config.log.level.as_deref(), Some("debug"));
     let variable = vec![("VOGELER_CONFIG".into(), other.path().into())];
     let loaded = load_from(default.path(), None, &variable, &[]).unwrap();
-    assert_eq!(loaded.config.log.level, "warn");
+    assert_eq!(loaded.config.log.level.as_deref(), Some("warn"));
 }
 
 /// Goal: a password in a file that everybody may read is worth a warning, and only that is.
