@@ -117,7 +117,9 @@ async fn output_of(plugin: &Plugin, limits: Limits) -> Result<Vec<u8>, PluginErr
 }
 
 fn is_success(plugin: &Plugin, status: ExitStatus) -> bool {
-    status.code().is_some_and(|code| plugin.success.contains(&code))
+    status
+        .code()
+        .is_some_and(|code| plugin.success.contains(&code))
 }
 
 fn exit_failure(status: ExitStatus) -> PluginError {

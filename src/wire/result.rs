@@ -349,10 +349,12 @@ impl PluginResult {
     pub fn decode(body: &[u8], now: Timestamp) -> Result<Self, DecodeError> {
         // serde reads a struct from an array too; a result is an object.
         if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
-                Ok(_) => DecodeError::shape("it is not a JSON object"),
-                Err(source) => DecodeError::NotJson { source },
-            });
+            return Err(
+                match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+                    Ok(_) => DecodeError::shape("it is not a JSON object"),
+                    Err(source) => DecodeError::NotJson { source },
+                },
+            );
         }
         match serde_json::from_slice::<Envelope<'_>>(body) {
             Ok(envelope) if envelope.v == WIRE_VERSION => Self::from_envelope(envelope),
