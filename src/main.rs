@@ -17,7 +17,10 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
-    let loaded = config::load(cli.settings.config.as_deref(), &cli.settings.overrides()?)?;
+    let mut loaded = config::load(cli.settings.config.as_deref(), &cli.settings.overrides()?)?;
+    if !loaded.level_is_chosen && !cli.command.is_service() {
+        loaded.config.log.level = "warn".to_owned();
+    }
     log::init(&loaded.config.log).map_err(anyhow::Error::msg)?;
     if let Some(file) = &loaded.file {
         tracing::debug!(target: "vogeler::config", file = %file.display(), "configuration read");

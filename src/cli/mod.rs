@@ -122,6 +122,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it runs until it is stopped, and its log is what is seen of it.
+    pub fn is_service(&self) -> bool {
+        matches!(self, Self::Server(_) | Self::Client(_))
+    }
+
     /// Runs the subcommand; `stop` asks it to end cleanly.
     pub async fn run(self, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
         match self {

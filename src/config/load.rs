@@ -60,6 +60,8 @@ impl Override {
 pub struct Loaded {
     /// The settings, checked.
     pub config: Config,
+    /// Whether somebody chose `log.level`: what operators type is quieter than a service where nobody did.
+    pub level_is_chosen: bool,
     /// The file that was read, if one was.
     pub file: Option<PathBuf>,
     /// What is allowed but should not stay so; to be logged once.
@@ -108,6 +110,7 @@ fn load_from(
         .filter_map(|path| layers.exposed(path, &config))
         .collect();
     Ok(Loaded {
+        level_is_chosen: layers.origin("log.level") != Origin::Default,
         config,
         file,
         warnings,

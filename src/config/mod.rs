@@ -250,7 +250,8 @@ impl Default for Http {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,vogeler::store=debug`. Default `info`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,vogeler::store=debug`. Default `info`;
+    /// what operators type (`run`, `admin`, …) says only `warn` and above unless a level is chosen.
     pub level: String,
     /// `text` (default) or `json`.
     pub format: LogFormat,
