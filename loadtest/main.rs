@@ -29,6 +29,8 @@ const PUBLISHES_MAX: usize = 512;
 /// Nodes whose documents are read at once when the store is compared with the ledger.
 const CHECK_CHUNK: usize = 200;
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause before a message is published again.
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Simulates a fleet and verifies that nothing is lost.
 #[derive(Debug, Parser)]
@@ -169,6 +171,24 @@ async fn publish_all(args: &Args, broker: &dyn Broker) -> anyhow::Result<Sent> {
     outcomes.into_iter().collect()
 }
 
+/// Publishes until the broker has it: an outage of the broker delays the run and loses nothing, as with a client.
+async fn publish(
+    broker: &dyn Broker,
+    message: Message,
+    timeout: Duration,
+) -> Result<(), BrokerError> {
+    let deadline = Instant::now() + timeout;
+    let mut backoff = Backoff::new(CHECK_PAUSE, RETRY_MAX);
+    loop {
+        match broker.publish(message.clone()).await {
+            Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                tokio::time::sleep(backoff.next_random()).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 fn message(
     node: &NodeName,
     plugin: &PluginName,
@@ -212,7 +232,11 @@ async fn wait_until_stored(
     loop {
         let mut still = Vec::new();
         for chunk in missing.chunks(CHECK_CHUNK) {
-            let documents = store.load(chunk).await?;
+            // A store that is away for a while is part of what is tested.
+            let documents = match store.load(chunk).await {
+                Err(error) if Instant::now() >= deadline => return Err(error.into()),
+                documents => documents.unwrap_or_default(),
+            };
             for node in chunk {
                 let newest = documents
                     .get(node)

@@ -3,7 +3,6 @@
 //! A memory broker, an SQLite store in a fresh folder, the server, and a fleet of clients that really run plugins
 //! on this machine; then a runner asks, and the answers are shown. What it prints is what really came back.
 
-use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -92,7 +91,7 @@ pub(super) async fn run(
     config.store.create = true;
 
     let plugins = choose_plugins(&config)?;
-    let mut fleet = Fleet::start(&args, config, &folder).await?;
+    let fleet = Fleet::start(&args, config, &folder).await?;
     let is_complete = tokio::select! {
         shown = fleet.show(&args, &plugins, &stop) => shown?,
         () = stop.cancelled() => false,
@@ -318,8 +317,7 @@ fn listed(nodes: &[NodeName]) -> String {
         .collect::<Vec<_>>()
         .join("\n");
     if nodes.len() > NAMES_MAX {
-        // Writing to a string cannot fail.
-        drop(write!(text, "\n… {} more", nodes.len() - NAMES_MAX));
+        text.push_str(&format!("\n… {} more", nodes.len() - NAMES_MAX));
     }
     if nodes.is_empty() {
         text.push_str("(no node)");

@@ -2,5 +2,6 @@
 
 pub mod installation;
 pub mod pipeline;
+pub mod pouch;
 pub mod process;
 pub mod rabbit;

@@ -323,6 +323,3 @@ fn settle_all(merged: Merged) {
     // The node's actor may be gone; then nobody needs to know.
     drop(work.finished.send(marks_of(&document)));
 }
-
-#[cfg(test)]
-mod tests;
