@@ -3,3 +3,4 @@
 //! One process runs them all, so that the services they need (a real RabbitMQ, a CouchDB-protocol server) start once.
 
 mod harness;
+mod store;

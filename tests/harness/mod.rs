@@ -1,1 +1,4 @@
 //! What all integration tests build on: services started on free loopback ports in folders of their own, and stopped.
+
+pub mod pouch;
+pub mod process;
