@@ -22,4 +22,12 @@ pub mod ingest;
 pub mod runner;
 pub mod store;
 
+pub mod http;
+pub mod telemetry;
+
 pub mod backoff;
+pub mod log;
+pub mod shutdown;
+pub mod tls;
+
+pub mod cli;

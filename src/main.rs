@@ -1,2 +1,36 @@
-#![allow(missing_docs)]
-fn main() {}
+//! The `vogeler` binary: read the command line and the configuration, start logging, run one subcommand, say how it
+//! ended. What the subcommands do is in `cli/`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use vogeler::cli::{self, Cli};
+use vogeler::config;
+use vogeler::log;
+use vogeler::shutdown::Shutdown;
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli::finish(start(cli)),
+        Err(exit_code) => exit_code,
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    let loaded = config::load(cli.settings.config.as_deref(), &cli.settings.overrides()?)?;
+    log::init(&loaded.config.log, cli.command.log_level()).map_err(anyhow::Error::msg)?;
+    if let Some(file) = &loaded.file {
+        tracing::debug!(target: "vogeler::config", file = %file.display(), "configuration read");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!(target: "vogeler::config", "{warning}");
+    }
+
+    actix::System::new().block_on(async {
+        let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
+        tokio::select! {
+            result = cli.command.run(loaded.config, shutdown.stop) => result,
+            () = shutdown.at_once.cancelled() => anyhow::bail!("ended at once by a second signal"),
+        }
+    })
+}

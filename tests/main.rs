@@ -3,4 +3,11 @@
 //! One process runs them all, so that the services they need (a real RabbitMQ, a CouchDB-protocol server) start once.
 
 mod harness;
+
+mod broker;
+mod cli;
+mod client;
+mod dashboards;
+mod end_to_end;
+mod ingest;
 mod store;

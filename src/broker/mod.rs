@@ -11,6 +11,7 @@ pub mod topology;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -113,8 +114,17 @@ pub struct Delivery {
     pub routing_key: String,
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
+    /// Which subscription brought it, unique in this process: a number from [`next_session`], taken each time a
+    /// queue is consumed anew. While it stays the same nobody else consumed this single active queue in between.
+    pub session: u64,
     /// Settles it, once.
     pub settler: Settler,
+}
+
+/// A number for a new subscription, see [`Delivery::session`].
+pub fn next_session() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What a settler tells its session.
@@ -306,6 +316,8 @@ impl BrokerError {
 pub fn open(config: &crate::config::Broker) -> Arc<dyn Broker> {
     match &config.dsn {
         crate::config::BrokerDsn::Memory => Arc::new(memory::MemoryBroker::new()),
-        crate::config::BrokerDsn::Amqp(_) => Arc::new(amqp::AmqpBroker::new(config)),
+        crate::config::BrokerDsn::Amqp(url) => {
+            Arc::new(amqp::AmqpBroker::new(url.expose(), config))
+        }
     }
 }

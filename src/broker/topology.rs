@@ -13,7 +13,7 @@ pub const SLOTS: u16 = 256;
 /// The queue that 2010 and this version's dead letters end in.
 pub const DEAD_QUEUE: &str = "vogeler.dead";
 /// A client's queue goes when nobody consumed it for so long: the machine is gone.
-pub const NODE_QUEUE_EXPIRES: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const NODE_QUEUE_EXPIRES: Duration = Duration::from_hours(30 * 24);
 /// What every client binds, and what a run on all nodes is published to (the topic word `all` matches the star).
 pub const BROADCAST_BINDING: &str = "broadcasts.*";
 const BROADCAST_KEY: &str = "broadcasts.all";
@@ -99,7 +99,7 @@ pub struct Queue {
 
 /// The partition queue `vogeler.results.<partition>` of `partitions`.
 pub fn results_queue(partition: u16, partitions: u16, queue_type: QueueType) -> Queue {
-    let slots = slots_of(partition, partitions).map(|slot| slot_key(slot));
+    let slots = slots_of(partition, partitions).map(slot_key);
     // Clients of 2010 publish with an empty routing key.
     let legacy = (partition == 0).then(String::new);
     let binding = |key| Binding {

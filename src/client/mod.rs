@@ -1,1 +1,274 @@
-//! todo
+//! The client: hears commands, runs the plugins that its own files name, publishes their results.
+//!
+//! ```text
+//! broker ─command─▶ agent ─▶ execute ─▶ format ─▶ spool (disk) ─▶ ack ;  publisher ─result, confirmed─▶ broker
+//!                     ▲ schedule (`every`)
+//! ```
+//!
+//! Invariant: a command chooses a plugin and nothing more, and a result that was produced is on disk until the
+//! broker has it. A client is two tasks, and one for each command it works on.
+
+mod about;
+mod agent;
+mod command;
+mod envelope;
+pub mod execute;
+mod ini;
+pub mod plugin;
+mod publish;
+mod schedule;
+mod spool;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+pub use about::{HostNameError, host_name};
+pub use spool::SpoolError;
+
+use agent::Agent;
+use execute::Limits;
+use plugin::{FolderError, Registry};
+use publish::Outbox;
+use schedule::Schedule;
+use spool::{Bounds, Spool};
+
+use crate::backoff::Backoff;
+use crate::broker::{Broker, BrokerError, Consumer, topology};
+use crate::config;
+use crate::wire::{NodeName, PluginName};
+
+/// Commands that wait or run at once: enough for an operator, and a bound on what a stop gives back.
+const COMMANDS_MAX: u16 = 16;
+/// How long running plugins may go on after a stop; then they are killed and their commands go back to the broker.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long a stop waits for the broker to take what the spool holds; the rest waits for the next start.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+/// How long a stop waits until the broker knows the last acknowledgements.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// Longest pause between two tries to declare the node's queue.
+const SUBSCRIBE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Longest sleep of the schedule, so that it notices a clock that was set.
+const SCHEDULE_SLEEP_MAX: Duration = Duration::from_mins(1);
+
+/// Why a client cannot start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The machine's name is not usable, and none is configured.
+    #[error(transparent)]
+    HostName(#[from] HostNameError),
+    /// The plugin folder cannot be read.
+    #[error(transparent)]
+    Plugins(#[from] FolderError),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The client cannot describe itself.
+    #[error("the client's own report cannot be made: {0}")]
+    About(#[from] serde_json::Error),
+    /// The broker refuses the client or its queue.
+    #[error("commands cannot be consumed: {0}")]
+    Broker(#[from] BrokerError),
+    /// The broker's side ended the consumer for good.
+    #[error("the command queue's consumer ended")]
+    ConsumerEnded,
+}
+
+/// A client that is ready to run: its plugins are read, its spool is open.
+#[derive(Debug)]
+pub struct Client {
+    agent: Arc<Agent>,
+    queue: topology::Queue,
+    schedule: Schedule,
+    broker: Arc<dyn Broker>,
+}
+
+impl Client {
+    /// Reads the plugins and opens the spool; blocks on the disk. What is wrong in plugin files is logged.
+    pub fn new(config: config::Client, broker: Arc<dyn Broker>) -> Result<Self, ClientError> {
+        let node = config.node.map_or_else(host_name, Ok)?;
+        let registry = Registry::load(&config.plugins)?;
+        log_registry(&node, &registry);
+        let bounds = Bounds {
+            count_max: config.spool_count_max,
+            bytes_max: config.spool_bytes_max,
+        };
+        let spool = Spool::open(&config.state, bounds)?;
+        if !spool.is_empty() {
+            tracing::info!(target: "vogeler::client", %node, results = spool.len(), "results of an earlier life wait to be published");
+        }
+        Ok(Self {
+            queue: topology::node_queue(&node, &config.groups),
+            schedule: Schedule::new(&node, registry.plugins.values(), Timestamp::now()),
+            broker,
+            agent: Arc::new(Agent {
+                limits: Limits {
+                    timeout: config.timeout,
+                    output_bytes_max: config.output_bytes_max,
+                },
+                zstd_bytes_min: config.zstd_bytes_min,
+                about: about::about(&config.groups, &registry)?,
+                permits: Semaphore::new(config.concurrency.max(1)),
+                outbox: Outbox::new(spool),
+                unread: AtomicU64::new(0),
+                node,
+                registry,
+            }),
+        })
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &NodeName {
+        &self.agent.node
+    }
+
+    /// Works until `stop`, then lets running plugins finish for a while, publishes what it can and returns. The
+    /// broker is the caller's to close. Errors are those that waiting does not cure.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ClientError> {
+        // The publisher outlives the commands, to take their results.
+        let flush = CancellationToken::new();
+        let publisher = publish::run(
+            self.agent.outbox.clone(),
+            self.broker.clone(),
+            flush.clone(),
+        );
+        let mut publisher = tokio::spawn(publisher);
+        if let Err(error) = self.agent.introduce().await {
+            tracing::error!(target: "vogeler::client", %error, "the client cannot report itself");
+        }
+        let agent = self.agent.clone();
+        let worked = self.work(&stop).await;
+        flush.cancel();
+        if tokio::time::timeout(FLUSH_MAX, &mut publisher)
+            .await
+            .is_err()
+        {
+            publisher.abort();
+        }
+        let unread = agent.unread.load(Ordering::Relaxed);
+        let (waiting, dropped) = agent
+            .outbox
+            .with(|spool| (spool.len(), spool.dropped()))
+            .await
+            .unwrap_or_default();
+        tracing::info!(target: "vogeler::client", node = %agent.node, unread, waiting, dropped, "client stopped");
+        worked
+    }
+
+    /// From the first command to the last acknowledgement.
+    async fn work(self, stop: &CancellationToken) -> Result<(), ClientError> {
+        let mut consumer = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            consumer = self.subscribe() => consumer?,
+        };
+        tracing::info!(target: "vogeler::client", node = %self.agent.node, queue = self.queue.name, "client listens");
+        let mut work = Work {
+            agent: self.agent,
+            schedule: self.schedule,
+            tasks: JoinSet::new(),
+            ticks: HashMap::new(),
+            stop: stop.clone(),
+        };
+        let heard = work.hear(&mut consumer).await;
+        consumer.cancel();
+        work.finish().await;
+        if !consumer.close(CLOSE_MAX).await {
+            tracing::warn!(target: "vogeler::client", "the broker did not take the last acknowledgements; those commands will be answered again");
+        }
+        heard
+    }
+
+    /// Declares the node's queue, however long the broker is away, and consumes it.
+    async fn subscribe(&self) -> Result<Consumer, ClientError> {
+        let mut backoff = Backoff::new(SUBSCRIBE_PAUSE_MAX / 100, SUBSCRIBE_PAUSE_MAX);
+        let queues = std::slice::from_ref(&self.queue);
+        while let Err(error) = self.broker.declare(queues).await {
+            if !error.is_retryable() {
+                return Err(error.into());
+            }
+            if backoff.tries() == 0 {
+                tracing::warn!(target: "vogeler::client", %error, "the queue for commands cannot be declared yet; trying again");
+            }
+            tokio::time::sleep(backoff.next_random()).await;
+        }
+        Ok(self.broker.consume(&self.queue, COMMANDS_MAX).await?)
+    }
+}
+
+/// The commands and ticks under way.
+#[derive(Debug)]
+struct Work {
+    agent: Arc<Agent>,
+    schedule: Schedule,
+    /// At most [`COMMANDS_MAX`] commands (the consumer's prefetch) and one tick for each plugin.
+    tasks: JoinSet<()>,
+    /// Which of the tasks are ticks, and of which plugin.
+    ticks: HashMap<Id, PluginName>,
+    stop: CancellationToken,
+}
+
+impl Work {
+    /// Starts a task for each command and each tick, until the stop.
+    async fn hear(&mut self, consumer: &mut Consumer) -> Result<(), ClientError> {
+        loop {
+            let sleep = self.schedule.wait(Timestamp::now());
+            let sleep = sleep.map_or(SCHEDULE_SLEEP_MAX, |wait| wait.min(SCHEDULE_SLEEP_MAX));
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(()),
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                delivery = consumer.next() => {
+                    let delivery = delivery.ok_or(ClientError::ConsumerEnded)?;
+                    self.tasks.spawn(self.agent.clone().serve(delivery, self.stop.clone()));
+                }
+                () = tokio::time::sleep(sleep) => self.tick(),
+            }
+        }
+    }
+
+    /// Starts what is due, except what still runs from last time.
+    fn tick(&mut self) {
+        for name in self.schedule.due(Timestamp::now()) {
+            if self.ticks.values().any(|running| *running == name) {
+                tracing::warn!(target: "vogeler::client", plugin = %name, "the plugin still runs from last time; this time is skipped");
+                continue;
+            }
+            let task = self.agent.clone().tick(name.clone(), self.stop.clone());
+            self.ticks.insert(self.tasks.spawn(task).id(), name);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                tracing::error!(target: "vogeler::client", %error, "a task ended badly; its command goes back to the broker");
+                error.id()
+            }
+        };
+        self.ticks.remove(&id);
+    }
+
+    /// Waits for what runs, for a while; what then still runs is killed.
+    async fn finish(&mut self) {
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_GRACE, all).await.is_err() {
+            tracing::warn!(target: "vogeler::client", running = self.tasks.len(), "plugins are killed to stop; their commands go back to the broker");
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
+fn log_registry(node: &NodeName, registry: &Registry) {
+    for problem in &registry.problems {
+        tracing::warn!(target: "vogeler::client", "{problem}");
+    }
+    let names: Vec<_> = registry.names().collect();
+    tracing::info!(target: "vogeler::client", %node, plugins = names.join(" "), problems = registry.problems.len(), "plugins registered");
+}

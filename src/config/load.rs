@@ -1,21 +1,321 @@
 //! Loading: file, environment and flags laid over each other, then checked as a whole.
+//!
+//! Each layer adds text or TOML values to one table and remembers where every key came from, so that an error can say
+//! it. Invariant: values that may hold a password (DSNs) are never repeated in an error.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
-use super::Config;
+use toml::de::{DeTable, DeValue};
 
-/// Why there is no usable configuration. Names the key, the value and what is allowed.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// To be filled by the helper.
-    #[error("todo")]
-    Todo,
+use super::keys::{Keys, VARIABLE_PREFIX};
+use super::{Config, ConfigError, Origin, limits};
+
+/// The file that is read if it is there and no other is named.
+pub const DEFAULT_FILE: &str = "/etc/vogeler/vogeler.toml";
+/// Names the file, like `--config`.
+const FILE_VARIABLE: &str = "VOGELER_CONFIG";
+/// Variables that belong to tests and benches, not to the configuration.
+const FOREIGN_PREFIXES: [&str; 2] = ["VOGELER_TEST_", "VOGELER_BENCH_"];
+/// Others may read the file.
+const WORLD_READABLE: u32 = 0o004;
+
+/// A setting from a flag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    /// The flag as the operator spelled it, such as `--set` or `--broker`, for errors.
+    pub flag: String,
+    /// Dotted key.
+    pub key: String,
+    /// Value, as text; lists are separated by commas.
+    pub value: String,
 }
 
-/// Settings from flags: dotted key and value, as text.
-pub type Overrides = Vec<(String, String)>;
-
-/// Loads the configuration.
-pub fn load(_file: Option<&Path>, _flags: &Overrides) -> Result<Config, ConfigError> {
-    todo!("helper: config")
+impl Override {
+    /// Reads the argument of `--set`, `SECTION.KEY=VALUE`. The error does not repeat it: it may hold a password.
+    pub fn parse_set(argument: &str) -> Result<Self, ConfigError> {
+        let error = || ConfigError::FlagShape {
+            flag: "--set".to_owned(),
+        };
+        let (key, value) = argument.split_once('=').ok_or_else(error)?;
+        let key = key.trim();
+        if !key
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        {
+            return Err(error());
+        }
+        Ok(Self {
+            flag: format!("--set {key}"),
+            key: key.to_owned(),
+            value: value.trim().to_owned(),
+        })
+    }
 }
+
+/// A configuration, and what its operator should hear about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings, checked.
+    pub config: Config,
+    /// The file that was read, if one was.
+    pub file: Option<PathBuf>,
+    /// What is allowed but should not stay so; to be logged once.
+    pub warnings: Vec<String>,
+}
+
+/// Loads the configuration: `file`, or what `VOGELER_CONFIG` names, or [`DEFAULT_FILE`] if it is there; then the
+/// environment; then `flags`.
+pub fn load(file: Option<&Path>, flags: &[Override]) -> Result<Loaded, ConfigError> {
+    load_from(
+        Path::new(DEFAULT_FILE),
+        file,
+        &std::env::vars_os().collect::<Vec<_>>(),
+        flags,
+    )
+}
+
+/// [`load`] with everything that comes from outside as an argument.
+fn load_from(
+    default_file: &Path,
+    file: Option<&Path>,
+    variables: &[(OsString, OsString)],
+    flags: &[Override],
+) -> Result<Loaded, ConfigError> {
+    let named = |name: &OsString| name.to_str() == Some(FILE_VARIABLE);
+    let file = file.map(Path::to_path_buf).or_else(|| {
+        let variable = variables.iter().find(|(name, _)| named(name));
+        variable.map(|(_, value)| PathBuf::from(value))
+    });
+    let file = file.or_else(|| default_file.exists().then(|| default_file.to_path_buf()));
+
+    let mut layers = Layers::new();
+    if let Some(path) = &file {
+        layers.add_file(path)?;
+    }
+    for (name, value) in variables {
+        layers.add_variable(&name.to_string_lossy(), value.to_str())?;
+    }
+    for flag in flags {
+        let origin = Origin::Flag(flag.flag.clone());
+        layers.add_text(&flag.key, &flag.value, origin)?;
+    }
+    let config = layers.resolve()?;
+    let warnings = file
+        .iter()
+        .filter_map(|path| layers.exposed(path, &config))
+        .collect();
+    Ok(Loaded {
+        config,
+        file,
+        warnings,
+    })
+}
+
+/// The table that the layers build, and where each of its keys came from.
+struct Layers {
+    keys: Keys,
+    table: toml::Table,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Layers {
+    fn new() -> Self {
+        Self {
+            keys: Keys::new(),
+            table: toml::Table::new(),
+            origins: BTreeMap::new(),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        let syntax = |error: &toml::de::Error| ConfigError::Syntax {
+            path: path.to_path_buf(),
+            line: line_of(&text, error.span().map_or(0, |span| span.start)),
+            problem: error.message().to_owned(),
+        };
+        let positions = DeTable::parse(&text).map_err(|error| syntax(&error))?;
+        let values: toml::Table = toml::from_str(&text).map_err(|error| syntax(&error))?;
+        let at = |offset: usize| Origin::File {
+            path: path.to_path_buf(),
+            line: line_of(&text, offset),
+        };
+        for (section, content) in positions.get_ref() {
+            let origin = at(section.span().start);
+            let section = section.get_ref();
+            let leaves = match content.get_ref() {
+                DeValue::Table(leaves) if self.keys.has_section(section) => leaves,
+                _ => return Err(self.no_section(section, origin)),
+            };
+            for key in leaves.keys() {
+                let origin = at(key.span().start);
+                let value = &values[section.as_ref()][key.get_ref().as_ref()];
+                self.set(section, key.get_ref(), value.clone(), origin)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn no_section(&self, section: &str, origin: Origin) -> ConfigError {
+        if self.keys.has_section(section) {
+            return ConfigError::NotASection {
+                section: section.to_owned(),
+                origin,
+            };
+        }
+        ConfigError::UnknownKey {
+            key: section.to_owned(),
+            origin,
+            hint: self.keys.hint(section),
+        }
+    }
+
+    /// Takes a variable if it is one of ours; `value` is none if it is not UTF-8.
+    fn add_variable(&mut self, name: &str, value: Option<&str>) -> Result<(), ConfigError> {
+        if !name.starts_with(VARIABLE_PREFIX)
+            || name == FILE_VARIABLE
+            || FOREIGN_PREFIXES
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        {
+            return Ok(());
+        }
+        let Some((section, key)) = self.keys.of_variable(name) else {
+            return Err(ConfigError::UnknownVariable {
+                name: name.to_owned(),
+                hint: self.keys.variable_hint(name),
+            });
+        };
+        let key = format!("{section}.{key}");
+        let origin = Origin::Variable(name.to_owned());
+        match value {
+            Some(value) => self.add_text(&key, value, origin),
+            None => Err(ConfigError::Value {
+                key,
+                value: None,
+                problem: "not UTF-8".to_owned(),
+                origin,
+            }),
+        }
+    }
+
+    /// Sets `key` from text, which is read as what the key's default is.
+    fn add_text(&mut self, key: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {
+        let (section, leaf) = key.split_once('.').unwrap_or((key, ""));
+        let default = self.keys.default_of(section, leaf);
+        let string = || toml::Value::from(text);
+        let value = match default {
+            Some(serde_json::Value::Number(_)) => {
+                text.parse::<i64>().map_or_else(|_| string(), Into::into)
+            }
+            Some(serde_json::Value::Bool(_)) => {
+                text.parse::<bool>().map_or_else(|_| string(), Into::into)
+            }
+            Some(serde_json::Value::Array(_)) => {
+                let items = text.split(',').map(str::trim);
+                items
+                    .filter(|item| !item.is_empty())
+                    .map(toml::Value::from)
+                    .collect::<Vec<_>>()
+                    .into()
+            }
+            _ => string(),
+        };
+        self.set(section, leaf, value, origin)
+    }
+
+    fn set(
+        &mut self,
+        section: &str,
+        leaf: &str,
+        value: toml::Value,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
+        let key = if leaf.is_empty() {
+            section.to_owned()
+        } else {
+            format!("{section}.{leaf}")
+        };
+        if self.keys.default_of(section, leaf).is_none() {
+            return Err(ConfigError::UnknownKey {
+                hint: self.keys.hint(&key),
+                key,
+                origin,
+            });
+        }
+        let content = self
+            .table
+            .entry(section)
+            .or_insert_with(|| toml::Table::new().into());
+        if let Some(leaves) = content.as_table_mut() {
+            leaves.insert(leaf.to_owned(), value);
+        }
+        self.origins.insert(key, origin);
+        Ok(())
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// The table as a configuration, with every limit and relation checked.
+    fn resolve(&self) -> Result<Config, ConfigError> {
+        let config = serde_path_to_error::deserialize(self.table.clone())
+            .map_err(|error| self.bad_value(&error))?;
+        limits::check(&config, |key| self.origin(key))?;
+        Ok(config)
+    }
+
+    fn bad_value(&self, error: &serde_path_to_error::Error<toml::de::Error>) -> ConfigError {
+        let path = error.path().to_string();
+        // An item of a list counts as the list: `client.groups[1]`.
+        let key = path.split('[').next().unwrap_or_default().to_owned();
+        let problem = limits::limit_of(&key).map_or_else(
+            || error.inner().message().to_owned(),
+            limits::Limit::describe,
+        );
+        ConfigError::Value {
+            value: self.shown(&key),
+            origin: self.origin(&key),
+            key,
+            problem,
+        }
+    }
+
+    /// The value of a key for an error, unless it may hold a password.
+    fn shown(&self, key: &str) -> Option<String> {
+        let (section, leaf) = key.split_once('.')?;
+        let value = self.table.get(section)?.get(leaf)?;
+        let text = value.to_string();
+        let may_be_secret = leaf == "dsn" || text.contains('@');
+        (!may_be_secret).then_some(text)
+    }
+
+    /// A warning if a password stands in a file that everybody may read.
+    fn exposed(&self, path: &Path, config: &Config) -> Option<String> {
+        let mode = std::fs::metadata(path).ok()?.permissions().mode();
+        let from_file = |key: &str| matches!(self.origin(key), Origin::File { .. });
+        let secret = (config.broker.dsn.has_password() && from_file("broker.dsn"))
+            || (config.store.dsn.has_password() && from_file("store.dsn"));
+        (secret && mode & WORLD_READABLE != 0).then(|| {
+            let path = path.display();
+            format!("{path} holds a password and everybody on this machine may read it: chmod o-r {path}")
+        })
+    }
+}
+
+/// The line of a byte offset, from 1.
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().iter().take(offset);
+    before.filter(|byte| **byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -5,6 +5,9 @@
 //! DSNs, which print without their password. `etc/vogeler/vogeler.toml` shows every key, and a test holds it to that.
 
 mod dsn;
+mod error;
+mod keys;
+mod limits;
 mod load;
 pub mod span;
 
@@ -15,13 +18,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use dsn::{AmqpUrl, BrokerDsn, CouchUrl, DsnError, StoreDsn};
-pub use load::{ConfigError, Overrides, load};
+pub use error::{ConfigError, Origin};
+pub use limits::validate;
+pub use load::{DEFAULT_FILE, Loaded, Override, load};
 
 use crate::broker::topology::QueueType;
 use crate::wire::{Group, NodeName};
 
 /// All settings.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `[broker]`: what carries messages.
@@ -39,7 +44,7 @@ pub struct Config {
 }
 
 /// `[broker]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Broker {
     /// `amqp://user:password@host:5672/vhost`, `amqps://…`, or `memory:` (one process). Default
@@ -79,7 +84,7 @@ impl Default for Broker {
 }
 
 /// `[store]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Store {
     /// `couch://user:password@host:5984/database`, `couchs://…` (TLS), `sqlite:/path/to/file` or `memory:`.
@@ -111,7 +116,7 @@ impl Default for Store {
 }
 
 /// `[server]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Deliveries that may be unsettled in each partition queue's channel, 1 to 2,000 (the most a quorum queue
@@ -145,6 +150,10 @@ pub struct Server {
     /// Longest pause before a failed write is tried again. Default 30 s.
     #[serde(with = "span")]
     pub retry_max: Duration,
+    /// Longest time results are held while the store is away; then they go back to the broker, once, and come again.
+    /// Default 10 min, a third of RabbitMQ's consumer timeout, past which it would close the channel.
+    #[serde(with = "span")]
+    pub hold_max: Duration,
     /// How long a stop may take to write and settle what was pulled; the rest goes back to the broker. Default 25 s,
     /// below systemd's 90 s and Kubernetes' 30 s.
     #[serde(with = "span")]
@@ -161,14 +170,15 @@ impl Default for Server {
             bytes_in_flight_max: 256 * 1024 * 1024,
             message_bytes_max: 8_000_000,
             node_mailbox: 64,
-            node_idle: Duration::from_secs(600),
+            node_idle: Duration::from_mins(10),
             batch_count_max: 100,
             batch_bytes_max: 4 * 1024 * 1024,
             linger: Duration::from_millis(20),
             writes_in_flight: 4,
-            freshness: Duration::from_secs(900),
+            freshness: Duration::from_mins(15),
             conflict_retries_max: 10,
             retry_max: Duration::from_secs(30),
+            hold_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(25),
             receipt_linger: Duration::from_millis(100),
         }
@@ -176,7 +186,7 @@ impl Default for Server {
 }
 
 /// `[client]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Client {
     /// This machine's name. Default: its host name.
@@ -210,7 +220,7 @@ impl Default for Client {
             plugins: PathBuf::from("/etc/vogeler/plugins"),
             state: PathBuf::from("/var/lib/vogeler"),
             concurrency: 2,
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             output_bytes_max: 4 * 1024 * 1024,
             zstd_bytes_min: 4096,
             spool_count_max: 1000,
@@ -220,7 +230,7 @@ impl Default for Client {
 }
 
 /// `[http]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// Where the server answers `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0 takes a free
@@ -237,22 +247,14 @@ impl Default for Http {
 }
 
 /// `[log]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,vogeler::store=debug`. Default `info`.
-    pub level: String,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,vogeler::store=debug`. Default `info`
+    /// for server and client, `warn` for the commands that answer an operator.
+    pub level: Option<String>,
     /// `text` (default) or `json`.
     pub format: LogFormat,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: LogFormat::Text,
-        }
-    }
 }
 
 /// How log lines look.

@@ -1,1 +1,311 @@
-//! todo
+//! The ingest server: from deliveries to node documents.
+//!
+//! ```text
+//! consumer ─▶ ticket, decode ─▶ router ─▶ node actor ─▶ writer ─▶ commit ─▶ store
+//!                  │                        (coalesce)   (batch)     │
+//!                  └──────────────▶ dead letters ◀───────────────────┘      receipts ─▶ runner
+//! ```
+//!
+//! Built from the tail, drained from the head. Invariant: a delivery is acknowledged only after the write that
+//! carries it (or proves it superfluous) is durable, or its dead letter is confirmed.
+
+mod batch;
+mod coalesce;
+mod commit;
+mod dead_letter;
+mod decode;
+mod gate;
+mod intake;
+mod node;
+mod receipts;
+mod router;
+mod ticket;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::broker::topology::{self, Queue};
+use crate::broker::{Broker, BrokerError, Consumer, Link};
+use crate::config::{self, Config};
+use crate::store::Store;
+use crate::telemetry::{Counts, Ledger};
+use batch::BatchBounds;
+use commit::{CommitSettings, Committer};
+use gate::StoreGate;
+use intake::Intake;
+use router::{NodeSettings, Router};
+use writer::{Drain, WriterActor};
+
+/// First pause before a declaration is tried again; the longest is the broker's `reconnect_max`.
+const DECLARE_RETRY_BASE: Duration = Duration::from_millis(200);
+/// Time for what follows the drain: last dead letters, receipts, acknowledgements.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A running ingest server. Must be started inside an actix `System`.
+#[derive(Debug)]
+pub struct Server {
+    stop: CancellationToken,
+    give_up: CancellationToken,
+    consumers: Vec<JoinHandle<Option<Consumer>>>,
+    writer: Addr<WriterActor>,
+    arbiters: Vec<Arbiter>,
+    publishers: [JoinHandle<()>; 2],
+    ledger: Arc<Ledger>,
+    store_link: watch::Receiver<Link>,
+    drain_timeout: Duration,
+}
+
+/// How a stop went.
+#[derive(Debug, Clone, Copy)]
+pub struct Drained {
+    /// All deliveries of this server's life.
+    pub counts: Counts,
+    /// Deliveries that could not be settled in time and went back to the broker.
+    pub given_back: u64,
+}
+
+impl Server {
+    /// Builds the pipeline from the tail and begins to consume. A broker or store that is away is waited for;
+    /// a broker that refuses us, or has other queues than configured, is an error.
+    pub async fn start(
+        config: &Config,
+        broker: Arc<dyn Broker>,
+        store: Arc<dyn Store>,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, BrokerError> {
+        let settings = &config.server;
+        let queues = topology::server_queues(config.broker.partitions, config.broker.queue_type);
+        declare_or_wait(&broker, &queues, config.broker.reconnect_max).await?;
+
+        let (receipts, receipt_publisher) =
+            receipts::start(Arc::clone(&broker), settings.receipt_linger);
+        let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
+        let gate = StoreGate::new();
+        let store_link = gate.link();
+        probe(&gate, store.as_ref()).await;
+
+        let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
+        let committer = Committer::new(
+            store,
+            gate,
+            dead_letters.clone(),
+            commit_settings(settings),
+            give_up.clone(),
+        );
+        let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
+        let bounds = BatchBounds {
+            count_max: settings.batch_count_max,
+            bytes_max: settings.batch_bytes_max,
+            linger: settings.linger,
+        };
+        let writer = WriterActor::new(
+            Arc::new(committer),
+            bounds,
+            settings.writes_in_flight,
+            deliveries_max,
+        )
+        .start();
+        let arbiters = start_arbiters();
+        let handles = arbiters.iter().map(Arbiter::handle).collect();
+        let router = Arc::new(Router::new(
+            handles,
+            writer.clone(),
+            node_settings(settings),
+        ));
+        let intake = Intake::new(
+            settings,
+            router,
+            dead_letters,
+            receipts,
+            Arc::clone(&ledger),
+        );
+
+        let consumers = queues
+            .into_iter()
+            .filter(|queue| queue.name != topology::DEAD_QUEUE)
+            .map(|queue| {
+                let pump = pump(
+                    Arc::clone(&broker),
+                    queue,
+                    settings.prefetch,
+                    intake.clone(),
+                    [stop.clone(), give_up.clone()],
+                );
+                tokio::task::spawn_local(pump)
+            })
+            .collect();
+        Ok(Self {
+            stop,
+            give_up,
+            consumers,
+            writer,
+            arbiters,
+            publishers: [receipt_publisher, dead_letter_publisher],
+            ledger,
+            store_link,
+            drain_timeout: settings.drain_timeout,
+        })
+    }
+
+    /// Whether the store can be used, and every change of that.
+    pub fn store_link(&self) -> watch::Receiver<Link> {
+        self.store_link.clone()
+    }
+
+    /// How many deliveries came so far, and how they ended.
+    pub fn counts(&self) -> Counts {
+        self.ledger.counts()
+    }
+
+    /// Stops pulling, writes and settles what was pulled within the drain timeout, gives the rest back, and closes
+    /// the consumers. The broker itself stays open; close it afterwards.
+    pub async fn stop(self) -> Drained {
+        self.stop.cancel();
+        if self.writer.send(Drain).await.is_err() {
+            warn!(target: "vogeler::ingest", "the writer is gone; results go back to the broker");
+        }
+        let settled = tokio::time::timeout(self.drain_timeout, self.ledger.settled())
+            .await
+            .is_ok();
+        let given_back = self.ledger.counts().in_flight();
+        if !settled {
+            warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
+        }
+        self.give_up.cancel();
+        futures::future::join_all(self.consumers.into_iter().map(close)).await;
+        drop(self.writer);
+        for arbiter in self.arbiters {
+            arbiter.stop();
+        }
+        for publisher in self.publishers {
+            let abort = publisher.abort_handle();
+            if tokio::time::timeout(CLOSE_TIMEOUT, publisher)
+                .await
+                .is_err()
+            {
+                abort.abort();
+            }
+        }
+        Drained {
+            counts: self.ledger.counts(),
+            given_back,
+        }
+    }
+}
+
+/// Ends one consumer: by now all it delivered is settled or given up.
+async fn close(pump: JoinHandle<Option<Consumer>>) {
+    let abort = pump.abort_handle();
+    match tokio::time::timeout(CLOSE_TIMEOUT, pump).await {
+        Ok(Ok(Some(consumer))) => {
+            consumer.close(CLOSE_TIMEOUT).await;
+        }
+        Ok(_) => {}
+        Err(_) => abort.abort(),
+    }
+}
+
+/// Declares the queues; if the broker is away, goes on trying in the background, as the consumers do.
+async fn declare_or_wait(
+    broker: &Arc<dyn Broker>,
+    queues: &[Queue],
+    reconnect_max: Duration,
+) -> Result<(), BrokerError> {
+    let Err(error) = broker.declare(queues).await else {
+        return Ok(());
+    };
+    if !error.is_retryable() {
+        return Err(error);
+    }
+    warn!(target: "vogeler::ingest", %error, "waiting for the broker");
+    let (broker, queues) = (Arc::clone(broker), queues.to_vec());
+    tokio::spawn(async move {
+        let mut backoff = Backoff::new(DECLARE_RETRY_BASE, reconnect_max);
+        while broker
+            .declare(&queues)
+            .await
+            .is_err_and(|error| error.is_retryable())
+        {
+            tokio::time::sleep(backoff.next_random()).await;
+        }
+    });
+    Ok(())
+}
+
+/// One look at the store, so that readiness is known before the first result.
+async fn probe(gate: &StoreGate, store: &dyn Store) {
+    match store.load(&[]).await {
+        Ok(_) => gate.open(),
+        Err(error) => gate.close(&error),
+    }
+}
+
+/// Node actors share the machine's cores with the consumers and the writer, which run on the current thread.
+fn start_arbiters() -> Vec<Arbiter> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (0..cores.div_ceil(2)).map(|_| Arbiter::new()).collect()
+}
+
+/// Feeds one queue's deliveries to the intake until the server stops. The consumer comes back, to be closed when
+/// all is settled.
+async fn pump(
+    broker: Arc<dyn Broker>,
+    queue: Queue,
+    prefetch: u16,
+    intake: Intake,
+    [stop, give_up]: [CancellationToken; 2],
+) -> Option<Consumer> {
+    let consumed = tokio::select! {
+        biased;
+        () = stop.cancelled() => return None,
+        consumed = broker.consume(&queue, prefetch) => consumed,
+    };
+    let mut consumer = match consumed {
+        Ok(consumer) => consumer,
+        Err(error) => {
+            tracing::error!(target: "vogeler::ingest", queue = queue.name, %error, "this partition is not consumed");
+            return None;
+        }
+    };
+    info!(target: "vogeler::ingest", queue = queue.name, prefetch, "consuming");
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            delivery = consumer.next() => match delivery {
+                Some(delivery) => tokio::select! {
+                    () = intake.accept(delivery) => {}
+                    () = give_up.cancelled() => break,
+                },
+                None => break,
+            },
+        }
+    }
+    consumer.cancel();
+    Some(consumer)
+}
+
+fn node_settings(settings: &config::Server) -> NodeSettings {
+    NodeSettings {
+        node_mailbox: settings.node_mailbox,
+        node_idle: settings.node_idle,
+        freshness: settings.freshness,
+    }
+}
+
+fn commit_settings(settings: &config::Server) -> CommitSettings {
+    CommitSettings {
+        freshness: settings.freshness,
+        conflict_retries_max: settings.conflict_retries_max,
+        retry_max: settings.retry_max,
+        hold_max: settings.hold_max,
+    }
+}

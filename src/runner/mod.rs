@@ -1,1 +1,322 @@
-//! todo
+//! The runner: asks nodes to run a plugin, and names who answered.
+//!
+//! A request goes in; a command goes out, receipts come back, a report results. Invariant: the runner listens for
+//! receipts before it asks, and calls a node silent only after the store, too, knows nothing of its answer: a receipt
+//! may be lost, an answer may not.
+
+pub mod answers;
+pub mod progress;
+pub mod report;
+pub mod target;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use answers::{Answer, Counts, Expected, Failure, Run};
+pub use report::Report;
+pub use target::Target;
+
+use crate::broker::topology::{self, Exchange};
+use crate::broker::{Broker, BrokerError, Consumer, Message, Properties};
+use crate::document::NodeDocument;
+use crate::store::{Store, StoreError, StoredDocument};
+use crate::wire::{Command, NodeName, Outcome, PluginName, ReceiptBatch, RunId};
+
+/// Receipt messages unsettled at once; each is a batch already.
+const RECEIPTS_PREFETCH: u16 = 64;
+/// Commands to single nodes under way at once: their confirms share round trips.
+const PUBLISHES_IN_FLIGHT: usize = 64;
+/// Documents read at once when the store is asked about nodes that no receipt told of.
+const LOAD_COUNT_MAX: usize = 100;
+/// Longest wait for the receipts queue to go away at the end; the broker removes it with the connection anyway.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+const NO_QUEUE: &str =
+    "no client queue of this name: no client ever ran there, or none for 30 days";
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The run's id, made by the caller so that it can be told before anybody answers.
+    pub run: RunId,
+    /// Which plugin to run.
+    pub plugin: PluginName,
+    /// Whom to ask.
+    pub target: Target,
+    /// How long clients may take; then the command expires.
+    pub timeout: Duration,
+}
+
+/// Why nothing was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The broker did not take the command.
+    #[error("the command was not sent: {0}")]
+    Broker(#[from] BrokerError),
+    /// The command cannot be written.
+    #[error("the command cannot be written: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// A command that the broker has, and what is known about who should answer.
+#[derive(Debug)]
+struct Asked {
+    run: Run,
+    notes: Vec<String>,
+}
+
+/// Asks, and waits until all expected nodes have answered, the timeout is over, or `stop`. `observer` sees the run
+/// when it begins and after every change.
+pub async fn run(
+    broker: &dyn Broker,
+    store: &dyn Store,
+    request: &RunRequest,
+    observer: &mut (dyn FnMut(&Run) + Send),
+    stop: &CancellationToken,
+) -> Result<Report, RunError> {
+    let start = Instant::now();
+    let end = start + request.timeout;
+    let deadline = deadline(request.timeout);
+    let receipts = topology::receipts_queue(request.run);
+    let mut receipts = tokio::time::timeout_at(end, broker.consume(&receipts, RECEIPTS_PREFETCH))
+        .await
+        .unwrap_or(Err(BrokerError::Unconfirmed {
+            timeout: request.timeout,
+        }))?;
+    let mut asked = match ask(broker, store, request, deadline).await {
+        Ok(asked) => asked,
+        Err(error) => {
+            receipts.close(CLOSE_TIMEOUT).await;
+            return Err(error);
+        }
+    };
+    observer(&asked.run);
+    if let Some(note) = gather(&mut asked.run, &mut receipts, end, observer, stop).await {
+        asked.notes.push(note);
+    }
+    receipts.close(CLOSE_TIMEOUT).await;
+    if let Err(error) = ask_store(store, &mut asked.run).await {
+        asked.notes.push(format!(
+            "the store could not be asked about nodes without a receipt: {error}"
+        ));
+    }
+    asked.run.end();
+    observer(&asked.run);
+    Ok(Report::new(
+        &asked.run,
+        &request.target,
+        deadline,
+        start.elapsed(),
+        asked.notes,
+    ))
+}
+
+/// Asks and waits for nobody. Returns what is known already: nodes without a queue, and what the store said.
+pub async fn send(
+    broker: &dyn Broker,
+    store: &dyn Store,
+    request: &RunRequest,
+) -> Result<Report, RunError> {
+    let start = Instant::now();
+    let deadline = deadline(request.timeout);
+    let asked = ask(broker, store, request, deadline).await?;
+    Ok(Report::new(
+        &asked.run,
+        &request.target,
+        deadline,
+        start.elapsed(),
+        asked.notes,
+    ))
+}
+
+/// The end of a run that begins now; a timeout beyond the calendar's end is no deadline that anybody lives to see.
+fn deadline(timeout: Duration) -> Timestamp {
+    Timestamp::now()
+        .checked_add(timeout)
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// Publishes the command.
+async fn ask(
+    broker: &dyn Broker,
+    store: &dyn Store,
+    request: &RunRequest,
+    deadline: Timestamp,
+) -> Result<Asked, RunError> {
+    let command = Command {
+        run: Some(request.run),
+        plugin: request.plugin.clone(),
+        deadline: Some(deadline),
+        filter: None,
+    };
+    let message = Message {
+        exchange: Exchange::Commands,
+        routing_key: String::new(),
+        body: Bytes::from(command.encode()?),
+        properties: Properties {
+            content_type: Some("application/json".to_owned()),
+            message_id: Some(request.run.to_string()),
+            expiration: Some(request.timeout),
+            ..Properties::default()
+        },
+        persistent: true,
+        mandatory: false,
+    };
+    let (expected, notes) = expect(store, &request.target).await;
+    let mut asked = Asked {
+        run: Run::new(request.run, request.plugin.clone(), expected),
+        notes,
+    };
+    let routing_key = match &request.target {
+        Target::All => topology::broadcast_key(),
+        Target::Group(group) => topology::group_key(group),
+        Target::Nodes(_) => {
+            ask_by_name(broker, message, &mut asked.run).await?;
+            return Ok(asked);
+        }
+    };
+    let message = Message {
+        routing_key,
+        ..message
+    };
+    broker.publish(message).await?;
+    Ok(asked)
+}
+
+/// Whom the target means, as far as the store can say.
+async fn expect(store: &dyn Store, target: &Target) -> (Expected, Vec<String>) {
+    if let Target::Nodes(names) = target {
+        return (Expected::Nodes(names.clone()), Vec::new());
+    }
+    match store.nodes().await {
+        Ok(known) => {
+            let nodes = target.among(&known);
+            let unknown = nodes.is_empty().then(|| {
+                format!("the store knows no node of {target}: waiting for whoever answers")
+            });
+            (Expected::Nodes(nodes), unknown.into_iter().collect())
+        }
+        Err(error) => (
+            Expected::Unknown,
+            vec![format!(
+                "nobody can say who should answer: {error}; waiting for whoever answers"
+            )],
+        ),
+    }
+}
+
+/// One command a node. A node without a queue is silent at once; an error is only returned if nobody was asked.
+async fn ask_by_name(
+    broker: &dyn Broker,
+    message: Message,
+    run: &mut Run,
+) -> Result<(), BrokerError> {
+    let nodes = run.unheard();
+    let count = nodes.len();
+    let sent = nodes.into_iter().map(|node| {
+        let message = Message {
+            routing_key: node.to_string(),
+            mandatory: true,
+            ..message.clone()
+        };
+        async move { (node, broker.publish(message).await) }
+    });
+    let mut sent = futures::stream::iter(sent).buffer_unordered(PUBLISHES_IN_FLIGHT);
+    let mut failed = 0;
+    while let Some((node, result)) = sent.next().await {
+        let reason = match result {
+            Ok(()) => continue,
+            Err(BrokerError::Unroutable { .. }) => NO_QUEUE.to_owned(),
+            Err(error) => {
+                failed += 1;
+                if failed == count {
+                    return Err(error);
+                }
+                format!("the command was not sent: {error}")
+            }
+        };
+        run.record(node, Answer::Silent(Some(reason)));
+    }
+    Ok(())
+}
+
+/// Takes receipts until there is nothing more to wait for. Says why it ended early, if it did.
+async fn gather(
+    run: &mut Run,
+    receipts: &mut Consumer,
+    end: Instant,
+    observer: &mut (dyn FnMut(&Run) + Send),
+    stop: &CancellationToken,
+) -> Option<String> {
+    while !run.is_settled() {
+        let delivery = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Some("stopped before the deadline".to_owned()),
+            () = tokio::time::sleep_until(end) => return None,
+            delivery = receipts.next() => delivery,
+        };
+        let Some(delivery) = delivery else {
+            return Some("the broker ended the queue of receipts".to_owned());
+        };
+        match serde_json::from_slice::<ReceiptBatch>(&delivery.body) {
+            Ok(batch) if batch.run == run.id() => {
+                let mut changed = false;
+                for receipt in batch.receipts {
+                    changed |= run.on_receipt(receipt);
+                }
+                if changed {
+                    observer(run);
+                }
+            }
+            Ok(batch) => {
+                tracing::warn!(target: "vogeler::runner", run = %batch.run, "receipts of another run");
+            }
+            Err(error) => {
+                tracing::warn!(target: "vogeler::runner", %error, "a message that is no receipts");
+            }
+        }
+        delivery.settler.ack();
+    }
+    None
+}
+
+/// Looks into the documents of the nodes that no receipt told of: the run's id there is an answer.
+async fn ask_store(store: &dyn Store, run: &mut Run) -> Result<(), StoreError> {
+    let unheard = run.unheard();
+    for nodes in unheard.chunks(LOAD_COUNT_MAX) {
+        for (node, document) in store.load(nodes).await? {
+            if let Some(answer) = answer_in(&node, &document, run.plugin(), run.id()) {
+                run.record(node, answer);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a node document says about a run of a plugin.
+fn answer_in(
+    node: &NodeName,
+    document: &StoredDocument,
+    plugin: &PluginName,
+    run: RunId,
+) -> Option<Answer> {
+    let document = NodeDocument::parse(node, &document.json).ok()?;
+    let state = document.plugins().get(plugin)?;
+    if state.run != Some(run) {
+        return None;
+    }
+    let failure = state.last_error.clone();
+    Some(
+        failure.map_or(Answer::Answered(Outcome::Stored), |failure| {
+            Answer::from(failure.error)
+        }),
+    )
+}
+
+#[cfg(test)]
+#[path = "runner_tests.rs"]
+mod tests;

@@ -9,10 +9,14 @@ mod receipt;
 mod result;
 
 pub use command::{Command, DecodeCommandError};
-pub use name::{Group, NameError, NodeName, PluginName, RunId};
+pub use name::{
+    GROUP_BYTES_MAX, Group, NODE_NAME_BYTES_MAX, NameError, NodeName, OWN_KEYS,
+    PLUGIN_NAME_BYTES_MAX, PluginName, RunId,
+};
 pub use receipt::{Outcome, Receipt, ReceiptBatch};
 pub use result::{
-    Content, ContentHash, DecodeError, ErrorKind, Format, PluginError, PluginResult, Seq,
+    Content, ContentHash, DecodeError, ERROR_MESSAGE_BYTES_MAX, ErrorKind, Format, PluginError,
+    PluginResult, Seq, truncate,
 };
 
 /// The `v` member of every message of ours; the messages of 2010 have none.

@@ -228,7 +228,7 @@ pub enum DecodeError {
         source: std::io::Error,
     },
     /// Not JSON at all, or cut off.
-    #[error("the message is not a JSON object: {source}")]
+    #[error("the message is not JSON: {source}")]
     NotJson {
         /// Where and why.
         #[source]
@@ -347,6 +347,15 @@ impl PluginResult {
     /// Reads either wire version from an uncompressed body. A result of 2010 has no sequence and time of its
     /// own: it takes those of its arrival, `now`.
     pub fn decode(body: &[u8], now: Timestamp) -> Result<Self, DecodeError> {
+        // serde reads a struct from an array too; a result is an object.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(
+                match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+                    Ok(_) => DecodeError::shape("it is not a JSON object"),
+                    Err(source) => DecodeError::NotJson { source },
+                },
+            );
+        }
         match serde_json::from_slice::<Envelope<'_>>(body) {
             Ok(envelope) if envelope.v == WIRE_VERSION => Self::from_envelope(envelope),
             Ok(envelope) => Err(DecodeError::Version {

@@ -7,33 +7,46 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use url::Url;
 
-use super::process::{Guarded, free_port, wait_for};
+use super::process::{Service, free_port, wait_until};
 
 /// The server's administrator. (With one, a wrong password is refused; without, everything is taken.)
-pub(crate) const USER: &str = "vogeler";
+pub const USER: &str = "vogeler";
 /// The administrator's password.
-pub(crate) const PASSWORD: &str = "se:cret@1";
+pub const PASSWORD: &str = "se:cret@1";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Pouch {
     port: u16,
     /// Held for the life of the process.
-    _service: Guarded,
+    _service: Service,
 }
 
 /// Address of the server, with user and password; the first caller starts it.
-pub(crate) fn url() -> Url {
+pub fn url() -> Url {
     static SERVER: OnceLock<Pouch> = OnceLock::new();
     let port = SERVER.get_or_init(start).port;
     let mut url = Url::parse(&format!("http://127.0.0.1:{port}")).unwrap();
     url.set_username(USER).unwrap();
     url.set_password(Some(PASSWORD)).unwrap();
     url
+}
+
+/// DSN of a database that no other test uses. It is not there yet.
+pub fn fresh_dsn() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let url = url();
+    let rest = url
+        .as_str()
+        .trim_start_matches("http")
+        .trim_end_matches('/');
+    format!("couch{rest}/fresh_{next}")
 }
 
 fn install() -> PathBuf {
@@ -61,11 +74,15 @@ fn start() -> Pouch {
         .current_dir(&folder)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut service = Guarded::spawn(&mut command, &folder);
-    wait_for("pouchdb-server's answer", START_DEADLINE, || {
+    let mut service = Service::start(&mut command, Some(&folder)).unwrap();
+    let is_up = wait_until(START_DEADLINE, || {
         assert!(service.is_running(), "pouchdb-server ended: {command:?}");
-        answers(port).then_some(())
+        answers(port)
     });
+    assert!(
+        is_up,
+        "pouchdb-server does not answer within {START_DEADLINE:?}"
+    );
     Pouch {
         port,
         _service: service,

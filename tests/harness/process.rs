@@ -1,117 +1,125 @@
-//! Services that end when the test process ends, however it ends.
+//! A service that the tests start: its own process group, and a guard that ends it when the test process is gone.
 //!
-//! Beside every service a small shell waits on a pipe that only this process holds open. When this process returns,
-//! panics or is killed, the pipe ends, and the shell ends the service's process group and removes its folder.
+//! The guard is a shell that reads a pipe from the test process. However that process ends, kill -9 included, the pipe
+//! closes, and the guard kills the group and removes the folder.
 
-use std::net::TcpListener;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Waits for the end of its input, then ends process group `$1` and removes folder `$2`. (`kill` of some shells takes
-/// no `--`.)
-const GUARD: &str = r#"
-    cat >/dev/null
-    kill -TERM "-$1" 2>/dev/null
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-        kill -0 "-$1" 2>/dev/null || break
-        sleep 0.2
-    done
-    kill -KILL "-$1" 2>/dev/null
-    rm -rf -- "$2"
-"#;
-/// Pause between two looks at a condition.
-const POLL: Duration = Duration::from_millis(20);
+use rustix::process::{Pid, Signal, kill_process_group};
 
-/// A service under guard. Dropping it ends the service; a static is never dropped, and the guard ends it all the same.
+/// The group gets a kill until it is empty: a process may be forking while it is killed. (`kill` of dash takes no `--`.)
+const GUARD: &str = r#"
+cat >/dev/null
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -KILL "-$1" 2>/dev/null || break; sleep 0.2; done
+if [ -n "$2" ]; then rm -rf -- "$2"; fi
+"#;
+
+/// A running service.
 #[derive(Debug)]
-pub(crate) struct Guarded {
-    service: Child,
-    /// Its input is the pipe.
+pub struct Service {
+    child: Child,
     guard: Child,
 }
 
-impl Guarded {
-    /// Starts `command` in a process group of its own. `folder` is removed when the service ended.
-    pub(crate) fn spawn(command: &mut Command, folder: &Path) -> Self {
-        let service = command
-            .process_group(0)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
-        let guard = Command::new("sh")
-            .args(["-c", GUARD, "guard"])
-            .arg(service.id().to_string())
-            .arg(folder)
-            // Ctrl-C ends the tests, and must not end the guard first.
-            .process_group(0)
+impl Service {
+    /// Starts `command` in a process group of its own. When this process ends, the group is killed and `folder` is
+    /// removed.
+    pub fn start(command: &mut Command, folder: Option<&Path>) -> io::Result<Self> {
+        let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
+        let guard = Command::new("/bin/sh")
+            .args(["-c", GUARD, "guard", &child.id().to_string()])
+            .arg(folder.unwrap_or(Path::new("")))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { service, guard }
+            .process_group(0)
+            .spawn()?;
+        Ok(Self { child, guard })
     }
 
-    /// Whether the service still runs.
-    pub(crate) fn is_running(&mut self) -> bool {
-        matches!(self.service.try_wait(), Ok(None))
+    /// Sends `signal` to the whole group.
+    pub fn signal(&self, signal: Signal) {
+        // An error says that the group is gone already.
+        drop(kill_process_group(self.group(), signal));
+    }
+
+    /// Whether the first process still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Asks the service to end, and kills what is left of the group after `patience`.
+    pub fn stop(mut self, patience: Duration) {
+        let pid = self.group();
+        drop(rustix::process::kill_process(pid, Signal::TERM));
+        wait_until(patience, || !self.is_running());
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 }
 
-impl Drop for Guarded {
+impl Drop for Service {
     fn drop(&mut self) {
-        // Ends the guard's input; it ends the service.
-        drop(self.guard.stdin.take());
-        // Reaped here, so that the guard sees the group empty as soon as it is.
-        self.service.wait().ok();
-        self.guard.wait().ok();
+        self.signal(Signal::KILL);
+        drop(self.child.wait());
+        // The guard goes last, and without doing its work: the folder may be used again.
+        drop(self.guard.kill());
+        drop(self.guard.wait());
     }
 }
 
-/// A loopback port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-/// Looks until `condition` gives something; panics with `what` after `deadline`.
-pub(crate) fn wait_for<T>(
-    what: &str,
-    deadline: Duration,
-    mut condition: impl FnMut() -> Option<T>,
-) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = condition() {
-            return found;
+/// Polls `condition` until it holds, at most `patience`; says whether it did.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "polls from a test's own thread, with a deadline"
+)]
+pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
         }
-        assert!(
-            start.elapsed() < deadline,
-            "{what}: not within {deadline:?}"
-        );
-        std::thread::park_timeout(POLL);
+        std::thread::sleep(Duration::from_millis(50));
     }
+    true
 }
 
-/// Goal: a service ends with its guard, together with what it started, and its folder goes.
+/// A loopback port that nothing listens on now.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("no free port");
+    listener.local_addr().expect("no address").port()
+}
+
+/// Goal: a service ends with its guard's pipe, together with what it started, and its folder goes.
 #[test]
-fn a_guarded_service_ends_with_its_guard() {
+fn a_service_ends_with_its_guard() {
     let folder = tempfile::tempdir().unwrap().keep();
     let mark = folder.join("child");
     let script = format!("sleep 600 & echo $! > '{}'; wait", mark.display());
-    let mut guarded = Guarded::spawn(Command::new("sh").args(["-c", &script]), &folder);
-    let child = wait_for("the child's pid", Duration::from_secs(5), || {
-        let text = std::fs::read_to_string(&mark).ok()?;
-        text.trim().parse::<u32>().ok()
-    });
-    assert!(guarded.is_running());
-    drop(guarded);
-    assert!(!folder.exists());
+    let mut command = Command::new("sh");
+    let mut service = Service::start(command.args(["-c", &script]), Some(&folder)).unwrap();
+    let patience = Duration::from_secs(10);
+    let child = || {
+        std::fs::read_to_string(&mark)
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    };
+    assert!(wait_until(patience, || child().is_some()));
+    let stat = format!("/proc/{}/stat", child().unwrap());
+    assert!(service.is_running());
+    // What happens when this process ends, however it ends.
+    drop(service.guard.stdin.take());
+    assert!(wait_until(patience, || !service.is_running()));
     // A zombie that nobody reaped yet is as good as gone.
-    wait_for("the child's end", Duration::from_secs(5), || {
-        let stat = std::fs::read_to_string(format!("/proc/{child}/stat"));
-        stat.map_or(Some(()), |stat| stat.contains(") Z ").then_some(()))
-    });
+    let is_gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    assert!(wait_until(patience, is_gone));
+    assert!(wait_until(patience, || !folder.exists()));
 }

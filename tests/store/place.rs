@@ -18,24 +18,24 @@ use vogeler::wire::NodeName;
 use crate::harness::pouch;
 
 /// Names a real CouchDB to test against: `http://user:password@host:port`.
-pub(crate) const COUCH_VARIABLE: &str = "VOGELER_TEST_COUCH";
+pub const COUCH_VARIABLE: &str = "VOGELER_TEST_COUCH";
 /// Small enough to test quickly where it can be set.
 const MEMORY_DOCUMENT_BYTES_MAX: usize = 100_000;
 
 /// A store to test.
 #[derive(Debug)]
-pub(crate) struct Place {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) other: Other,
+pub struct Place {
+    pub store: Arc<dyn Store>,
+    pub other: Other,
     /// Bytes from which on a document is too large; none where it is never.
-    pub(crate) document_bytes_max: Option<usize>,
-    pub(crate) config: config::Store,
+    pub document_bytes_max: Option<usize>,
+    pub config: config::Store,
     folder: TempDir,
 }
 
 /// Somebody else.
 #[derive(Debug)]
-pub(crate) enum Other {
+pub enum Other {
     Memory(MemoryStore),
     Sqlite(PathBuf),
     Couch(Http),
@@ -43,14 +43,14 @@ pub(crate) enum Other {
 
 /// Plain HTTP to a database, on ways of its own.
 #[derive(Debug)]
-pub(crate) struct Http {
+pub struct Http {
     client: reqwest::Client,
     /// Address of the database, with user and password.
-    pub(crate) database: Url,
+    pub database: Url,
 }
 
 /// Settings for a store at `dsn`.
-pub(crate) fn settings(dsn: StoreDsn) -> config::Store {
+pub fn settings(dsn: StoreDsn) -> config::Store {
     config::Store {
         dsn,
         create: false,
@@ -61,7 +61,7 @@ pub(crate) fn settings(dsn: StoreDsn) -> config::Store {
 }
 
 /// The DSN of database `name` at `server`, an address with user and password.
-pub(crate) fn couch_dsn(server: &Url, name: &str) -> StoreDsn {
+pub fn couch_dsn(server: &Url, name: &str) -> StoreDsn {
     let mut base = server.clone();
     base.set_username("").unwrap();
     base.set_password(None).unwrap();
@@ -80,18 +80,18 @@ fn decode(text: &str) -> String {
 }
 
 /// A database name that no other test of any process has.
-pub(crate) fn fresh_name() -> String {
+pub fn fresh_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("contract_{}_{next}", std::process::id())
 }
 
-pub(crate) fn designs() -> PathBuf {
+pub fn designs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/_design")
 }
 
 impl Place {
-    pub(crate) async fn memory() -> Option<Self> {
+    pub async fn memory() -> Option<Self> {
         let store = MemoryStore::new().with_document_bytes_max(MEMORY_DOCUMENT_BYTES_MAX);
         let other = Other::Memory(store.clone());
         let max = Some(MEMORY_DOCUMENT_BYTES_MAX);
@@ -106,7 +106,7 @@ impl Place {
         )
     }
 
-    pub(crate) async fn sqlite() -> Option<Self> {
+    pub async fn sqlite() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("below/vogeler.db");
         let config = settings(StoreDsn::Sqlite(path.clone()));
@@ -115,7 +115,7 @@ impl Place {
         Some(place)
     }
 
-    pub(crate) async fn pouchdb() -> Option<Self> {
+    pub async fn pouchdb() -> Option<Self> {
         let server = tokio::task::spawn_blocking(pouch::url).await.unwrap();
         Some(Self::couch(&server, None).await)
     }
@@ -125,7 +125,7 @@ impl Place {
         clippy::disallowed_methods,
         reason = "a setting of the tests, not of vogeler"
     )]
-    pub(crate) async fn couchdb() -> Option<Self> {
+    pub async fn couchdb() -> Option<Self> {
         let Ok(server) = std::env::var(COUCH_VARIABLE) else {
             println!("skipped: {COUCH_VARIABLE} names no CouchDB");
             return None;
@@ -165,7 +165,7 @@ impl Place {
     }
 
     /// Ends the store, and deletes its database where it stands on a server.
-    pub(crate) async fn tear_down(self) {
+    pub async fn tear_down(self) {
         self.store.close().await;
         if let Other::Couch(http) = &self.other {
             http.send(Method::DELETE, &[], None).await;
@@ -173,7 +173,7 @@ impl Place {
     }
 
     /// Writes one document.
-    pub(crate) async fn write(&self, id: &str, revision: Option<&Revision>, json: &str) -> Verdict {
+    pub async fn write(&self, id: &str, revision: Option<&Revision>, json: &str) -> Verdict {
         let verdicts = self.store.write(vec![write(id, revision, json)]).await;
         let mut verdicts = verdicts.unwrap();
         assert_eq!(verdicts.len(), 1, "{verdicts:?}");
@@ -181,12 +181,12 @@ impl Place {
     }
 
     /// Writes one document that the store must take.
-    pub(crate) async fn put(&self, id: &str, revision: Option<&Revision>, json: &str) -> Revision {
+    pub async fn put(&self, id: &str, revision: Option<&Revision>, json: &str) -> Revision {
         stored(self.write(id, revision, json).await)
     }
 
     /// Reads one document, without `_id` and `_rev`.
-    pub(crate) async fn get(&self, id: &str) -> Option<(Revision, Map<String, Value>)> {
+    pub async fn get(&self, id: &str) -> Option<(Revision, Map<String, Value>)> {
         let ids = [node(id)];
         let document = self.store.load(&ids).await.unwrap().remove(id)?;
         let mut members: Map<String, Value> = serde_json::from_str(document.json.get()).unwrap();
@@ -198,7 +198,7 @@ impl Place {
 
 impl Other {
     /// Replaces a document or makes it.
-    pub(crate) async fn put(&self, id: &str, json: &str) {
+    pub async fn put(&self, id: &str, json: &str) {
         match self {
             Self::Memory(store) => _ = store.overwrite(&node(id), raw(json)),
             Self::Sqlite(path) => {
@@ -221,7 +221,7 @@ impl Other {
     }
 
     /// Deletes a document that is there.
-    pub(crate) async fn delete(&self, id: &str) {
+    pub async fn delete(&self, id: &str) {
         match self {
             Self::Memory(store) => assert!(store.delete(&node(id))),
             Self::Sqlite(path) => {
@@ -239,13 +239,13 @@ impl Other {
 }
 
 impl Http {
-    pub(crate) async fn get(&self, id: &str) -> Option<Value> {
+    pub async fn get(&self, id: &str) -> Option<Value> {
         let (status, body) = self.send(Method::GET, &[id], None).await;
         status.is_success().then_some(body)
     }
 
     /// Sends a request to `path` below the database.
-    pub(crate) async fn send(
+    pub async fn send(
         &self,
         method: Method,
         path: &[&str],
@@ -270,7 +270,7 @@ fn sqlite(path: &Path) -> rusqlite::Connection {
     connection
 }
 
-pub(crate) fn write(id: &str, revision: Option<&Revision>, json: &str) -> Write {
+pub fn write(id: &str, revision: Option<&Revision>, json: &str) -> Write {
     Write {
         id: node(id),
         revision: revision.cloned(),
@@ -278,16 +278,16 @@ pub(crate) fn write(id: &str, revision: Option<&Revision>, json: &str) -> Write 
     }
 }
 
-pub(crate) fn node(id: &str) -> NodeName {
+pub fn node(id: &str) -> NodeName {
     id.parse().unwrap()
 }
 
-pub(crate) fn raw(json: &str) -> Box<RawValue> {
+pub fn raw(json: &str) -> Box<RawValue> {
     RawValue::from_string(json.to_owned()).unwrap()
 }
 
 /// The revision of a verdict that must be `Stored`.
-pub(crate) fn stored(verdict: Verdict) -> Revision {
+pub fn stored(verdict: Verdict) -> Revision {
     match verdict {
         Verdict::Stored(revision) => revision,
         other => panic!("not stored: {other:?}"),

@@ -155,7 +155,7 @@ fn questions() -> Vec<(Query, &'static [&'static str])> {
 }
 
 /// Goal: each question has the same answer on every store, sorted by name.
-pub(crate) async fn stores_agree(place: &Place) {
+pub async fn stores_agree(place: &Place) {
     fill(place).await;
     for (query, expected) in questions() {
         let found = place.store.find(&query).await;
@@ -166,7 +166,7 @@ pub(crate) async fn stores_agree(place: &Place) {
 }
 
 /// Goal: the list of nodes and their number leave out what is no node; groups and plugins are those of the document.
-pub(crate) async fn nodes_are_listed(place: &Place) {
+pub async fn nodes_are_listed(place: &Place) {
     assert_eq!(place.store.about().await.unwrap().documents, 0);
     assert_eq!(place.store.nodes().await.unwrap(), []);
     fill(place).await;
@@ -186,7 +186,7 @@ pub(crate) async fn nodes_are_listed(place: &Place) {
 }
 
 /// Goal: an answer is never older than the last write: indexes are brought up to date first.
-pub(crate) async fn changes_are_found_at_once(place: &Place) {
+pub async fn changes_are_found_at_once(place: &Place) {
     let with = |value: &str| document("n", &json!({"facter": {"a": value}})).to_string();
     let first = place.put("n", None, &with("one")).await;
     assert_eq!(

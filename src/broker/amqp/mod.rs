@@ -1,35 +1,101 @@
-//! todo
-use super::*;
-/// todo
-#[derive(Debug, Default)]
-pub struct AmqpBroker;
+//! RabbitMQ, over AMQP 0-9-1.
+//!
+//! ```text
+//! publish ──▶ publisher ──▶ in_flight ──▶ connection (publish) ──▶ RabbitMQ
+//! consumer ◀── session ◀──────────────── connection (consume) ◀── RabbitMQ
+//!    └─ settlements ──▶ ack
+//! ```
+//!
+//! Connections are made when they are needed and replaced when they break; consumers see to that on their own.
+//! Invariant: a delivery is acknowledged through the channel it came on or not at all.
+
+mod about;
+mod ack;
+mod connection;
+mod consumer;
+mod declare;
+mod in_flight;
+mod properties;
+mod publisher;
+mod session;
+mod trouble;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use self::connection::{Connector, Links, Role, Target};
+use self::publisher::Publisher;
+use super::topology::Queue;
+use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth};
+
+/// A RabbitMQ broker or cluster.
+#[derive(Debug)]
+pub struct AmqpBroker {
+    target: Arc<Target>,
+    links: Arc<Links>,
+    consume: Arc<Connector>,
+    publish: Arc<Connector>,
+    publisher: Publisher,
+    closed: CancellationToken,
+}
+
 impl AmqpBroker {
-    /// todo
-    pub fn new(_c: &crate::config::Broker) -> Self {
-        Self
+    /// The broker at `url` (`amqp://` or `amqps://`), with the bounds of `config`. Nothing is connected yet.
+    pub fn new(url: &Url, config: &crate::config::Broker) -> Self {
+        let (target, links) = (Arc::new(Target::new(url, config)), Arc::new(Links::new()));
+        let closed = CancellationToken::new();
+        let connector = |role| {
+            let (target, links) = (Arc::clone(&target), Arc::clone(&links));
+            Arc::new(Connector::new(target, role, links, closed.clone()))
+        };
+        let (consume, publish) = (connector(Role::Consume), connector(Role::Publish));
+        Self {
+            publisher: Publisher::new(Arc::clone(&publish), closed.clone()),
+            target,
+            links,
+            consume,
+            publish,
+            closed,
+        }
     }
 }
+
 #[async_trait]
 impl Broker for AmqpBroker {
-    async fn declare(&self, _q: &[Queue]) -> Result<(), BrokerError> {
-        todo!()
+    async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError> {
+        // An exclusive queue belongs to the connection that declared it: the one that consumes.
+        declare::declare(&self.consume, queues).await
     }
-    async fn publish(&self, _m: Message) -> Result<(), BrokerError> {
-        todo!()
+
+    async fn publish(&self, message: Message) -> Result<(), BrokerError> {
+        self.publisher.publish(message).await
     }
-    async fn consume(&self, _q: &Queue, _p: u16) -> Result<Consumer, BrokerError> {
-        todo!()
+
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let connector = Arc::clone(&self.consume);
+        consumer::consume(connector, queue.clone(), prefetch, self.closed.clone()).await
     }
-    async fn depth(&self, _q: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {
-        todo!()
+
+    async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {
+        declare::depths(&self.consume, queues).await
     }
+
     fn link(&self) -> watch::Receiver<Link> {
-        todo!()
+        self.links.subscribe()
     }
+
     async fn about(&self) -> Result<String, BrokerError> {
-        todo!()
+        about::about(&self.target)
+            .await
+            .map_err(|trouble| trouble.into_error(&self.target.address, ""))
     }
+
     async fn close(&self) {
-        todo!()
+        self.closed.cancel();
+        tokio::join!(self.consume.close(), self.publish.close());
     }
 }

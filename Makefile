@@ -1,0 +1,28 @@
+# One command each. Needs Rust and a C compiler; tests install what they need under target/.
+
+CARGO ?= cargo
+
+.PHONY: help demo build test check fmt clippy doc
+
+help: ## Show this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+demo: ## The whole system in one process: server, 25 clients, runner
+	$(CARGO) run --locked --quiet --release --bin vogeler -- demo $(ARGS)
+
+build: ## The release binary, target/release/vogeler
+	$(CARGO) build --locked --release --bin vogeler
+
+test: ## All tests, on real services that they start themselves
+	$(CARGO) test --locked
+
+check: fmt clippy doc test ## Everything that CI checks
+
+fmt: ## Whether the code is formatted
+	$(CARGO) fmt --check
+
+clippy: ## Lints, as errors
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+doc: ## The documentation, warnings as errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items

@@ -1,0 +1,380 @@
+//! The two connections to RabbitMQ, one to consume and one to publish: a memory alarm at the broker stops all that a
+//! publishing connection sends, acks included.
+//!
+//! lapin's own recovery stays off: it ends silently when its retries do. A connection is made when it is asked for, and
+//! watched; who uses it notices that it broke and asks for the next. Invariant: no error, log line or `Debug` of
+//! this module holds the password.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::trouble::Trouble;
+use crate::broker::Link;
+
+/// Largest frame we agree to: lapin allocates what the broker offers, and some offer 4 GiB.
+const FRAME_BYTES_MAX: u32 = 131_072;
+/// How often a connection or channel is looked at: a broken one is not always announced.
+pub(super) const WATCHDOG_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the broker is, and the bounds of every call.
+pub(super) struct Target {
+    /// Host and port, for people.
+    pub(super) address: String,
+    pub(super) connect_timeout: Duration,
+    pub(super) publish_timeout: Duration,
+    pub(super) reconnect_max: Duration,
+    uri: Result<AMQPUri, String>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// Reads `url`; what it says of `frame_max`, `heartbeat` and `connection_timeout` wins over ours.
+    pub(super) fn new(url: &Url, config: &crate::config::Broker) -> Self {
+        let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
+        let host = url.host_str().unwrap_or("localhost");
+        let address = format!("{host}:{}", url.port().unwrap_or(default_port));
+        let uri = url.as_str().parse::<AMQPUri>().map(|mut uri| {
+            // lapin takes an IPv6 address for no host at all.
+            host.trim_matches(['[', ']'])
+                .clone_into(&mut uri.authority.host);
+            let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
+            let timeout = u64::try_from(config.connect_timeout.as_millis()).unwrap_or(u64::MAX);
+            uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
+            uri.query.heartbeat.get_or_insert(heartbeat.max(1));
+            uri.query.connection_timeout.get_or_insert(timeout);
+            uri
+        });
+        Self {
+            address,
+            connect_timeout: config.connect_timeout,
+            publish_timeout: config.publish_timeout,
+            reconnect_max: config.reconnect_max,
+            uri,
+        }
+    }
+
+    /// The URI with its password: for connecting only.
+    pub(super) fn uri(&self) -> Result<AMQPUri, Trouble> {
+        self.uri
+            .clone()
+            .map_err(|reason| Trouble::Refused(format!("broker.dsn cannot be used: {reason}")))
+    }
+
+    /// Runs one exchange with the broker, within the connect timeout.
+    pub(super) async fn within<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        tokio::time::timeout(self.connect_timeout, work)
+            .await
+            .unwrap_or_else(|_| Err(Trouble::timeout(what, self.connect_timeout)))
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Consume,
+    Publish,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Consume => "vogeler consume",
+            Self::Publish => "vogeler publish",
+        }
+    }
+}
+
+/// What is known of both connections, told as one: consumers are always trying, so where there is one its state counts.
+#[derive(Debug)]
+pub(super) struct Links {
+    roles: Mutex<(Link, Link)>,
+    told: watch::Sender<Link>,
+}
+
+impl Links {
+    pub(super) fn new() -> Self {
+        Self {
+            roles: Mutex::new((Link::Unknown, Link::Unknown)),
+            told: watch::Sender::new(Link::Unknown),
+        }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Link> {
+        self.told.subscribe()
+    }
+
+    /// Notes the state of one connection, and logs it if it changed.
+    fn set(&self, role: Role, address: &str, link: Link) {
+        let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = match role {
+            Role::Consume => &mut roles.0,
+            Role::Publish => &mut roles.1,
+        };
+        if !same_state(slot, &link) {
+            match &link {
+                Link::Unknown => {}
+                Link::Up => {
+                    tracing::info!(target: "vogeler::broker", broker = address, connection = role.name(), "connected")
+                }
+                Link::Down { reason } => {
+                    tracing::warn!(target: "vogeler::broker", broker = address, connection = role.name(), reason, "not connected")
+                }
+            }
+        }
+        *slot = link;
+        let overall = match &roles.0 {
+            Link::Unknown => roles.1.clone(),
+            known => known.clone(),
+        };
+        self.told.send_if_modified(|told| {
+            let changed = !same_state(told, &overall);
+            *told = overall;
+            changed
+        });
+    }
+}
+
+/// Whether two links are the same but for the words of the reason.
+fn same_state(left: &Link, right: &Link) -> bool {
+    std::mem::discriminant(left) == std::mem::discriminant(right)
+}
+
+/// One connection, made when asked for and shared by all that ask.
+#[derive(Debug)]
+pub(super) struct Connector {
+    pub(super) target: Arc<Target>,
+    role: Role,
+    links: Arc<Links>,
+    closed: CancellationToken,
+    attempts: AtomicU64,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connection: Option<Arc<Connection>>,
+    /// How the last attempt failed, for those who waited for it.
+    failure: Option<Trouble>,
+}
+
+impl Connector {
+    pub(super) fn new(
+        target: Arc<Target>,
+        role: Role,
+        links: Arc<Links>,
+        closed: CancellationToken,
+    ) -> Self {
+        Self {
+            target,
+            role,
+            links,
+            closed,
+            attempts: AtomicU64::new(0),
+            state: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// A fresh channel, on a fresh connection where the last one broke.
+    pub(super) async fn channel(&self) -> Result<(Arc<Connection>, Channel), Trouble> {
+        let connection = self.connection().await?;
+        let open = async { Ok(connection.create_channel().await?) };
+        let channel = self.target.within("opening a channel", open).await?;
+        Ok((connection, channel))
+    }
+
+    async fn connection(&self) -> Result<Arc<Connection>, Trouble> {
+        let seen = self.attempts.load(Ordering::Acquire);
+        let mut state = self.state.lock().await;
+        if self.closed.is_cancelled() {
+            return Err(Trouble::Closed);
+        }
+        if let Some(connection) = &state.connection
+            && connection.status().connected()
+        {
+            return Ok(Arc::clone(connection));
+        }
+        // Many wait here while one tries: they share its failure rather than time out one after the other.
+        if let Some(failure) = &state.failure
+            && self.attempts.load(Ordering::Acquire) != seen
+        {
+            return Err(failure.clone());
+        }
+        state.connection = None;
+        let made = self.connect().await;
+        self.attempts.fetch_add(1, Ordering::AcqRel);
+        match made {
+            Ok(connection) => {
+                state.failure = None;
+                state.connection = Some(Arc::clone(&connection));
+                Ok(connection)
+            }
+            Err(trouble) => {
+                let reason = format!("{trouble:?}");
+                self.links
+                    .set(self.role, &self.target.address, Link::Down { reason });
+                state.failure = Some(trouble.clone());
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Arc<Connection>, Trouble> {
+        crate::tls::install_crypto_provider();
+        let properties =
+            ConnectionProperties::default().with_connection_name(self.role.name().into());
+        let uri = self.target.uri()?;
+        let work = async { Ok(Connection::connect_uri(uri, properties).await?) };
+        let connection = Arc::new(self.target.within("connecting", Box::pin(work)).await?);
+        self.links.set(self.role, &self.target.address, Link::Up);
+        tokio::spawn(watch_connection(
+            Arc::downgrade(&connection),
+            connection.events_listener(),
+            self.role,
+            Arc::clone(&self.target),
+            Arc::clone(&self.links),
+        ));
+        Ok(connection)
+    }
+
+    /// Ends the connection, if there is one, and makes none any more.
+    pub(super) async fn close(&self) {
+        self.closed.cancel();
+        let connection = self.state.lock().await.connection.take();
+        if let Some(connection) = connection {
+            let close = async { Ok(connection.close(200, "closed".into()).await?) };
+            if let Err(trouble) = self.target.within("closing", close).await {
+                tracing::debug!(target: "vogeler::broker", ?trouble, "the connection was gone before it was closed");
+            }
+        }
+    }
+}
+
+/// Tells the link of one connection until it is gone.
+async fn watch_connection(
+    connection: std::sync::Weak<Connection>,
+    events: impl futures::Stream<Item = Event>,
+    role: Role,
+    target: Arc<Target>,
+    links: Arc<Links>,
+) {
+    let mut events = std::pin::pin!(events);
+    let mut reason = "the connection broke".to_owned();
+    loop {
+        let event = tokio::time::timeout(WATCHDOG_EVERY, events.next()).await;
+        match event {
+            Ok(Some(Event::ConnectionBlocked(why))) => {
+                tracing::warn!(target: "vogeler::broker", broker = target.address, connection = role.name(), reason = why, "the broker takes no messages until its alarm ends");
+            }
+            Ok(Some(Event::ConnectionUnblocked)) => {
+                tracing::info!(target: "vogeler::broker", broker = target.address, connection = role.name(), "the broker takes messages again");
+            }
+            Ok(Some(Event::Error(error))) => reason = error.to_string(),
+            Ok(Some(_)) | Err(_) => {}
+            Ok(None) => tokio::time::sleep(WATCHDOG_EVERY).await,
+        }
+        match connection.upgrade() {
+            Some(connection) if connection.status().connected() => {}
+            Some(_) => return links.set(role, &target.address, Link::Down { reason }),
+            // Closed by us, or replaced by its successor, which tells the link now.
+            None => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BrokerDsn;
+
+    fn target(url: &str) -> Target {
+        let config = crate::config::Broker {
+            dsn: BrokerDsn::Memory,
+            partitions: 1,
+            queue_type: crate::broker::topology::QueueType::Classic,
+            heartbeat: Duration::from_secs(7),
+            connect_timeout: Duration::from_secs(3),
+            publish_timeout: Duration::from_secs(3),
+            reconnect_max: Duration::from_secs(3),
+        };
+        Target::new(&Url::parse(url).unwrap(), &config)
+    }
+
+    /// Goal: our bounds hold unless the DSN says otherwise, and hosts of every kind arrive.
+    #[test]
+    fn the_dsn_wins_over_our_bounds() {
+        let ours = target("amqp://u:p%40ss@[::1]/v%2fh");
+        let uri = ours.uri().unwrap();
+        assert_eq!(uri.query.frame_max, Some(FRAME_BYTES_MAX));
+        assert_eq!(uri.query.heartbeat, Some(7));
+        assert_eq!(uri.query.connection_timeout, Some(3000));
+        assert_eq!(
+            (uri.authority.host.as_str(), uri.authority.port),
+            ("::1", 5672)
+        );
+        assert_eq!(uri.authority.userinfo.password, "p@ss");
+        assert_eq!(uri.vhost, "v/h");
+        let theirs = target("amqps://h/?heartbeat=60&frame_max=4096")
+            .uri()
+            .unwrap();
+        assert_eq!(theirs.query.frame_max, Some(4096));
+        assert_eq!(theirs.query.heartbeat, Some(60));
+        assert_eq!(theirs.authority.port, 5671);
+    }
+
+    /// Goal: the password is in no text that could be logged, not even when the DSN is bad.
+    #[test]
+    fn the_password_is_never_printed() {
+        for url in [
+            "amqp://u:hunter2@h/v",
+            "amqp://u:hunter2@h/v?heartbeat=often",
+        ] {
+            let target = target(url);
+            let error = target.uri().err();
+            assert!(!format!("{target:?} {error:?} {}", target.address).contains("hunter2"));
+        }
+        let bad = target("amqp://u:hunter2@h/v?heartbeat=often");
+        assert!(
+            matches!(bad.uri(), Err(Trouble::Refused(reason)) if reason.contains("broker.dsn"))
+        );
+    }
+
+    /// Goal: a link changes once per change of state, and consumers' state counts where there is one.
+    #[test]
+    fn links_tell_changes_of_state_once() {
+        let links = Links::new();
+        let mut told = links.subscribe();
+        let down = |reason: &str| Link::Down {
+            reason: reason.to_owned(),
+        };
+        links.set(Role::Publish, "h", down("one"));
+        assert!(told.has_changed().unwrap());
+        told.mark_unchanged();
+        links.set(Role::Publish, "h", down("two"));
+        assert!(!told.has_changed().unwrap());
+        assert_eq!(*told.borrow(), down("two"));
+        links.set(Role::Consume, "h", Link::Up);
+        assert_eq!(*told.borrow_and_update(), Link::Up);
+        links.set(Role::Publish, "h", down("three"));
+        assert_eq!(*told.borrow(), Link::Up);
+    }
+}

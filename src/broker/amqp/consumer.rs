@@ -1,0 +1,114 @@
+//! A consumer that survives outages: one session after the other, with back-off between them.
+//!
+//! Deliveries flow through one bounded queue for the consumer's life; a session that ends is replaced until nobody
+//! takes deliveries any more. Each change for the worse or the better is logged once.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connector;
+use super::session::{End, Session};
+use crate::backoff::Backoff;
+use crate::broker::topology::Queue;
+use crate::broker::{BrokerError, Consumer, Delivery};
+
+/// Deliveries that wait in front of the consumer; the prefetch bounds all that are unsettled. Few, since those that
+/// wait when a session ends are handed out once more.
+const DELIVERIES_WAITING_MAX: usize = 64;
+/// The first pause between two sessions is this part of the longest.
+const FIRST_PAUSE_PART: u32 = 100;
+
+/// Consumes `queue`. The first session is tried here, so that what cannot succeed by waiting fails at once.
+pub(super) async fn consume(
+    connector: Arc<Connector>,
+    queue: Queue,
+    prefetch: u16,
+    closed: CancellationToken,
+) -> Result<Consumer, BrokerError> {
+    // AMQP takes a prefetch of 0 for no limit.
+    let prefetch = prefetch.max(1);
+    let first = match Session::open(&connector, &queue, prefetch).await {
+        Ok(session) => Some(session),
+        Err(error) if error.is_retryable() => None,
+        Err(error) => return Err(error),
+    };
+    let (out, deliveries) = mpsc::channel(usize::from(prefetch).min(DELIVERIES_WAITING_MAX));
+    let supervisor = Supervisor {
+        connector,
+        queue,
+        prefetch,
+        out,
+        is_well: true,
+    };
+    let run = async move {
+        tokio::select! {
+            () = supervisor.run(first) => {}
+            () = closed.cancelled() => {}
+        }
+    };
+    let supervisor = tokio::spawn(run);
+    Ok(Consumer::new(
+        deliveries,
+        CancellationToken::new(),
+        supervisor,
+    ))
+}
+
+struct Supervisor {
+    connector: Arc<Connector>,
+    queue: Queue,
+    prefetch: u16,
+    out: mpsc::Sender<Delivery>,
+    is_well: bool,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut first: Option<Session>) {
+        let longest = self.connector.target.reconnect_max;
+        let mut backoff = Backoff::new(longest / FIRST_PAUSE_PART, longest);
+        while !self.out.is_closed() {
+            let started = Instant::now();
+            let trouble = match first.take() {
+                Some(session) => self.serve(session).await,
+                None => match Session::open(&self.connector, &self.queue, self.prefetch).await {
+                    Ok(session) => self.serve(session).await,
+                    Err(error) => Some(error.to_string()),
+                },
+            };
+            let Some(reason) = trouble else {
+                return;
+            };
+            self.note_trouble(&reason);
+            // A session that held for long was a success; one that fails at once must not be tried in a tight loop.
+            if started.elapsed() > longest {
+                backoff.reset();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_random()) => {}
+                () = self.out.closed() => {}
+            }
+        }
+    }
+
+    /// Runs one session; says why it was lost, or nothing once it is drained.
+    async fn serve(&mut self, session: Session) -> Option<String> {
+        if !std::mem::replace(&mut self.is_well, true) {
+            tracing::info!(target: "vogeler::broker", queue = self.queue.name, "consuming again");
+        }
+        match Box::pin(session.run(&self.out)).await {
+            End::Drained => None,
+            End::Lost(reason) => Some(reason),
+        }
+    }
+
+    fn note_trouble(&mut self, reason: &str) {
+        if std::mem::replace(&mut self.is_well, false) {
+            tracing::warn!(target: "vogeler::broker", queue = self.queue.name, reason, "consuming stopped; trying again until it works");
+        } else {
+            tracing::debug!(target: "vogeler::broker", queue = self.queue.name, reason, "still not consuming");
+        }
+    }
+}

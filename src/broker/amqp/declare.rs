@@ -1,0 +1,199 @@
+//! Exchanges, queues and bindings at RabbitMQ, and how deep queues are.
+//!
+//! The arguments of a queue are part of its identity there: another declaration of the same name is refused, and the
+//! refusal closes the channel it came on. Names come from [`topology`](crate::broker::topology), which keeps them short.
+
+use futures::future::try_join_all;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{Channel, ExchangeKind};
+
+use super::connection::Connector;
+use super::properties::milliseconds;
+use super::trouble::Trouble;
+use crate::broker::topology::{Exchange, Lifetime, Queue, QueueType};
+use crate::broker::{BrokerError, QueueDepth};
+
+/// Makes everything exist: queues that exist are checked before any is made, so that a mismatch changes nothing.
+pub(super) async fn declare(connector: &Connector, queues: &[Queue]) -> Result<(), BrokerError> {
+    let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
+    let exist: Vec<bool> = depths(connector, &names)
+        .await?
+        .iter()
+        .map(Option::is_some)
+        .collect();
+    let pick = |wanted: bool| {
+        let of = queues.iter().zip(&exist);
+        of.filter(move |(_, exists)| **exists == wanted)
+            .map(|(queue, _)| queue)
+    };
+    let address = &connector.target.address;
+    let (_connection, channel) = connector
+        .channel()
+        .await
+        .map_err(|trouble| trouble.into_error(address, ""))?;
+    let within = |what, work| connector.target.within(what, work);
+    for queue in pick(true).chain(pick(false)) {
+        within("declaring", Box::pin(declare_queue(&channel, queue)))
+            .await
+            .map_err(|trouble| trouble.into_error(address, &queue.name))?;
+    }
+    declare_exchanges(connector, &channel).await?;
+    for queue in queues {
+        connector
+            .target
+            .within("binding", bind(&channel, queue))
+            .await
+            .map_err(|trouble| trouble.into_error(address, &queue.name))?;
+    }
+    Ok(())
+}
+
+/// Makes all exchanges exist.
+pub(super) async fn declare_exchanges(
+    connector: &Connector,
+    channel: &Channel,
+) -> Result<(), BrokerError> {
+    for exchange in Exchange::ALL {
+        connector
+            .target
+            .within("declaring", declare_exchange(channel, exchange))
+            .await
+            .map_err(|trouble| trouble.into_error(&connector.target.address, exchange.name()))?;
+    }
+    Ok(())
+}
+
+async fn declare_exchange(channel: &Channel, exchange: Exchange) -> Result<(), Trouble> {
+    let kind = if exchange.is_topic() {
+        ExchangeKind::Topic
+    } else {
+        ExchangeKind::Direct
+    };
+    let options = ExchangeDeclareOptions {
+        passive: false,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        nowait: false,
+    };
+    let name = exchange.name().into();
+    Ok(channel
+        .exchange_declare(name, kind, options, FieldTable::default())
+        .await?)
+}
+
+/// Makes `queue` exist, without its bindings.
+pub(super) async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Trouble> {
+    let exclusive = queue.lifetime == Lifetime::Exclusive;
+    let options = QueueDeclareOptions {
+        passive: false,
+        durable: !exclusive,
+        exclusive,
+        auto_delete: exclusive,
+        nowait: false,
+    };
+    channel
+        .queue_declare(short(&queue.name)?, options, arguments(queue))
+        .await?;
+    Ok(())
+}
+
+/// Binds `queue` to what it takes.
+pub(super) async fn bind(channel: &Channel, queue: &Queue) -> Result<(), Trouble> {
+    let name = short(&queue.name)?;
+    let bindings = queue.bindings.iter().map(|binding| {
+        let name = name.clone();
+        async move {
+            let exchange = binding.exchange.name().into();
+            let options = QueueBindOptions { nowait: false };
+            let key = short(&binding.key)?;
+            channel
+                .queue_bind(name, exchange, key, options, FieldTable::default())
+                .await
+                .map_err(Trouble::from)
+        }
+    });
+    try_join_all(bindings).await?;
+    Ok(())
+}
+
+/// A name of the protocol, which carries at most 255 bytes.
+pub(super) fn short(text: &str) -> Result<ShortString, Trouble> {
+    ShortString::try_new(text).map_err(|error| Trouble::Mismatch(error.to_string()))
+}
+
+fn arguments(queue: &Queue) -> FieldTable {
+    let mut table = FieldTable::default();
+    let (queue_type, expires) = match queue.lifetime {
+        Lifetime::Durable => (queue.queue_type, None),
+        Lifetime::Expires(after) => (QueueType::Classic, Some(milliseconds(after))),
+        Lifetime::Exclusive => (QueueType::Classic, None),
+    };
+    let queue_type = match queue_type {
+        QueueType::Quorum => "quorum",
+        QueueType::Classic => "classic",
+    };
+    let queue_type = AMQPValue::LongString(LongString::from(queue_type));
+    table.insert("x-queue-type".into(), queue_type);
+    if let Some(milliseconds) = expires {
+        let milliseconds = AMQPValue::LongLongInt(milliseconds.into());
+        table.insert("x-expires".into(), milliseconds);
+    }
+    if queue.single_active {
+        table.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
+    table
+}
+
+/// Depths in the order of `names`; none for a queue that does not exist.
+pub(super) async fn depths(
+    connector: &Connector,
+    names: &[&str],
+) -> Result<Vec<Option<QueueDepth>>, BrokerError> {
+    let mut depths = Vec::with_capacity(names.len());
+    let mut open: Option<Channel> = None;
+    for name in names {
+        let step = async {
+            // Asking for a missing queue closes the channel: the next name gets a fresh one.
+            let channel = match open.take() {
+                Some(channel) => channel,
+                None => connector.channel().await?.1,
+            };
+            let depth = connector
+                .target
+                .within("asking for a queue", depth(&channel, name));
+            match depth.await {
+                Ok(depth) => {
+                    open = Some(channel);
+                    Ok(Some(depth))
+                }
+                Err(Trouble::Missing(_)) => Ok(None),
+                Err(trouble) => Err(trouble),
+            }
+        };
+        let depth = step.await;
+        depths.push(
+            depth
+                .map_err(|trouble: Trouble| trouble.into_error(&connector.target.address, name))?,
+        );
+    }
+    Ok(depths)
+}
+
+async fn depth(channel: &Channel, name: &str) -> Result<QueueDepth, Trouble> {
+    let options = QueueDeclareOptions {
+        passive: true,
+        durable: false,
+        exclusive: false,
+        auto_delete: false,
+        nowait: false,
+    };
+    let queue = channel
+        .queue_declare(short(name)?, options, FieldTable::default())
+        .await?;
+    Ok(QueueDepth {
+        ready: queue.message_count().into(),
+        consumers: queue.consumer_count().into(),
+    })
+}

@@ -1,0 +1,161 @@
+//! Properties and headers between our types and AMQP's. Pure.
+//!
+//! What AMQP cannot carry (a property of more than 255 bytes) is left out rather than refused; what others send
+//! and we cannot read as text is left out likewise.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+
+use crate::broker::{Message, Properties};
+
+const PERSISTENT: u8 = 2;
+const TRANSIENT: u8 = 1;
+
+/// What travels with `message`. `sequence` names it on its channel, so that a returned message can be told apart.
+pub(super) fn to_amqp(message: &Message, sequence: u64) -> BasicProperties {
+    let properties = &message.properties;
+    let mode = if message.persistent {
+        PERSISTENT
+    } else {
+        TRANSIENT
+    };
+    let mut amqp = BasicProperties::default()
+        .with_delivery_mode(mode)
+        .with_correlation_id(ShortString::from(sequence.to_string()));
+    if let Some(text) = short(properties.content_type.as_deref()) {
+        amqp = amqp.with_content_type(text);
+    }
+    if let Some(text) = short(properties.content_encoding.as_deref()) {
+        amqp = amqp.with_content_encoding(text);
+    }
+    if let Some(text) = short(properties.message_id.as_deref()) {
+        amqp = amqp.with_message_id(text);
+    }
+    if let Some(expiration) = properties.expiration {
+        amqp = amqp.with_expiration(ShortString::from(milliseconds(expiration).to_string()));
+    }
+    if !properties.headers.is_empty() {
+        amqp = amqp.with_headers(to_table(properties));
+    }
+    amqp
+}
+
+/// What travelled with a message received.
+pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
+    let text = |property: &Option<ShortString>| property.as_ref().map(ToString::to_string);
+    let expiration = amqp
+        .expiration()
+        .as_ref()
+        .and_then(|text| text.as_str().parse().ok());
+    let headers = amqp.headers().iter().flat_map(|table| table.inner());
+    Properties {
+        content_type: text(amqp.content_type()),
+        content_encoding: text(amqp.content_encoding()),
+        message_id: text(amqp.message_id()),
+        expiration: expiration.map(Duration::from_millis),
+        headers: headers
+            .filter_map(|(key, value)| Some((key.to_string(), to_text(value)?)))
+            .collect(),
+    }
+}
+
+/// The sequence that a message was published with.
+pub(super) fn sequence(amqp: &BasicProperties) -> Option<u64> {
+    amqp.correlation_id().as_ref()?.as_str().parse().ok()
+}
+
+/// A duration in the milliseconds that AMQP's arguments count in.
+pub(super) fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn short(text: Option<&str>) -> Option<ShortString> {
+    ShortString::try_new(text?).ok()
+}
+
+fn to_table(properties: &Properties) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in &properties.headers {
+        if let Ok(key) = ShortString::try_new(key.as_str()) {
+            let value = LongString::from(value.as_str());
+            table.insert(key, AMQPValue::LongString(value));
+        }
+    }
+    table
+}
+
+fn to_text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        AMQPValue::Boolean(value) => Some(value.to_string()),
+        AMQPValue::ShortShortInt(value) => Some(value.to_string()),
+        AMQPValue::ShortShortUInt(value) => Some(value.to_string()),
+        AMQPValue::ShortInt(value) => Some(value.to_string()),
+        AMQPValue::ShortUInt(value) => Some(value.to_string()),
+        AMQPValue::LongInt(value) => Some(value.to_string()),
+        AMQPValue::LongUInt(value) => Some(value.to_string()),
+        AMQPValue::LongLongInt(value) => Some(value.to_string()),
+        AMQPValue::Timestamp(value) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::broker::topology::Exchange;
+
+    proptest! {
+        /// Properties that AMQP can carry come back as they were sent.
+        #[test]
+        fn properties_round_trip(
+            content_type in prop::option::of("[a-z/]{1,40}"),
+            message_id in prop::option::of("\\PC{0,40}"),
+            milliseconds in prop::option::of(0..10_000_000_u64),
+            headers in prop::collection::btree_map("[a-z-]{1,30}", "\\PC{0,300}", 0..5),
+            sequence in any::<u64>(),
+        ) {
+            let properties = Properties {
+                content_type,
+                content_encoding: Some("zstd".to_owned()),
+                message_id,
+                expiration: milliseconds.map(Duration::from_millis),
+                headers,
+            };
+            let message = Message {
+                exchange: Exchange::Results,
+                routing_key: String::new(),
+                body: Bytes::new(),
+                properties: properties.clone(),
+                persistent: true,
+                mandatory: true,
+            };
+            let amqp = to_amqp(&message, sequence);
+            prop_assert_eq!(from_amqp(&amqp), properties);
+            prop_assert_eq!(super::sequence(&amqp), Some(sequence));
+        }
+    }
+
+    /// Goal: what others put in headers is read as text where it can be, and otherwise left out.
+    #[test]
+    fn foreign_headers_become_text() {
+        let mut table = FieldTable::default();
+        table.insert("count".into(), AMQPValue::LongLongInt(7));
+        table.insert(
+            "nested".into(),
+            AMQPValue::FieldTable(FieldTable::default()),
+        );
+        let amqp = BasicProperties::default().with_headers(table);
+        let headers = from_amqp(&amqp).headers;
+        assert_eq!(
+            headers.into_iter().collect::<Vec<_>>(),
+            [("count".to_owned(), "7".to_owned())]
+        );
+    }
+}

@@ -1,0 +1,218 @@
+//! One session of a consumer: a channel, what came on it, and what of it is settled.
+//!
+//! Deliveries flow out while there is room, settlements flow in; all that are ready are read before the broker is
+//! told, so that acks grow together under load without a timer. Invariant: settlements reach only the channel their
+//! delivery came on; when that is gone they go nowhere, and the broker redelivers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Acker, Channel, Connection};
+use tokio::sync::mpsc;
+
+use super::ack::AckTracker;
+use super::connection::{Connector, WATCHDOG_EVERY};
+use super::trouble::Trouble;
+use super::{declare, properties};
+use crate::broker::topology::Queue;
+use crate::broker::{BrokerError, Delivery, Settlement, Settler, next_session};
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Stopped, and all that was taken is settled.
+    Drained,
+    /// The channel is gone, and why: the broker redelivers what was unsettled.
+    Lost(String),
+}
+
+/// A channel that consumes one queue.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Arc<Connection>,
+    channel: Channel,
+    stream: lapin::Consumer,
+    prefetch: u16,
+}
+
+impl Session {
+    /// Opens a channel, declares `queue`, and consumes it.
+    pub(super) async fn open(
+        connector: &Connector,
+        queue: &Queue,
+        prefetch: u16,
+    ) -> Result<Self, BrokerError> {
+        let explain = |trouble: Trouble| trouble.into_error(&connector.target.address, &queue.name);
+        let (connection, channel) = connector.channel().await.map_err(explain)?;
+        declare::declare_exchanges(connector, &channel).await?;
+        let work = async {
+            let qos = BasicQosOptions { global: false };
+            channel.basic_qos(prefetch, qos).await?;
+            declare::declare_queue(&channel, queue).await?;
+            declare::bind(&channel, queue).await?;
+            consume(&channel, &queue.name).await
+        };
+        let work = connector.target.within("consuming", Box::pin(work));
+        let stream = work.await.map_err(explain)?;
+        Ok(Self {
+            connection,
+            channel,
+            stream,
+            prefetch,
+        })
+    }
+
+    /// Passes deliveries to `out` until that is closed, then waits for the settlements of what was taken.
+    pub(super) async fn run(self, out: &mpsc::Sender<Delivery>) -> End {
+        let (settle, settlements) = mpsc::channel(usize::from(self.prefetch));
+        let (connection, channel) = (Arc::clone(&self.connection), self.channel.clone());
+        let pump = Pump {
+            tag: self.stream.tag(),
+            channel: self.channel,
+            stream: self.stream,
+            tracker: AckTracker::default(),
+            settle,
+            settlements,
+            batch: Vec::new(),
+            waiting: None,
+            is_stopping: false,
+            number: next_session(),
+        };
+        tokio::select! {
+            end = Box::pin(pump.run(out)) => end,
+            () = broken(&connection, &channel) => End::Lost("the connection or channel broke".to_owned()),
+        }
+    }
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<lapin::Consumer, Trouble> {
+    let options = BasicConsumeOptions {
+        no_local: false,
+        no_ack: false,
+        exclusive: false,
+        nowait: false,
+    };
+    let tag = ShortString::default();
+    Ok(channel
+        .basic_consume(declare::short(queue)?, tag, options, FieldTable::default())
+        .await?)
+}
+
+/// Waits until the connection or the channel does not stand any more, announced or not.
+async fn broken(connection: &Connection, channel: &Channel) {
+    while connection.status().connected() && channel.status().connected() {
+        tokio::time::sleep(WATCHDOG_EVERY).await;
+    }
+}
+
+struct Pump {
+    channel: Channel,
+    stream: lapin::Consumer,
+    tag: ShortString,
+    tracker: AckTracker<Acker>,
+    /// What each settler holds; as long as the prefetch, which bounds the unsettled.
+    settle: mpsc::Sender<(u64, Settlement)>,
+    settlements: mpsc::Receiver<(u64, Settlement)>,
+    batch: Vec<(u64, Settlement)>,
+    /// A delivery that waits for room in front of the consumer.
+    waiting: Option<Delivery>,
+    is_stopping: bool,
+    number: u64,
+}
+
+impl Pump {
+    async fn run(mut self, out: &mpsc::Sender<Delivery>) -> End {
+        let mut is_ended = false;
+        loop {
+            if is_ended && self.waiting.is_none() && self.tracker.is_empty() {
+                return self.close().await;
+            }
+            let batch_max = self.settle.max_capacity();
+            let step = tokio::select! {
+                biased;
+                () = out.closed(), if !self.is_stopping => self.stop().await,
+                _ = self.settlements.recv_many(&mut self.batch, batch_max) => self.tell().await,
+                room = out.reserve(), if self.waiting.is_some() && !self.is_stopping => {
+                    self.pass_on(room);
+                    Ok(())
+                }
+                next = self.stream.next(), if self.waiting.is_none() && !is_ended => match next {
+                    Some(Ok(delivery)) => {
+                        self.receive(delivery);
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(error),
+                    None if self.is_stopping => {
+                        is_ended = true;
+                        Ok(())
+                    }
+                    None => return End::Lost("the queue was deleted, or the broker cancelled its consumers".to_owned()),
+                },
+            };
+            if let Err(error) = step {
+                return End::Lost(error.to_string());
+            }
+        }
+    }
+
+    fn receive(&mut self, delivery: lapin::message::Delivery) {
+        self.tracker
+            .delivered(delivery.delivery_tag, delivery.acker);
+        let delivery = Delivery {
+            body: Bytes::from(delivery.data),
+            properties: properties::from_amqp(&delivery.properties),
+            exchange: delivery.exchange.into(),
+            routing_key: delivery.routing_key.into(),
+            redelivered: delivery.redelivered,
+            session: self.number,
+            settler: Settler::new(delivery.delivery_tag, self.settle.clone()),
+        };
+        // Once stopping, dropping it gives it back.
+        self.waiting = (!self.is_stopping).then_some(delivery);
+    }
+
+    fn pass_on(&mut self, room: Result<mpsc::Permit<'_, Delivery>, mpsc::error::SendError<()>>) {
+        // No room any more means that nobody takes: dropping the delivery gives it back.
+        if let (Ok(room), Some(delivery)) = (room, self.waiting.take()) {
+            room.send(delivery);
+        }
+    }
+
+    /// Nobody takes deliveries any more: no new ones, and those on the way go back.
+    async fn stop(&mut self) -> lapin::Result<()> {
+        self.is_stopping = true;
+        self.waiting = None;
+        let options = BasicCancelOptions { nowait: false };
+        self.channel.basic_cancel(self.tag.clone(), options).await
+    }
+
+    /// Tells the broker what is settled: requeues first, since an ack of many covers what is below it.
+    async fn tell(&mut self) -> lapin::Result<()> {
+        for (tag, settlement) in self.batch.drain(..) {
+            if let Some(acker) = self.tracker.settle(tag, settlement) {
+                let options = BasicNackOptions {
+                    multiple: false,
+                    requeue: true,
+                };
+                acker.nack(options).await?;
+            }
+        }
+        if let Some(acker) = self.tracker.take_finished() {
+            acker.ack(BasicAckOptions { multiple: true }).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the channel in order: by then the broker has read every ack that went before.
+    async fn close(self) -> End {
+        match self.channel.close(200, "drained".into()).await {
+            Ok(()) => End::Drained,
+            Err(error) => End::Lost(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The agent: answers one command, or one tick of the schedule, with one result in the spool.
+//!
+//! Invariant: a command is acknowledged only after its result is durable in the spool; a command that is interrupted
+//! before that goes back to the broker and is answered by the next life of this client.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::command::{Decision, decide};
+use super::envelope::{EncodeError, Envelope};
+use super::execute::{Limits, execute};
+use super::plugin::{Plugin, Registry};
+use super::publish::Outbox;
+use super::spool::SpoolError;
+use crate::broker::Delivery;
+use crate::hash::{self, HashError};
+use crate::wire::{
+    CLIENT_PLUGIN, Command, Content, Format, NodeName, PluginName, PluginResult, RunId,
+};
+
+/// How long a command rests before it goes back to the broker because its result cannot be kept: a full disk must
+/// not turn into a loop of deliveries.
+const UNKEPT_PAUSE: Duration = Duration::from_secs(10);
+
+/// What all executions of a client share.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) node: NodeName,
+    pub(super) registry: Registry,
+    pub(super) limits: Limits,
+    pub(super) zstd_bytes_min: usize,
+    /// The value of the built-in plugin.
+    pub(super) about: Box<RawValue>,
+    /// One for each plugin that may run at once.
+    pub(super) permits: Semaphore,
+    pub(super) outbox: Outbox,
+    /// Commands that could not be read.
+    pub(super) unread: AtomicU64,
+}
+
+/// What goes into a result beside names and time.
+#[derive(Debug)]
+struct Answer {
+    format: Format,
+    duration: Option<Duration>,
+    content: Content,
+}
+
+/// Why a result is not in the spool.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeepError {
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error(transparent)]
+    Hash(#[from] HashError),
+    #[error(transparent)]
+    Name(#[from] crate::wire::NameError),
+    #[error("writing it failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Agent {
+    /// Answers one delivery of the command queue. Dropped early, it kills what it runs and gives the delivery back.
+    pub(super) async fn serve(self: Arc<Self>, delivery: Delivery, stop: CancellationToken) {
+        let command = match Command::decode(&delivery.body) {
+            Ok(command) => command,
+            Err(error) => {
+                let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::warn!(target: "vogeler::client", %error, bytes = delivery.body.len(), unread, "a command cannot be read and is ignored");
+                delivery.settler.ack();
+                return;
+            }
+        };
+        let Some(answer) = self.answer(&command, &stop).await else {
+            return;
+        };
+        match self.keep(command.plugin, command.run, answer).await {
+            Ok(()) => delivery.settler.ack(),
+            Err(error) => {
+                tracing::error!(target: "vogeler::client", %error, "a result cannot be kept; its command goes back to the broker");
+                tokio::select! {
+                    () = tokio::time::sleep(UNKEPT_PAUSE) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    /// Runs a plugin because its time has come.
+    pub(super) async fn tick(self: Arc<Self>, name: PluginName, stop: CancellationToken) {
+        let Some(plugin) = self.registry.plugins.get(&name) else {
+            return;
+        };
+        let Some(answer) = self.run(plugin, &stop).await else {
+            return;
+        };
+        if let Err(error) = self.keep(name, None, answer).await {
+            tracing::error!(target: "vogeler::client", %error, "a result cannot be kept and is lost");
+        }
+    }
+
+    /// Reports the client itself.
+    pub(super) async fn introduce(&self) -> Result<(), KeepError> {
+        let answer = self.introduction()?;
+        self.keep(PluginName::new(CLIENT_PLUGIN)?, None, answer)
+            .await
+    }
+
+    fn introduction(&self) -> Result<Answer, HashError> {
+        Ok(Answer {
+            format: Format::Json,
+            duration: None,
+            content: Content::Value {
+                json: self.about.clone(),
+                hash: hash::content_hash(&self.about, &[])?,
+            },
+        })
+    }
+
+    /// The answer to a command; none if the client stops before it began.
+    async fn answer(&self, command: &Command, stop: &CancellationToken) -> Option<Answer> {
+        match decide(command, &self.registry, Timestamp::now()) {
+            Decision::Run(plugin) => {
+                let permit = self.permit(stop).await?;
+                // It may have waited long for the permit.
+                let answer = match decide(command, &self.registry, Timestamp::now()) {
+                    Decision::Decline(error) => declined(error),
+                    _ => self.execute(plugin).await,
+                };
+                drop(permit);
+                Some(answer)
+            }
+            Decision::About => self.introduction().ok(),
+            Decision::Decline(error) => Some(declined(error)),
+        }
+    }
+
+    async fn run(&self, plugin: &Plugin, stop: &CancellationToken) -> Option<Answer> {
+        let _permit = self.permit(stop).await?;
+        Some(self.execute(plugin).await)
+    }
+
+    async fn permit(&self, stop: &CancellationToken) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            permit = self.permits.acquire() => permit.ok(),
+        }
+    }
+
+    async fn execute(&self, plugin: &Plugin) -> Answer {
+        let execution = execute(plugin, self.limits).await;
+        let millis = execution.duration.as_millis();
+        match &execution.content {
+            Content::Value { json, .. } => {
+                tracing::info!(target: "vogeler::client", plugin = %plugin.name, millis, bytes = json.get().len(), "plugin ran");
+            }
+            Content::Error(error) => {
+                tracing::warn!(target: "vogeler::client", plugin = %plugin.name, millis, kind = error.kind.as_str(), error = error.message, "plugin failed");
+            }
+        }
+        Answer {
+            format: plugin.format,
+            duration: Some(execution.duration),
+            content: execution.content,
+        }
+    }
+
+    /// Puts the answer into the spool, as a result with the node's next sequence.
+    async fn keep(
+        &self,
+        plugin: PluginName,
+        run: Option<RunId>,
+        answer: Answer,
+    ) -> Result<(), KeepError> {
+        let (node, zstd_bytes_min) = (self.node.clone(), self.zstd_bytes_min);
+        let push = move |spool: &mut super::spool::Spool| {
+            let now = Timestamp::now();
+            let result = PluginResult {
+                node,
+                plugin: Some(plugin),
+                seq: spool.next_seq(now),
+                collected_at: now,
+                run,
+                format: answer.format,
+                duration_ms: answer
+                    .duration
+                    .and_then(|took| u64::try_from(took.as_millis()).ok()),
+                content: answer.content,
+            };
+            let envelope = Envelope::seal(&result, zstd_bytes_min)?;
+            spool.push(result.seq, &envelope)?;
+            Ok::<_, KeepError>(())
+        };
+        self.outbox.with(push).await??;
+        self.outbox.wake();
+        Ok(())
+    }
+}
+
+fn declined(error: crate::wire::PluginError) -> Answer {
+    tracing::info!(target: "vogeler::client", kind = error.kind.as_str(), reason = error.message, "command declined");
+    Answer {
+        format: Format::Output,
+        duration: None,
+        content: Content::Error(error),
+    }
+}

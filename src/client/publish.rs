@@ -1,0 +1,113 @@
+//! The publisher: brings what waits in the spool to the broker, oldest first, one at a time.
+//!
+//! Invariant: a result leaves the spool only after the broker has confirmed it. While the broker is away the publisher
+//! tries again with back-off, for ever; the spool's bounds limit what may wait meanwhile.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::spool::Spool;
+use crate::backoff::Backoff;
+use crate::broker::{Broker, BrokerError};
+
+/// The first pause after a failed publish is a share of this.
+const PAUSE_BASE: Duration = Duration::from_millis(250);
+/// Longest pause between two tries. A fleet that comes back at once is spread over it.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The spool, shared by the executions that fill it and the publisher that empties it.
+#[derive(Debug, Clone)]
+pub(super) struct Outbox {
+    spool: Arc<Mutex<Spool>>,
+    filled: Arc<Notify>,
+}
+
+impl Outbox {
+    pub(super) fn new(spool: Spool) -> Self {
+        Self {
+            spool: Arc::new(Mutex::new(spool)),
+            filled: Arc::new(Notify::new()),
+        }
+    }
+
+    /// Calls `f` with the spool, on a thread that may wait for the disk.
+    pub(super) async fn with<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Spool) -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        let spool = Arc::clone(&self.spool);
+        // Every method leaves the spool whole, so a panic elsewhere does not make it unusable.
+        let call = move || f(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(call).await
+    }
+
+    /// Wakes the publisher: something was pushed.
+    pub(super) fn wake(&self) {
+        self.filled.notify_one();
+    }
+}
+
+/// Publishes until `stop`; then what still waits is tried once more each, until a publish fails or none waits.
+pub(super) async fn run(outbox: Outbox, broker: Arc<dyn Broker>, stop: CancellationToken) {
+    let mut backoff = Backoff::new(PAUSE_BASE, PAUSE_MAX);
+    loop {
+        match publish_oldest(&outbox, broker.as_ref()).await {
+            Ok(true) => {
+                if backoff.tries() > 0 {
+                    tracing::info!(target: "vogeler::client", "results are published again");
+                }
+                backoff.reset();
+            }
+            Ok(false) if stop.is_cancelled() => return,
+            Ok(false) => {
+                tokio::select! {
+                    () = outbox.filled.notified() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+            Err(error) if stop.is_cancelled() => {
+                tracing::warn!(target: "vogeler::client", %error, "results stay in the spool until the next start");
+                return;
+            }
+            Err(error) => {
+                log(&error, backoff.tries());
+                tokio::select! {
+                    () = tokio::time::sleep(backoff.next_random()) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        }
+    }
+}
+
+/// Publishes the oldest result that waits; says whether there was one.
+async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, PublishError> {
+    let Some((seq, envelope)) = outbox.with(Spool::oldest).await? else {
+        return Ok(false);
+    };
+    broker.publish(envelope.message()).await?;
+    outbox.with(move |spool| spool.done(seq)).await?;
+    tracing::debug!(target: "vogeler::client", seq = seq.0, "result published");
+    Ok(true)
+}
+
+/// Why the oldest result still waits.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("the spool cannot be read: {0}")]
+    Spool(#[from] tokio::task::JoinError),
+}
+
+/// The first failure is news; the following ones say the same.
+fn log(error: &PublishError, tries: u32) {
+    if tries == 0 {
+        tracing::warn!(target: "vogeler::client", %error, "a result cannot be published; it waits in the spool and is tried again");
+    } else {
+        tracing::debug!(target: "vogeler::client", %error, tries, "a result still cannot be published");
+    }
+}

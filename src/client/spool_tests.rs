@@ -1,0 +1,182 @@
+use proptest::prelude::*;
+
+use super::super::envelope::tests::result;
+use super::*;
+
+const ROOMY: Bounds = Bounds {
+    count_max: 100,
+    bytes_max: 1_000_000,
+};
+
+fn envelope(seq: Seq) -> Envelope {
+    Envelope::seal(&result(seq.0, "text"), 10_000).unwrap()
+}
+
+fn at(microsecond: i64) -> Timestamp {
+    Timestamp::from_microsecond(microsecond).unwrap()
+}
+
+fn push(spool: &mut Spool, microsecond: i64) -> Seq {
+    let seq = spool.next_seq(at(microsecond));
+    spool.push(seq, &envelope(seq)).unwrap();
+    seq
+}
+
+fn push_all(spool: &mut Spool, microseconds: std::ops::RangeInclusive<i64>) {
+    for microsecond in microseconds {
+        push(spool, microsecond);
+    }
+}
+
+/// All that waits, oldest first, confirmed on the way.
+fn drain(spool: &mut Spool) -> Vec<u64> {
+    std::iter::from_fn(|| {
+        let (seq, envelope) = spool.oldest()?;
+        assert_eq!(envelope.seq, seq);
+        spool.done(seq);
+        Some(seq.0)
+    })
+    .collect()
+}
+
+/// Goal: what was not confirmed before a crash is published first after it, in order, and nothing else is.
+#[test]
+fn leftovers_come_first_and_in_order() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    let first = push(&mut spool, 10);
+    push(&mut spool, 20);
+    push(&mut spool, 30);
+    spool.done(first);
+    drop(spool);
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    push(&mut spool, 40);
+    assert_eq!(drain(&mut spool), [20, 30, 40]);
+    assert!(spool.is_empty());
+}
+
+/// Goal: the sequence grows over restarts and a clock that steps back, also when all was confirmed.
+#[test]
+fn the_sequence_only_grows() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    push(&mut spool, 1000);
+    drain(&mut spool);
+    drop(spool);
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    assert_eq!(spool.next_seq(at(500)), Seq(1001));
+    assert_eq!(spool.next_seq(at(500)), Seq(1002));
+    assert_eq!(spool.next_seq(at(5000)), Seq(5000));
+}
+
+/// Goal: past either bound the oldest go and are counted; one result larger than all room is an error.
+#[test]
+fn the_oldest_go_when_it_is_full() {
+    let state = tempfile::tempdir().unwrap();
+    let few = Bounds {
+        count_max: 3,
+        ..ROOMY
+    };
+    let mut spool = Spool::open(state.path(), few).unwrap();
+    push_all(&mut spool, 1..=5);
+    assert_eq!((spool.len(), spool.dropped()), (3, 2));
+    let published = spool.oldest().unwrap().0;
+    push(&mut spool, 6);
+    spool.done(published);
+    assert_eq!(drain(&mut spool), [4, 5, 6]);
+    drop(spool);
+
+    let size = envelope(Seq(7)).to_bytes().len() as u64;
+    let small = Bounds {
+        bytes_max: 2 * size,
+        ..ROOMY
+    };
+    let mut spool = Spool::open(state.path(), small).unwrap();
+    push_all(&mut spool, 7..=9);
+    assert_eq!(drain(&mut spool), [8, 9]);
+    let large = Envelope::seal(&result(10, &"x".repeat(10_000)), 100_000).unwrap();
+    let error = spool.push(Seq(10), &large).unwrap_err();
+    assert!(matches!(error, SpoolError::TooLarge { .. }), "{error}");
+}
+
+/// Goal: a damaged file is set aside and hurts neither its neighbours nor the sequence.
+#[test]
+fn a_damaged_file_is_set_aside() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    push(&mut spool, 10);
+    let damaged = push(&mut spool, 20);
+    let path = spool.path(damaged);
+    drop(spool);
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    fs::write(state.path().join("spool/garbage.result"), "x").unwrap();
+    fs::write(state.path().join("spool/new"), "half a result").unwrap();
+
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    push(&mut spool, 30);
+    assert_eq!(drain(&mut spool), [10, 30]);
+    assert!(path.with_extension("bad").exists());
+    drop(spool);
+    fs::write(state.path().join("spool/last"), "garbage").unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    assert_eq!(
+        spool.next_seq(at(1)),
+        Seq(21),
+        "the .bad file still bounds it"
+    );
+}
+
+/// Goal: a state folder that cannot be used is an error that names it.
+#[test]
+fn an_unusable_state_folder_is_an_error() {
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = Spool::open(&file, ROOMY).unwrap_err().to_string();
+    assert!(
+        error.contains("/file") && error.contains("client.state"),
+        "{error}"
+    );
+
+    let _first = Spool::open(state.path(), ROOMY).unwrap();
+    let error = Spool::open(state.path(), ROOMY).unwrap_err();
+    assert!(matches!(error, SpoolError::InUse { .. }), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    /// Over pushes, confirms and restarts nothing is lost, doubled or reordered, and sequences only grow.
+    #[test]
+    fn nothing_is_lost(steps in prop::collection::vec((0..3_u8, 0..50_i64), 0..12)) {
+        let state = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+        let mut model = VecDeque::new();
+        let mut highest = 0;
+        for (step, clock) in steps {
+            match step {
+                0 => {
+                    let seq = push(&mut spool, clock);
+                    prop_assert!(seq.0 > highest);
+                    highest = seq.0;
+                    model.push_back(seq);
+                }
+                1 => {
+                    let oldest = spool.oldest().map(|(seq, _)| seq);
+                    prop_assert_eq!(oldest, model.pop_front());
+                    if let Some(seq) = oldest {
+                        spool.done(seq);
+                    }
+                }
+                _ => {
+                    drop(spool);
+                    spool = Spool::open(state.path(), ROOMY).unwrap();
+                }
+            }
+        }
+        let left: Vec<_> = model.into_iter().map(|seq| seq.0).collect();
+        prop_assert_eq!(drain(&mut spool), left);
+    }
+}

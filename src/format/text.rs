@@ -1,0 +1,135 @@
+//! `output`, `kv` and `csv`: text that tools print for people, as arrays and objects of strings.
+//!
+//! Values stay strings: what looks like a number may be a version, a serial or a mode.
+
+use std::collections::BTreeMap;
+
+use super::FormatError;
+
+/// Lines without trailing white space; empty last lines are dropped, empty lines between stay.
+pub(super) fn lines(text: &str) -> Vec<&str> {
+    text.trim_end().lines().map(str::trim_end).collect()
+}
+
+/// `key=value` or `key: value` a line, whichever sign comes first; empty lines and `#` comments are skipped.
+///
+/// A value in quotes loses them as in `/etc/os-release`. Of repeated keys the last counts, as in a shell.
+pub(super) fn key_values(text: &str) -> Result<BTreeMap<&str, String>, FormatError> {
+    let mut members = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let error = FormatError::KeyValue { line: index + 1 };
+        let Some((key, value)) = line.split_once(['=', ':']) else {
+            return Err(error);
+        };
+        let key = key.trim_end();
+        if key.is_empty() {
+            return Err(error);
+        }
+        members.insert(key, unquoted(value.trim()));
+    }
+    Ok(members)
+}
+
+/// Takes one pair of quotes off, and in double quotes the backslashes that a shell would take.
+fn unquoted(value: &str) -> String {
+    let inside = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
+    if let Some(text) = inside('\'') {
+        return text.to_owned();
+    }
+    let Some(text) = inside('"') else {
+        return value.to_owned();
+    };
+    let mut out = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let escaped = (character == '\\')
+            .then(|| characters.next_if(|next| matches!(next, '"' | '\\' | '$' | '`')))
+            .flatten();
+        out.push(escaped.unwrap_or(character));
+    }
+    out
+}
+
+/// One object for each record, keyed by the heading. A heading alone is an empty array.
+pub(super) fn records(text: &str) -> Result<Vec<BTreeMap<String, String>>, FormatError> {
+    if text.trim().is_empty() {
+        return Err(FormatError::Empty);
+    }
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(true)
+        .flexible(false)
+        .from_reader(text.as_bytes());
+    let heading = reader.headers()?.clone();
+    if let Some(column) = repeated(heading.iter()) {
+        return Err(FormatError::CsvColumn {
+            column: column.to_owned(),
+        });
+    }
+    let object = |record: csv::StringRecord| {
+        let fields = record.iter().map(str::to_owned);
+        heading.iter().map(str::to_owned).zip(fields).collect()
+    };
+    reader.records().map(|record| Ok(object(record?))).collect()
+}
+
+fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = std::collections::BTreeSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{error, value};
+    use super::*;
+    use crate::wire::Format;
+
+    /// Goal: the files that every Linux has read as they should: os-release with quotes, meminfo with colons.
+    #[test]
+    fn key_values_read_os_release_and_meminfo() {
+        let printed = "# comment\nNAME=\"Debian \\\"12\\\" \\x\"\nID=debian\nURL='https://x/?a=b'\n\nEMPTY=\nMemTotal:       24683772 kB\nID=last\n";
+        assert_eq!(
+            value(Format::Kv, printed),
+            r#"{"EMPTY":"","ID":"last","MemTotal":"24683772 kB","NAME":"Debian \"12\" \\x","URL":"https://x/?a=b"}"#
+        );
+        assert_eq!(value(Format::Kv, "A=\""), r#"{"A":"\""}"#);
+    }
+
+    /// Goal: a line that is no key and value is named by its number.
+    #[test]
+    fn a_line_without_key_or_sign_is_an_error() {
+        for printed in ["A=1\nnonsense\n", "A=1\n=x\n"] {
+            let error = error(Format::Kv, printed);
+            assert!(
+                matches!(error, FormatError::KeyValue { line: 2 }),
+                "{error}"
+            );
+        }
+    }
+
+    /// Goal: records become objects of strings; quoted commas and line breaks stay inside.
+    #[test]
+    fn csv_records_are_keyed_by_the_heading() {
+        assert_eq!(
+            value(Format::Csv, "name,version\nbash,5.10\n\"a,b\",\"1\n2\"\n"),
+            r#"[{"name":"bash","version":"5.10"},{"name":"a,b","version":"1\n2"}]"#
+        );
+        assert_eq!(value(Format::Csv, "name,version\n"), "[]");
+    }
+
+    /// Goal: a ragged record and a repeated column are errors that say where and which.
+    #[test]
+    fn csv_that_would_lose_a_field_is_an_error() {
+        let ragged = error(Format::Csv, "a,b\n1,2\n3\n");
+        assert!(matches!(ragged, FormatError::Csv(_)));
+        assert!(ragged.to_string().contains("line: 3"), "{ragged}");
+        let twice = error(Format::Csv, "a,b,a\n1,2,3\n");
+        assert!(
+            matches!(&twice, FormatError::CsvColumn { column } if column == "a"),
+            "{twice}"
+        );
+    }
+}

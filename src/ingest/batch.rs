@@ -1,0 +1,145 @@
+//! The batch buffer: nodes that have something to write, in the order they said so. Pure.
+//!
+//! Nodes are told apart from their results: what is written is taken from a node only when its batch is cut, so
+//! results go on coalescing while they wait. Times are brought in; the buffer has no clock.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::telemetry::FlushReason;
+
+/// Bounds of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchBounds {
+    /// Documents at most.
+    pub(super) count_max: usize,
+    /// Bytes of results at most, as far as known when the node announced itself; one node may exceed it alone.
+    pub(super) bytes_max: usize,
+    /// How long the first node waits for others.
+    pub(super) linger: Duration,
+}
+
+/// Nodes waiting to be written. `N` is how to reach one.
+#[derive(Debug)]
+pub(super) struct BatchBuffer<N> {
+    waiting: VecDeque<(N, usize, Instant)>,
+    bytes: usize,
+    bounds: BatchBounds,
+}
+
+impl<N> BatchBuffer<N> {
+    /// An empty buffer.
+    pub(super) fn new(bounds: BatchBounds) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            bounds,
+        }
+    }
+
+    /// A node has about `bytes` to write.
+    pub(super) fn push(&mut self, node: N, bytes: usize, now: Instant) {
+        self.waiting.push_back((node, bytes, now));
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Whether a batch should be cut, and why.
+    pub(super) fn due(&self, now: Instant, is_draining: bool) -> Option<FlushReason> {
+        if self.waiting.len() >= self.bounds.count_max {
+            Some(FlushReason::Count)
+        } else if self.bytes >= self.bounds.bytes_max && !self.waiting.is_empty() {
+            Some(FlushReason::Bytes)
+        } else if self.deadline().is_some_and(|deadline| deadline <= now) {
+            Some(FlushReason::Linger)
+        } else {
+            (is_draining && !self.waiting.is_empty()).then_some(FlushReason::Drain)
+        }
+    }
+
+    /// When the node that waits longest has lingered enough; none if none waits.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.waiting
+            .front()
+            .map(|(_, _, since)| *since + self.bounds.linger)
+    }
+
+    /// Cuts a batch within the bounds from the front; empty only if none waits.
+    pub(super) fn cut(&mut self) -> Vec<N> {
+        let mut batch = Vec::new();
+        let mut bytes = 0_usize;
+        while let Some((_, size, _)) = self.waiting.front() {
+            bytes = bytes.saturating_add(*size);
+            let is_full = batch.len() >= self.bounds.count_max || bytes > self.bounds.bytes_max;
+            if is_full && !batch.is_empty() {
+                break;
+            }
+            if let Some((node, size, _)) = self.waiting.pop_front() {
+                self.bytes = self.bytes.saturating_sub(size);
+                batch.push(node);
+            }
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bounds() -> BatchBounds {
+        BatchBounds {
+            count_max: 3,
+            bytes_max: 100,
+            linger: Duration::from_millis(20),
+        }
+    }
+
+    /// Goal: each bound cuts for its own reason, and none before.
+    #[test]
+    fn each_bound_cuts_for_its_reason() {
+        let start = Instant::now();
+        let mut buffer = BatchBuffer::new(bounds());
+        assert_eq!(buffer.due(start, true), None, "nothing waits");
+        buffer.push('a', 10, start);
+        assert_eq!(buffer.due(start, false), None);
+        assert_eq!(buffer.due(start, true), Some(FlushReason::Drain));
+        assert_eq!(
+            buffer.due(start + Duration::from_millis(20), false),
+            Some(FlushReason::Linger)
+        );
+        buffer.push('b', 90, start);
+        assert_eq!(buffer.due(start, false), Some(FlushReason::Bytes));
+        buffer.push('c', 0, start);
+        assert_eq!(buffer.due(start, false), Some(FlushReason::Count));
+        assert_eq!(buffer.cut(), ['a', 'b', 'c']);
+        assert_eq!(buffer.deadline(), None);
+    }
+
+    proptest! {
+        /// Cutting keeps order, loses nothing, never exceeds the count, and exceeds the bytes only for one alone.
+        #[test]
+        fn cuts_keep_order_and_bounds(sizes in prop::collection::vec(0..150_usize, 0..40)) {
+            let start = Instant::now();
+            let mut buffer = BatchBuffer::new(bounds());
+            for (index, size) in sizes.iter().enumerate() {
+                buffer.push(index, *size, start);
+            }
+            let mut out = Vec::new();
+            loop {
+                let batch = buffer.cut();
+                if batch.is_empty() {
+                    break;
+                }
+                let bytes: usize = batch.iter().map(|index| sizes[*index]).sum();
+                prop_assert!(batch.len() <= 3 && (bytes <= 100 || batch.len() == 1));
+                out.extend(batch);
+            }
+            prop_assert_eq!(out, (0..sizes.len()).collect::<Vec<_>>());
+            prop_assert_eq!(buffer.bytes, 0);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The coalescer: what one node has pending, and what is known of it. Pure.
+//!
+//! Results come in one by one; either their outcome is known at once (stale, unchanged), or they pend until the
+//! writer takes all of them as one document write. Invariants: at most one write per node at a time, one pending
+//! result per plugin (the newest), and a ticket put in comes out exactly once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::document::{self, NodeDocument};
+use crate::wire::{Content, ContentHash, Outcome, PluginName, PluginResult, Seq};
+
+/// What is known of one plugin's stored result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    seq: Seq,
+    /// Hash of the stored value; none if the newest result was an error, which never counts as unchanged here.
+    hash: Option<ContentHash>,
+    checked_at: Timestamp,
+}
+
+/// What is known of a node's stored results.
+pub(super) type Marks = BTreeMap<PluginName, Mark>;
+
+/// The marks of a document as it was written or read.
+pub(super) fn marks_of(document: &NodeDocument) -> Marks {
+    let mark = |state: &document::PluginState| Mark {
+        seq: state.seq,
+        hash: state
+            .last_error
+            .is_none()
+            .then(|| state.hash.clone())
+            .flatten(),
+        checked_at: state.checked_at,
+    };
+    document
+        .plugins()
+        .iter()
+        .map(|(plugin, state)| (plugin.clone(), mark(state)))
+        .collect()
+}
+
+/// A result that waits to be written, with the tickets of those it overtook.
+#[derive(Debug)]
+pub(super) struct Pending<T> {
+    /// The newest result of its plugin.
+    pub(super) result: PluginResult,
+    /// Its own ticket.
+    pub(super) ticket: T,
+    /// Tickets of older results, and of copies: they share its fate.
+    pub(super) overtaken: Vec<T>,
+}
+
+/// What became of a result that was offered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Offered<T> {
+    /// It pends, or shares the fate of one that does.
+    Pending,
+    /// Nothing needs to be written for it.
+    Settled(T, Outcome),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nobody was told of what pends.
+    Idle,
+    /// The writer was told, and will take.
+    Announced,
+    /// A write is in flight.
+    Writing,
+}
+
+/// What one node has pending. `T` is the ticket.
+#[derive(Debug)]
+pub(super) struct Coalescer<T> {
+    pending: BTreeMap<Option<PluginName>, Pending<T>>,
+    marks: Marks,
+    phase: Phase,
+}
+
+impl<T> Coalescer<T> {
+    /// Nothing pending, nothing known.
+    pub(super) fn new() -> Self {
+        Self {
+            pending: BTreeMap::new(),
+            marks: Marks::new(),
+            phase: Phase::Idle,
+        }
+    }
+
+    /// Takes one result.
+    pub(super) fn offer(
+        &mut self,
+        result: PluginResult,
+        ticket: T,
+        now: Timestamp,
+        freshness: Duration,
+    ) -> Offered<T> {
+        if let Some(pending) = self.pending.get_mut(&result.plugin) {
+            if document::supersedes(result.seq, pending.result.seq, now) {
+                let overtaken = std::mem::replace(&mut pending.ticket, ticket);
+                pending.overtaken.push(overtaken);
+                pending.result = result;
+            } else {
+                pending.overtaken.push(ticket);
+            }
+            return Offered::Pending;
+        }
+        if let Some(outcome) = self.known_outcome(&result, now, freshness) {
+            return Offered::Settled(ticket, outcome);
+        }
+        let pending = Pending {
+            ticket,
+            overtaken: Vec::new(),
+            result,
+        };
+        self.pending.insert(pending.result.plugin.clone(), pending);
+        Offered::Pending
+    }
+
+    /// The outcome, where the marks tell it. While a write is in flight they tell nothing: what is being written
+    /// may be newer than they are, or may fail.
+    fn known_outcome(
+        &self,
+        result: &PluginResult,
+        now: Timestamp,
+        freshness: Duration,
+    ) -> Option<Outcome> {
+        if self.phase == Phase::Writing {
+            return None;
+        }
+        let mark = self.marks.get(result.plugin.as_ref()?)?;
+        if !document::supersedes(result.seq, mark.seq, now) {
+            return Some(Outcome::Stale);
+        }
+        let Content::Value { hash, .. } = &result.content else {
+            return None;
+        };
+        let is_same = mark.hash.as_ref() == Some(hash);
+        (is_same && document::is_fresh(mark.checked_at, now, freshness))
+            .then_some(Outcome::Unchanged)
+    }
+
+    /// Whether the writer should be told now; it counts as told after this says so.
+    pub(super) fn announce(&mut self) -> bool {
+        let is_due = self.phase == Phase::Idle && !self.pending.is_empty();
+        if is_due {
+            self.phase = Phase::Announced;
+        }
+        is_due
+    }
+
+    /// Hands out all that pends; a write is in flight until [`finish`](Self::finish).
+    pub(super) fn take(&mut self) -> Vec<Pending<T>> {
+        self.phase = Phase::Writing;
+        std::mem::take(&mut self.pending).into_values().collect()
+    }
+
+    /// The write ended: with the marks of the document as it stands, or with nothing known.
+    pub(super) fn finish(&mut self, marks: Option<Marks>) {
+        self.phase = Phase::Idle;
+        if let Some(marks) = marks {
+            self.marks = marks;
+        }
+    }
+
+    /// Forgets what is known of the stored document: another server may have written it.
+    pub(super) fn forget(&mut self) {
+        self.marks.clear();
+    }
+
+    /// Whether nothing pends and nothing is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle && self.pending.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+    use crate::wire::{Format, NodeName};
+
+    const FRESHNESS: Duration = Duration::from_secs(900);
+
+    fn node() -> NodeName {
+        "web01".parse().unwrap()
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    fn result(plugin: &str, seq: u64, content: u8) -> PluginResult {
+        PluginResult {
+            node: node(),
+            plugin: Some(plugin.parse().unwrap()),
+            seq: Seq(seq),
+            collected_at: now(),
+            run: None,
+            format: Format::Json,
+            duration_ms: None,
+            content: Content::Value {
+                json: to_raw_value(&content).unwrap(),
+                hash: ContentHash(content.to_string().into()),
+            },
+        }
+    }
+
+    /// Goal: results of one plugin become one write of the newest; the others' tickets travel with it.
+    #[test]
+    fn the_newest_pends_and_carries_the_others() {
+        let mut coalescer = Coalescer::new();
+        for (seq, ticket) in [(2, 'b'), (1, 'a'), (3, 'c'), (3, 'd')] {
+            assert_eq!(
+                coalescer.offer(result("rpms", seq, 0), ticket, now(), FRESHNESS),
+                Offered::Pending
+            );
+        }
+        assert!(coalescer.announce());
+        assert!(!coalescer.announce(), "the writer is told once");
+        let taken = coalescer.take();
+        assert_eq!(taken.len(), 1);
+        assert_eq!((taken[0].result.seq, taken[0].ticket), (Seq(3), 'c'));
+        assert_eq!(taken[0].overtaken, ['a', 'b', 'd']);
+    }
+
+    /// Goal: what is known settles at once, but not while a write that may change it is in flight.
+    #[test]
+    fn marks_settle_only_while_no_write_is_in_flight() {
+        let mut document = NodeDocument::new(&node(), now());
+        document.apply(&result("rpms", 5, 1), now(), FRESHNESS);
+        let mut coalescer = Coalescer::new();
+        coalescer.finish(Some(marks_of(&document)));
+        let unchanged = coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS);
+        assert_eq!(unchanged, Offered::Settled('u', Outcome::Unchanged));
+        let stale = coalescer.offer(result("rpms", 5, 2), 's', now(), FRESHNESS);
+        assert_eq!(stale, Offered::Settled('s', Outcome::Stale));
+
+        assert_eq!(
+            coalescer.offer(result("rpms", 7, 2), 'a', now(), FRESHNESS),
+            Offered::Pending
+        );
+        coalescer.take();
+        // Content 1 is what the marks know, and content 2 is on its way to the store.
+        assert_eq!(
+            coalescer.offer(result("rpms", 8, 1), 'b', now(), FRESHNESS),
+            Offered::Pending
+        );
+        assert!(!coalescer.announce(), "one write at a time");
+        coalescer.finish(None);
+        assert!(coalescer.announce());
+    }
+
+    /// Goal: after another server may have written, nothing is known.
+    #[test]
+    fn forgetting_makes_results_pend() {
+        let mut document = NodeDocument::new(&node(), now());
+        document.apply(&result("rpms", 5, 1), now(), FRESHNESS);
+        let mut coalescer = Coalescer::new();
+        coalescer.finish(Some(marks_of(&document)));
+        coalescer.forget();
+        assert_eq!(
+            coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS),
+            Offered::Pending
+        );
+    }
+
+    proptest! {
+        /// Every ticket put in comes out exactly once, and the last write of a plugin carries its newest result.
+        #[test]
+        fn no_ticket_is_lost_or_doubled(
+            steps in prop::collection::vec((0..3_u8, 1..30_u64, 0..3_u8, any::<bool>()), 1..60),
+        ) {
+            let mut coalescer = Coalescer::new();
+            let mut document = NodeDocument::new(&node(), now());
+            let mut out = Vec::new();
+            let mut write = |coalescer: &mut Coalescer<usize>, out: &mut Vec<usize>| {
+                for pending in coalescer.take() {
+                    document.apply(&pending.result, now(), FRESHNESS);
+                    out.push(pending.ticket);
+                    out.extend(pending.overtaken);
+                }
+                coalescer.finish(Some(marks_of(&document)));
+            };
+            for (ticket, (plugin, seq, content, is_write)) in steps.iter().enumerate() {
+                let offered = coalescer.offer(result(&format!("p{plugin}"), *seq, *content), ticket, now(), FRESHNESS);
+                if let Offered::Settled(ticket, _) = offered {
+                    out.push(ticket);
+                }
+                if *is_write {
+                    write(&mut coalescer, &mut out);
+                }
+            }
+            write(&mut coalescer, &mut out);
+            out.sort_unstable();
+            prop_assert_eq!(out, (0..steps.len()).collect::<Vec<_>>());
+            prop_assert!(coalescer.is_idle());
+        }
+    }
+}

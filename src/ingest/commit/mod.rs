@@ -1,0 +1,328 @@
+//! The commit of one batch: load, merge, write, and settle each document by its own verdict.
+//!
+//! Claims come in; every one leaves settled, dead-lettered or (dropped) given back to the broker. Invariants: a
+//! ticket is settled only by its own document's verdict or by what was just read; whatever is not known to be
+//! written is read again before it is written again; a foreign edit is read and merged, never overwritten.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::coalesce::{Marks, Pending, marks_of};
+use super::dead_letter::{DeadLetter, DeadLetters};
+use super::gate::StoreGate;
+use super::node::Claim;
+use super::ticket::Ticket;
+use crate::backoff::Backoff;
+use crate::document::{Applied, NodeDocument};
+use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
+use crate::telemetry::{self, StoreRequest};
+use crate::wire::{NodeName, Outcome};
+
+/// First pause after a conflict or failure; it doubles from there.
+const RETRY_BASE: Duration = Duration::from_millis(50);
+
+/// What commits go by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CommitSettings {
+    pub(super) freshness: Duration,
+    pub(super) conflict_retries_max: u32,
+    pub(super) retry_max: Duration,
+    pub(super) hold_max: Duration,
+}
+
+/// Commits batches to the store.
+#[derive(Debug)]
+pub(super) struct Committer {
+    store: Arc<dyn Store>,
+    gate: StoreGate,
+    dead_letters: DeadLetters,
+    settings: CommitSettings,
+    /// The drain is over: what is not written by now goes back to the broker.
+    give_up: CancellationToken,
+}
+
+/// One node's share of a batch.
+#[derive(Debug)]
+struct Work {
+    node: NodeName,
+    pending: Vec<Pending<Ticket>>,
+    finished: oneshot::Sender<Marks>,
+    /// Writes that were sent; after the first, finding our own result there means that it was stored.
+    attempts: u32,
+}
+
+/// A document as it would be after the merge.
+#[derive(Debug)]
+struct Merged {
+    work: Work,
+    document: NodeDocument,
+    applied: Vec<Applied>,
+}
+
+impl Committer {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        gate: StoreGate,
+        dead_letters: DeadLetters,
+        settings: CommitSettings,
+        give_up: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            gate,
+            dead_letters,
+            settings,
+            give_up,
+        }
+    }
+
+    /// Commits one batch; returns when every claim is settled or given back.
+    pub(super) async fn commit(&self, claims: Vec<Claim>) {
+        tokio::select! {
+            () = self.commit_all(claims) => {}
+            () = self.give_up.cancelled() => {}
+        }
+    }
+
+    async fn commit_all(&self, claims: Vec<Claim>) {
+        let mut open: Vec<Work> = claims
+            .into_iter()
+            .filter(|claim| !claim.pending.is_empty())
+            .map(Work::from)
+            .collect();
+        let mut backoff = Backoff::new(RETRY_BASE, self.settings.retry_max);
+        let started = Instant::now();
+        while !open.is_empty() {
+            let attempt = self.attempt(open).await;
+            open = attempt.open;
+            if let Some(error) = attempt.error {
+                self.gate.close(&error);
+                if started.elapsed() >= self.settings.hold_max {
+                    let count = open.len();
+                    warn!(target: "vogeler::ingest::commit", count, held = ?started.elapsed(), "the store stays away: results go back to the broker");
+                    return;
+                }
+                self.gate.wait_for_turn(backoff.next_random(), &error).await;
+            } else if !open.is_empty() {
+                tokio::time::sleep(backoff.next_random()).await;
+            }
+        }
+    }
+
+    /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
+    async fn attempt(&self, open: Vec<Work>) -> Attempt {
+        let ids: Vec<NodeName> = open.iter().map(|work| work.node.clone()).collect();
+        let loaded = match self.timed(StoreRequest::Load, self.store.load(&ids)).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                return Attempt {
+                    open,
+                    error: Some(error),
+                };
+            }
+        };
+        let now = Timestamp::now();
+        let (writes, merged) = self.merge(open, loaded, now).await;
+        if writes.is_empty() {
+            self.gate.open();
+            return Attempt::default();
+        }
+        match self
+            .timed(StoreRequest::Write, self.store.write(writes))
+            .await
+        {
+            Ok(verdicts) => {
+                self.gate.open();
+                Attempt {
+                    open: self.settle(merged, verdicts).await,
+                    error: None,
+                }
+            }
+            Err(error) => {
+                let open = merged.into_iter().map(|merged| merged.work).collect();
+                Attempt {
+                    open,
+                    error: Some(error),
+                }
+            }
+        }
+    }
+
+    async fn timed<T>(
+        &self,
+        kind: StoreRequest,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let answer = request.await;
+        telemetry::record_store_request(kind, started.elapsed(), answer.is_err());
+        answer
+    }
+
+    /// Merges results onto what was read. What needs no write is settled here; the rest comes back to be written.
+    async fn merge(
+        &self,
+        open: Vec<Work>,
+        mut loaded: HashMap<NodeName, StoredDocument>,
+        now: Timestamp,
+    ) -> (Vec<Write>, Vec<Merged>) {
+        let mut writes = Vec::with_capacity(open.len());
+        let mut merged = Vec::with_capacity(open.len());
+        for mut work in open {
+            let stored = loaded.remove(&work.node);
+            let revision = stored.as_ref().map(|stored| stored.revision.clone());
+            let document = match stored {
+                Some(stored) => NodeDocument::parse(&work.node, &stored.json),
+                None => Ok(NodeDocument::new(&work.node, now)),
+            };
+            let mut document = match document {
+                Ok(document) => document,
+                Err(error) => {
+                    self.refuse(work, "not_a_document", &error.to_string())
+                        .await;
+                    continue;
+                }
+            };
+            let freshness = self.settings.freshness;
+            let applied: Vec<Applied> = work
+                .pending
+                .iter()
+                .map(|p| document.apply(&p.result, now, freshness))
+                .collect();
+            if !applied.contains(&Applied::Changed) {
+                settle_all(Merged {
+                    work,
+                    document,
+                    applied,
+                });
+                continue;
+            }
+            match document.to_json(&work.node, now) {
+                Ok(json) => writes.push(Write {
+                    id: work.node.clone(),
+                    revision,
+                    json,
+                }),
+                Err(error) => {
+                    self.refuse(work, "not_a_document", &error.to_string())
+                        .await;
+                    continue;
+                }
+            }
+            work.attempts += 1;
+            merged.push(Merged {
+                work,
+                document,
+                applied,
+            });
+        }
+        (writes, merged)
+    }
+
+    /// Settles row by row; conflicts and failed rows come back to be read, merged and written again.
+    async fn settle(&self, merged: Vec<Merged>, mut verdicts: Verdicts) -> Vec<Work> {
+        let mut open = Vec::new();
+        for merged in merged {
+            match verdicts.remove(&merged.work.node) {
+                Some(Verdict::Stored(Revision(_))) => {
+                    telemetry::record_document();
+                    settle_all(merged);
+                }
+                Some(Verdict::Refused { error, reason }) => {
+                    telemetry::record_refusal();
+                    self.refuse(merged.work, &error, &reason).await;
+                }
+                Some(Verdict::Conflict) => {
+                    telemetry::record_conflict();
+                    open.extend(self.again(merged.work, "conflict"));
+                }
+                Some(Verdict::Failed { error, .. }) => open.extend(self.again(merged.work, &error)),
+                // A store that forgets a row says nothing about it.
+                None => open.extend(self.again(merged.work, "no verdict")),
+            }
+        }
+        open
+    }
+
+    /// The work, if it may be tried again; otherwise its results go back to the broker.
+    fn again(&self, work: Work, why: &str) -> Option<Work> {
+        if work.attempts <= self.settings.conflict_retries_max {
+            return Some(work);
+        }
+        warn!(target: "vogeler::ingest::commit", node = %work.node, attempts = work.attempts, why, "gave up for now: results go back to the broker");
+        None
+    }
+
+    /// The store will not have the document: its results are dead letters. What they overtook was never tried
+    /// alone and goes back to the broker.
+    async fn refuse(&self, work: Work, error: &str, reason: &str) {
+        for pending in work.pending {
+            let letter = DeadLetter {
+                ticket: pending.ticket,
+                reason: error.to_owned(),
+                detail: reason.to_owned(),
+                node: Some(work.node.clone()),
+                plugin: pending.result.plugin,
+                attempts: work.attempts.max(1),
+            };
+            self.dead_letters.send(letter).await;
+        }
+    }
+}
+
+/// What one pass left open.
+#[derive(Debug, Default)]
+struct Attempt {
+    open: Vec<Work>,
+    error: Option<StoreError>,
+}
+
+impl From<Claim> for Work {
+    fn from(claim: Claim) -> Self {
+        Self {
+            node: claim.node,
+            pending: claim.pending,
+            finished: claim.finished,
+            attempts: 0,
+        }
+    }
+}
+
+/// Settles all results of a document that stands as merged, and tells the node what is known now.
+fn settle_all(merged: Merged) {
+    let Merged {
+        work,
+        document,
+        applied,
+    } = merged;
+    for (pending, applied) in work.pending.into_iter().zip(applied) {
+        let outcome = match applied {
+            Applied::Changed => Outcome::Stored,
+            Applied::Unchanged => Outcome::Unchanged,
+            // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
+            Applied::Present if work.attempts > 0 => Outcome::Stored,
+            Applied::Stale | Applied::Present => Outcome::Stale,
+        };
+        let overtaken = if outcome == Outcome::Stale {
+            Outcome::Stale
+        } else {
+            Outcome::Superseded
+        };
+        pending.ticket.settle(outcome);
+        for ticket in pending.overtaken {
+            ticket.settle(overtaken);
+        }
+    }
+    // The node's actor may be gone; then nobody needs to know.
+    drop(work.finished.send(marks_of(&document)));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! The intake: takes a delivery, makes its ticket, decodes it, and brings it to its node.
+//!
+//! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
+//! and the backlog stays in the broker.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+
+use super::dead_letter::{DeadLetter, DeadLetters};
+use super::decode::decode;
+use super::node::Incoming;
+use super::receipts::ReceiptSender;
+use super::router::Router;
+use super::ticket::Ticket;
+use crate::broker::Delivery;
+use crate::config;
+use crate::telemetry::{self, Ledger};
+use crate::wire::{Content, PluginResult};
+
+/// Shared by all consumers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Intake {
+    message_bytes_max: usize,
+    budget: Arc<Semaphore>,
+    budget_bytes: usize,
+    router: Arc<Router>,
+    dead_letters: DeadLetters,
+    receipts: ReceiptSender,
+    ledger: Arc<Ledger>,
+}
+
+impl Intake {
+    pub(super) fn new(
+        settings: &config::Server,
+        router: Arc<Router>,
+        dead_letters: DeadLetters,
+        receipts: ReceiptSender,
+        ledger: Arc<Ledger>,
+    ) -> Self {
+        let budget_bytes = settings.bytes_in_flight_max.min(Semaphore::MAX_PERMITS);
+        Self {
+            message_bytes_max: settings.message_bytes_max,
+            budget: Arc::new(Semaphore::new(budget_bytes)),
+            budget_bytes,
+            router,
+            dead_letters,
+            receipts,
+            ledger,
+        }
+    }
+
+    /// Takes one delivery; waits while too many bytes are in flight or its node is busy.
+    pub(super) async fn accept(&self, delivery: Delivery) {
+        let session = delivery.session;
+        let mut ticket = Ticket::new(delivery, Arc::clone(&self.ledger), self.receipts.clone());
+        let result = match decode(ticket.origin(), self.message_bytes_max, Timestamp::now()) {
+            Ok(result) => result,
+            Err(error) => {
+                telemetry::record_decode_error(error.reason());
+                let letter = DeadLetter {
+                    ticket,
+                    reason: error.reason().to_owned(),
+                    detail: error.to_string(),
+                    node: None,
+                    plugin: None,
+                    attempts: 1,
+                };
+                self.dead_letters.send(letter).await;
+                return;
+            }
+        };
+        let bytes = held_bytes(&ticket, &result).min(self.budget_bytes);
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        // The budget is never closed; if it were, the ticket would give the delivery back.
+        let Ok(permit) = Arc::clone(&self.budget).acquire_many_owned(permits).await else {
+            return;
+        };
+        ticket.admit(&result, permit);
+        self.router
+            .route(Incoming {
+                result,
+                ticket,
+                session,
+            })
+            .await;
+    }
+}
+
+/// The message as it came, and its value.
+fn held_bytes(ticket: &Ticket, result: &PluginResult) -> usize {
+    let value = match &result.content {
+        Content::Value { json, .. } => json.get().len(),
+        Content::Error(error) => error.message.len(),
+    };
+    ticket.origin().body.len() + value
+}

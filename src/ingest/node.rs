@@ -1,0 +1,176 @@
+//! The node actor: one per active node. Owns what is known of the node and what is pending for it.
+//!
+//! Results come from the router, the writer takes what pends, and hears of the end of each write through the
+//! claim it was given. Invariant: at most one claim of a node exists at a time, and a claim dropped unfinished
+//! (a panic, a stop) frees the node again.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::coalesce::{Coalescer, Marks, Offered, Pending};
+use super::router::Router;
+use super::ticket::Ticket;
+use super::writer::Ready;
+use crate::telemetry::NodeActorGuard;
+use crate::wire::{Content, NodeName, PluginResult};
+
+/// One result for the node.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Incoming {
+    pub(super) result: PluginResult,
+    pub(super) ticket: Ticket,
+    /// The subscription it came by: a new one means that another server may have written in between.
+    pub(super) session: u64,
+}
+
+/// The writer takes what pends.
+#[derive(Debug, Message)]
+#[rtype(result = "Claim")]
+pub(super) struct Take;
+
+/// What one node wants written, and where to say how it went.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) node: NodeName,
+    pub(super) pending: Vec<Pending<Ticket>>,
+    /// Takes the marks of the document as it stands after the write; dropped, it says that nothing is known.
+    pub(super) finished: oneshot::Sender<Marks>,
+}
+
+/// Stops the actor, unless something came in between.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Retire;
+
+/// One active node.
+#[derive(Debug)]
+pub(super) struct NodeActor {
+    node: NodeName,
+    coalescer: Coalescer<Ticket>,
+    session: u64,
+    last_heard: Instant,
+    router: Arc<Router>,
+    _active: NodeActorGuard,
+}
+
+impl NodeActor {
+    pub(super) fn new(node: NodeName, router: Arc<Router>) -> Self {
+        Self {
+            node,
+            coalescer: Coalescer::new(),
+            session: 0,
+            last_heard: Instant::now(),
+            router,
+            _active: NodeActorGuard::new(),
+        }
+    }
+
+    fn accept(&mut self, incoming: Incoming, ctx: &mut Context<Self>) {
+        self.last_heard = Instant::now();
+        if incoming.session != self.session {
+            self.session = incoming.session;
+            self.coalescer.forget();
+        }
+        let bytes = match &incoming.result.content {
+            Content::Value { json, .. } => json.get().len(),
+            Content::Error(error) => error.message.len(),
+        };
+        let freshness = self.router.settings().freshness;
+        match self.coalescer.offer(
+            incoming.result,
+            incoming.ticket,
+            Timestamp::now(),
+            freshness,
+        ) {
+            Offered::Settled(ticket, outcome) => ticket.settle(outcome),
+            Offered::Pending => self.announce(bytes, ctx),
+        }
+    }
+
+    fn announce(&mut self, bytes: usize, ctx: &mut Context<Self>) {
+        if !self.coalescer.announce() {
+            return;
+        }
+        let ready = Ready {
+            node: ctx.address(),
+            bytes,
+        };
+        let writer = self.router.writer();
+        if let Err(error) = writer.try_send(ready) {
+            // The writer's mailbox is as long as the deliveries that can be in flight, so this is rare: wait.
+            let send = writer.send(error.into_inner()).into_actor(self);
+            ctx.spawn(send.map(|sent, _, ctx| {
+                if sent.is_err() {
+                    // The writer is gone: the server stops. Tickets drop, results go back to the broker.
+                    ctx.stop();
+                }
+            }));
+        }
+    }
+
+    fn take(&mut self, ctx: &mut Context<Self>) -> Claim {
+        let (finished, outcome) = oneshot::channel();
+        let wait = outcome.into_actor(self);
+        ctx.spawn(wait.map(|marks, actor, ctx| {
+            actor.coalescer.finish(marks.ok());
+            actor.announce(0, ctx);
+        }));
+        Claim {
+            node: self.node.clone(),
+            pending: self.coalescer.take(),
+            finished,
+        }
+    }
+
+    /// Stops the actor when it heard nothing for long. The map forgets it first, so nobody sends to it any more,
+    /// then what is still in its mailbox is handled before `Retire`.
+    fn retire_when_idle(&mut self, ctx: &mut Context<Self>) {
+        let idle = self.router.settings().node_idle;
+        if self.last_heard.elapsed() >= idle && self.coalescer.is_idle() {
+            self.router.forget(&self.node, &ctx.address());
+            // A full mailbox means that results came after all: the next check looks again.
+            if ctx.address().try_send(Retire).is_err() {
+                debug!(target: "vogeler::ingest::node", node = %self.node, "busy again");
+            }
+        }
+        ctx.run_later(idle, Self::retire_when_idle);
+    }
+}
+
+impl Actor for NodeActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(self.router.settings().node_mailbox);
+        ctx.run_later(self.router.settings().node_idle, Self::retire_when_idle);
+    }
+}
+
+impl Handler<Incoming> for NodeActor {
+    type Result = ();
+    fn handle(&mut self, incoming: Incoming, ctx: &mut Context<Self>) {
+        self.accept(incoming, ctx);
+    }
+}
+
+impl Handler<Take> for NodeActor {
+    type Result = MessageResult<Take>;
+    fn handle(&mut self, _: Take, ctx: &mut Context<Self>) -> MessageResult<Take> {
+        MessageResult(self.take(ctx))
+    }
+}
+
+impl Handler<Retire> for NodeActor {
+    type Result = ();
+    fn handle(&mut self, _: Retire, ctx: &mut Context<Self>) {
+        if self.coalescer.is_idle() {
+            ctx.stop();
+        }
+    }
+}

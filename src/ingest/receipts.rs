@@ -1,0 +1,93 @@
+//! Receipts on their way to the runners: gathered for a moment, then one message a run and flush.
+//!
+//! Receipts never hold up an ack: when the queue is full or the broker away they are dropped and counted in the
+//! log, and the runner finds the result in the store instead.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+
+use crate::broker::topology::Exchange;
+use crate::broker::{Broker, Message, Properties};
+use crate::telemetry;
+use crate::wire::{Receipt, ReceiptBatch, RunId};
+
+/// Receipts waiting at most; a run on 10,000 nodes fits.
+const WAITING_MAX: usize = 16_384;
+/// Receipts one message carries at most: about 256 KiB.
+const BATCH_MAX: usize = 2_048;
+
+/// Where tickets leave their receipts. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct ReceiptSender(mpsc::Sender<(RunId, Receipt)>);
+
+impl ReceiptSender {
+    /// Takes a receipt, without waiting.
+    pub(super) fn send(&self, run: RunId, receipt: Receipt) {
+        if self.0.try_send((run, receipt)).is_err() {
+            debug!(target: "vogeler::ingest::receipts", %run, "receipt dropped: the queue is full or closed");
+        }
+    }
+}
+
+/// Starts the publisher. It ends, after a last flush, when all senders are gone.
+pub(super) fn start(broker: Arc<dyn Broker>, linger: Duration) -> (ReceiptSender, JoinHandle<()>) {
+    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    (
+        ReceiptSender(sender),
+        tokio::spawn(publish_all(broker, receiver, linger)),
+    )
+}
+
+async fn publish_all(
+    broker: Arc<dyn Broker>,
+    mut receiver: mpsc::Receiver<(RunId, Receipt)>,
+    linger: Duration,
+) {
+    let mut gathered = Vec::new();
+    while receiver.recv_many(&mut gathered, BATCH_MAX).await > 0 {
+        if !receiver.is_closed() && gathered.len() < BATCH_MAX {
+            tokio::time::sleep(linger).await;
+            while gathered.len() < BATCH_MAX {
+                let Ok(more) = receiver.try_recv() else { break };
+                gathered.push(more);
+            }
+        }
+        let mut runs: HashMap<RunId, Vec<Receipt>> = HashMap::new();
+        for (run, receipt) in gathered.drain(..) {
+            runs.entry(run).or_default().push(receipt);
+        }
+        for (run, receipts) in runs {
+            publish(broker.as_ref(), run, receipts).await;
+        }
+    }
+}
+
+async fn publish(broker: &dyn Broker, run: RunId, receipts: Vec<Receipt>) {
+    let count = receipts.len();
+    let Ok(body) = serde_json::to_vec(&ReceiptBatch::new(run, receipts)) else {
+        return;
+    };
+    let message = Message {
+        exchange: Exchange::Receipts,
+        routing_key: run.to_string(),
+        body: body.into(),
+        properties: Properties {
+            content_type: Some("application/json".to_owned()),
+            ..Properties::default()
+        },
+        persistent: false,
+        // A runner that did not wait, or left, is no error.
+        mandatory: false,
+    };
+    match broker.publish(message).await {
+        Ok(()) => telemetry::record_receipts(count),
+        Err(error) => {
+            warn!(target: "vogeler::ingest::receipts", %run, count, %error, "receipts lost; the runner will look in the store");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The ticket: owns one delivery until it is settled.
+//!
+//! Made when a delivery arrives, merged into the pending result that overtakes it, settled by its document's
+//! verdict. Invariant: every ticket ends in exactly one counted outcome; dropped unsettled (a panic, a dead actor,
+//! a missed deadline) it gives the delivery back and counts as requeued.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::receipts::ReceiptSender;
+use crate::broker::{Delivery, Properties, Settler};
+use crate::telemetry::Ledger;
+use crate::wire::{Content, Outcome, PluginResult, Receipt, RunId};
+
+/// A delivery's original message, kept for the dead letters.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) body: Bytes,
+    pub(super) properties: Properties,
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+}
+
+/// Owns one delivery until it is settled.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct Ticket {
+    settler: Option<Settler>,
+    origin: Origin,
+    receipt: Option<Box<(RunId, Receipt)>>,
+    ledger: Arc<Ledger>,
+    receipts: ReceiptSender,
+    /// Share of the server's byte budget, given back when the ticket ends.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Ticket {
+    /// Counts the delivery in.
+    pub(super) fn new(delivery: Delivery, ledger: Arc<Ledger>, receipts: ReceiptSender) -> Self {
+        ledger.receive(delivery.redelivered);
+        let origin = Origin {
+            body: delivery.body,
+            properties: delivery.properties,
+            exchange: delivery.exchange,
+            routing_key: delivery.routing_key,
+        };
+        Self {
+            settler: Some(delivery.settler),
+            origin,
+            receipt: None,
+            ledger,
+            receipts,
+            permit: None,
+        }
+    }
+
+    /// The message as it came.
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Remembers whom to tell, once the result is known, and holds its share of the byte budget.
+    pub(super) fn admit(&mut self, result: &PluginResult, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+        let (Some(run), Some(plugin)) = (result.run, &result.plugin) else {
+            return;
+        };
+        let error = match &result.content {
+            Content::Error(error) => Some(error.clone()),
+            Content::Value { .. } => None,
+        };
+        // The outcome is written over when it is known.
+        let receipt = Receipt {
+            node: result.node.clone(),
+            plugin: plugin.clone(),
+            outcome: Outcome::Requeued,
+            error,
+            reason: None,
+        };
+        self.receipt = Some(Box::new((run, receipt)));
+    }
+
+    /// Ends the delivery: the broker forgets it, unless the outcome is [`Outcome::Requeued`].
+    pub(super) fn settle(self, outcome: Outcome) {
+        self.settle_because(outcome, None);
+    }
+
+    /// Like [`settle`](Self::settle), with the reason of a dead letter for the runner.
+    pub(super) fn settle_because(mut self, outcome: Outcome, reason: Option<String>) {
+        let Some(settler) = self.settler.take() else {
+            return;
+        };
+        if outcome == Outcome::Requeued {
+            settler.requeue();
+        } else {
+            settler.ack();
+            if let Some((run, receipt)) = self.receipt.take().map(|boxed| *boxed) {
+                self.receipts.send(
+                    run,
+                    Receipt {
+                        outcome,
+                        reason,
+                        ..receipt
+                    },
+                );
+            }
+        }
+        self.ledger.end(outcome);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(settler) = self.settler.take() {
+            settler.requeue();
+            self.ledger.end(Outcome::Requeued);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Logging: what is logged, how it looks, and where it goes (stderr: stdout is for answers).
+//!
+//! Targets name the stage (`vogeler::store`, `vogeler::ingest`, …), so that one stage can be made loud with
+//! `info,vogeler::store=debug`. Libraries speak from `warn` on unless a directive names them.
+
+use std::io::IsTerminal;
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{Directive, LevelFilter};
+
+use crate::config::{Log, LogFormat};
+
+/// Libraries that log at `info` and below what only their authors want to know.
+const NOISY: [&str; 8] = [
+    "lapin",
+    "reqwest",
+    "hyper",
+    "hyper_util",
+    "h2",
+    "rustls",
+    "tower",
+    "actix",
+];
+
+/// The filter that `level` asks for. The error says what is allowed.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    let mut filter = EnvFilter::default();
+    for library in NOISY {
+        filter = filter.add_directive(directive(&format!("{library}=warn"))?);
+    }
+    for part in level.split(',').map(str::trim) {
+        filter = filter.add_directive(directive(part)?);
+    }
+    Ok(filter)
+}
+
+/// One directive. A bare word is a level: tracing itself would take a misspelt level for a target.
+fn directive(text: &str) -> Result<Directive, String> {
+    let error = || {
+        format!(
+            "{text:?} is not understood; allowed are error, warn, info, debug, trace, off, and TARGET=LEVEL such as vogeler::store=debug, separated by commas"
+        )
+    };
+    let level = text.rsplit('=').next().unwrap_or(text);
+    LevelFilter::from_str(level).map_err(|_| error())?;
+    text.parse().map_err(|_| error())
+}
+
+/// Whether the operator asked for output without colours and cursor movements (<https://no-color.org>).
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Starts logging to stderr, at `level_default` unless a level is set. Where logging runs already (tests), that stays as it is.
+pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(log.level.as_deref().unwrap_or(level_default))?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && !no_color());
+    let started = match log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if started.is_err() {
+        tracing::debug!(target: "vogeler::log", "logging was started before");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: levels and directives are understood, and libraries stay quiet unless named.
+    #[test]
+    fn levels_and_directives_are_understood() {
+        let text = filter("debug").unwrap().to_string();
+        assert!(
+            text.contains("debug") && text.contains("lapin=warn"),
+            "{text}"
+        );
+        let text = filter("info, vogeler::store=debug,lapin=trace")
+            .unwrap()
+            .to_string();
+        assert!(text.contains("vogeler::store=debug"), "{text}");
+        assert!(
+            text.contains("lapin=trace") && !text.contains("lapin=warn"),
+            "{text}"
+        );
+    }
+
+    /// Goal: a misspelt level is an error that lists the levels, not a filter that shows nothing.
+    #[test]
+    fn misspelt_levels_are_errors() {
+        for level in ["verbose", "inf", "", "vogeler::store=loud", "info,,debug"] {
+            let error = filter(level).unwrap_err();
+            assert!(
+                error.contains("error, warn, info, debug, trace"),
+                "{level}: {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Progress of a run while it waits: a bar on a terminal, a few plain lines elsewhere.
+//!
+//! [`Milestones`] decides which lines; it is pure. Invariant: where the output is no terminal, or `NO_COLOR` is set,
+//! no escape sequence is written.
+
+use std::io::Write;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Counts, Run};
+
+/// A line at every tenth of the expected nodes.
+const MILESTONES: usize = 10;
+
+/// Shows how a run goes, on stderr.
+#[derive(Debug)]
+pub enum Progress {
+    /// A bar that moves.
+    Bar(ProgressBar),
+    /// A line now and then.
+    Lines(Milestones),
+    /// Nothing.
+    Quiet,
+}
+
+impl Progress {
+    /// A bar if stderr is a terminal that may be drawn on, lines otherwise.
+    pub fn on_stderr(can_draw: bool) -> Self {
+        if !can_draw {
+            return Self::Lines(Milestones::default());
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self::Bar(bar)
+    }
+
+    /// Shows where the run is.
+    pub fn update(&mut self, run: &Run) {
+        let counts = run.counts();
+        match self {
+            Self::Bar(bar) => {
+                let known = counts.expected.unwrap_or(0).max(counts.heard());
+                bar.set_length(count(known));
+                bar.set_position(count(counts.heard()));
+                bar.set_message(in_words(counts));
+            }
+            Self::Lines(milestones) => {
+                if let Some(line) = milestones.next(counts) {
+                    // With stderr gone, nobody is left to tell.
+                    writeln!(std::io::stderr(), "{line}").ok();
+                }
+            }
+            Self::Quiet => {}
+        }
+    }
+
+    /// Takes the bar away: the report follows.
+    pub fn finish(&mut self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn count(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// `answered 3, failed 1`
+fn in_words(counts: Counts) -> String {
+    let parts = [
+        ("answered", counts.answered),
+        ("failed", counts.failed),
+        ("refused", counts.refused),
+        ("expired", counts.expired),
+        ("silent", counts.silent),
+    ];
+    let parts = parts
+        .into_iter()
+        .filter(|(what, count)| *count > 0 || *what == "answered");
+    parts
+        .map(|(what, count)| format!("{what} {count}"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Which lines to print: one at the start, one at every tenth of the expected nodes.
+#[derive(Debug, Default)]
+pub struct Milestones {
+    started: bool,
+    reached: usize,
+}
+
+impl Milestones {
+    /// The line for these counts, if they are worth one.
+    pub fn next(&mut self, counts: Counts) -> Option<String> {
+        if !self.started {
+            self.started = true;
+            return Some(counts.expected.map_or_else(
+                || "waiting for whoever answers".to_owned(),
+                |expected| format!("waiting for {expected} nodes"),
+            ));
+        }
+        let heard = counts.heard();
+        let reached = match counts.expected {
+            Some(expected) if expected > 0 => heard * MILESTONES / expected,
+            // Without an expectation, every doubling is worth a line.
+            _ => heard.checked_ilog2().map_or(0, |log| log as usize + 1),
+        };
+        if reached <= self.reached {
+            return None;
+        }
+        self.reached = reached;
+        let of = counts
+            .expected
+            .map_or_else(String::new, |expected| format!(" of {expected}"));
+        Some(format!("{heard}{of}: {}", in_words(counts)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(expected: Option<usize>, answered: usize, failed: usize) -> Counts {
+        Counts {
+            expected,
+            answered,
+            failed,
+            ..Counts::default()
+        }
+    }
+
+    /// Goal: a large run prints a line a tenth, not a line a node.
+    #[test]
+    fn milestones_are_few() {
+        let mut milestones = Milestones::default();
+        let lines: Vec<_> = (0..=1000)
+            .filter_map(|n| milestones.next(counts(Some(1000), n, 0)))
+            .collect();
+        assert_eq!(lines.len(), 11);
+        assert_eq!(lines[0], "waiting for 1000 nodes");
+        assert_eq!(lines[10], "1000 of 1000: answered 1000");
+        let mut milestones = Milestones::default();
+        let lines = (0..=1000).filter_map(|n| milestones.next(counts(None, n, 0)));
+        assert!(lines.count() <= 12);
+    }
+
+    /// Goal: what went wrong is in the line, what did not happen is not.
+    #[test]
+    fn lines_say_what_went_wrong() {
+        assert_eq!(in_words(counts(Some(5), 0, 2)), "answered 0, failed 2");
+    }
+}

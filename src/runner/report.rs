@@ -1,0 +1,375 @@
+//! The report of a run: who answered, failed, refused, expired and stayed silent, by name.
+//!
+//! As text for people, and as JSON for programs; the JSON's members are a promise: they may grow, not change.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Answer, Counts, Failure, Run, Target};
+use crate::wire::{NodeName, Outcome, PluginName, RunId};
+
+/// Names that a category shows unless all are asked for.
+const NAMES_SHOWN: usize = 30;
+/// Reasons that a category shows unless all are asked for.
+const REASONS_SHOWN: usize = 10;
+/// Width of text where the terminal does not say.
+pub const WIDTH_DEFAULT: usize = 100;
+/// Silence without a known reason.
+const NO_RECEIPT: &str = "no answer before the deadline";
+
+/// How a run ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The run's id.
+    pub run: RunId,
+    /// The plugin asked for.
+    pub plugin: PluginName,
+    /// Whom it asked, as the operator wrote it.
+    pub target: Target,
+    /// When clients stop answering it.
+    pub deadline: Timestamp,
+    /// How long it was waited for, in milliseconds.
+    pub duration_ms: u64,
+    /// Whether everybody who had to answer is known, and did, with a result.
+    pub complete: bool,
+    /// How many nodes are in each category.
+    pub counts: Counts,
+    /// The nodes of each category, by name.
+    pub nodes: Nodes,
+    /// What else the operator should know: why the report may be short.
+    pub notes: Vec<String>,
+}
+
+/// The nodes of each category, by name.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Nodes {
+    /// Their results are in the store.
+    pub answered: Vec<Answered>,
+    /// They gave no value, or their value is a dead letter.
+    pub failed: Vec<Failed>,
+    /// They have no such plugin.
+    pub refused: Vec<Failed>,
+    /// They heard too late.
+    pub expired: Vec<Failed>,
+    /// They said nothing.
+    pub silent: Vec<Silent>,
+}
+
+/// A node whose result is in the store.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answered {
+    /// Its name.
+    pub node: NodeName,
+    /// `stored`, `unchanged`, `superseded` or `stale`.
+    pub outcome: Outcome,
+    /// Whether nobody expected it.
+    pub new: bool,
+}
+
+/// A node that gave no value.
+#[derive(Debug, Clone, Serialize)]
+pub struct Failed {
+    /// Its name.
+    pub node: NodeName,
+    /// Why.
+    #[serde(flatten)]
+    pub failure: Failure,
+}
+
+/// A node that said nothing.
+#[derive(Debug, Clone, Serialize)]
+pub struct Silent {
+    /// Its name.
+    pub node: NodeName,
+    /// Why, as far as it is known.
+    pub reason: String,
+}
+
+impl Report {
+    /// The report of `run` as it stands.
+    pub fn new(
+        run: &Run,
+        target: &Target,
+        deadline: Timestamp,
+        duration: Duration,
+        notes: Vec<String>,
+    ) -> Self {
+        let mut named = Nodes::default();
+        for (node, answer) in run.answers() {
+            let failed = |failure: &Failure| Failed {
+                node: node.clone(),
+                failure: failure.clone(),
+            };
+            match answer {
+                Answer::Answered(outcome) => named.answered.push(Answered {
+                    node: node.clone(),
+                    outcome: *outcome,
+                    new: run.is_new(node),
+                }),
+                Answer::Failed(failure) => named.failed.push(failed(failure)),
+                Answer::Refused(failure) => named.refused.push(failed(failure)),
+                Answer::Expired(failure) => named.expired.push(failed(failure)),
+                Answer::Silent(reason) => named.silent.push(Silent {
+                    node: node.clone(),
+                    reason: reason.clone().unwrap_or_else(|| NO_RECEIPT.to_owned()),
+                }),
+            }
+        }
+        let counts = run.counts();
+        Self {
+            run: run.id(),
+            plugin: run.plugin().clone(),
+            target: target.clone(),
+            deadline,
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            complete: counts.is_complete(),
+            counts,
+            nodes: named,
+            notes,
+        }
+    }
+
+    /// The report for people, lines of at most `width` characters where names allow it. Long lists are shortened
+    /// unless `verbose`.
+    pub fn text(&self, width: usize, verbose: bool) -> String {
+        let mut text = String::new();
+        let names_max = if verbose { usize::MAX } else { NAMES_SHOWN };
+        let answered = self.nodes.answered.iter();
+        let answered: Vec<_> = answered
+            .map(|a| format!("{}{}", a.node, if a.new { " (new)" } else { "" }))
+            .collect();
+        names(&mut text, "answered", &answered, names_max, width);
+        for (title, failed) in [
+            ("failed", &self.nodes.failed),
+            ("refused", &self.nodes.refused),
+            ("expired", &self.nodes.expired),
+        ] {
+            let lines: Vec<_> = failed.iter().map(Failed::line).collect();
+            reasons(&mut text, title, &lines, verbose);
+        }
+        let (plain, special): (Vec<_>, Vec<_>) = self
+            .nodes
+            .silent
+            .iter()
+            .partition(|silent| silent.reason == NO_RECEIPT);
+        let plain: Vec<_> = plain.iter().map(|silent| silent.node.to_string()).collect();
+        names(&mut text, "silent", &plain, names_max, width);
+        let special = special.iter();
+        let special: Vec<_> = special
+            .map(|silent| format!("{}  {}", silent.node, silent.reason))
+            .collect();
+        reasons(&mut text, "silent", &special, verbose);
+        for note in &self.notes {
+            line(&mut text, format_args!("note: {note}"));
+        }
+        line(&mut text, format_args!("{}", self.summary()));
+        text
+    }
+
+    /// One line with the counts.
+    pub fn summary(&self) -> String {
+        let counts = self.counts;
+        let of = counts
+            .expected
+            .map_or_else(String::new, |expected| format!(" of {expected}"));
+        let mut summary = format!(
+            "{} on {}: {}{of} answered",
+            self.plugin, self.target, counts.answered
+        );
+        for (count, what) in [
+            (counts.failed, "failed"),
+            (counts.refused, "refused"),
+            (counts.expired, "expired"),
+            (counts.silent, "silent"),
+            (counts.new, "new"),
+        ] {
+            if count > 0 {
+                line_part(&mut summary, format_args!(", {count} {what}"));
+            }
+        }
+        let (seconds, tenths) = (self.duration_ms / 1000, self.duration_ms % 1000 / 100);
+        line_part(
+            &mut summary,
+            format_args!(", in {seconds}.{tenths} s (run {})", self.run),
+        );
+        summary
+    }
+}
+
+impl Failed {
+    fn line(&self) -> String {
+        let exit = self
+            .failure
+            .exit
+            .map_or_else(String::new, |exit| format!(" (exit status {exit})"));
+        let message: Vec<_> = self.failure.message.split_whitespace().collect();
+        format!(
+            "{}  {}: {}{exit}",
+            self.node,
+            self.failure.kind,
+            message.join(" ")
+        )
+    }
+}
+
+/// `title (count): name, name, …` in lines of `width`.
+fn names(text: &mut String, title: &str, names: &[String], shown: usize, width: usize) {
+    if names.is_empty() {
+        return;
+    }
+    let mut current = format!("{title} ({}):", names.len());
+    for (index, name) in names.iter().take(shown).enumerate() {
+        let comma = if index + 1 < names.len() { "," } else { "" };
+        if current.chars().count() + name.chars().count() + 2 > width && index > 0 {
+            line(text, format_args!("{current}"));
+            " ".clone_into(&mut current);
+        }
+        line_part(&mut current, format_args!(" {name}{comma}"));
+    }
+    if names.len() > shown {
+        line_part(
+            &mut current,
+            format_args!(" … and {} more (--verbose)", names.len() - shown),
+        );
+    }
+    line(text, format_args!("{current}"));
+}
+
+/// `title (count):`, then a line a node.
+fn reasons(text: &mut String, title: &str, lines: &[String], verbose: bool) {
+    if lines.is_empty() {
+        return;
+    }
+    let shown = if verbose { usize::MAX } else { REASONS_SHOWN };
+    line(text, format_args!("{title} ({}):", lines.len()));
+    for reason in lines.iter().take(shown) {
+        line(text, format_args!("  {reason}"));
+    }
+    if lines.len() > shown {
+        line(
+            text,
+            format_args!("  … and {} more (--verbose)", lines.len() - shown),
+        );
+    }
+}
+
+fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
+    line_part(text, content);
+    text.push('\n');
+}
+
+/// Writing to a String cannot fail.
+fn line_part(text: &mut String, content: std::fmt::Arguments<'_>) {
+    text.write_fmt(content).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::Expected;
+
+    fn failure(kind: &str, message: &str, exit: Option<i32>) -> Failure {
+        Failure {
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+            exit,
+        }
+    }
+
+    fn report() -> Report {
+        let id = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        let nodes = ["a", "b", "c", "d", "e", "f"].map(|name| name.parse().unwrap());
+        let mut run = Run::new(id, "rpms".parse().unwrap(), Expected::Nodes(nodes.into()));
+        for (node, answer) in [
+            ("a", Answer::Answered(Outcome::Stored)),
+            (
+                "b",
+                Answer::Failed(failure("exit_status", "rpm:\nnot found", Some(127))),
+            ),
+            (
+                "c",
+                Answer::Refused(failure("refused", "no plugin rpms", None)),
+            ),
+            ("d", Answer::Expired(failure("expired", "too late", None))),
+            ("e", Answer::Silent(Some("no client queue".to_owned()))),
+            ("z", Answer::Answered(Outcome::Unchanged)),
+        ] {
+            run.record(node.parse().unwrap(), answer);
+        }
+        run.end();
+        let deadline = "2026-11-22T14:00:00Z".parse().unwrap();
+        let took = Duration::from_millis(3250);
+        Report::new(
+            &run,
+            &Target::All,
+            deadline,
+            took,
+            vec!["beware".to_owned()],
+        )
+    }
+
+    /// Goal: the text names every node with its reason, and ends with the counts.
+    #[test]
+    fn the_text_names_everybody() {
+        let expected = "\
+answered (2): a, z (new)
+failed (1):
+  b  exit_status: rpm: not found (exit status 127)
+refused (1):
+  c  refused: no plugin rpms
+expired (1):
+  d  expired: too late
+silent (1): f
+silent (1):
+  e  no client queue
+note: beware
+rpms on all: 2 of 6 answered, 1 failed, 1 refused, 1 expired, 2 silent, 1 new, in 3.2 s (run 01890a5d-ac96-774b-bcce-b302099a8057)
+";
+        assert_eq!(report().text(80, false), expected);
+    }
+
+    /// Goal: the JSON is what README promises, member by member.
+    #[test]
+    fn the_json_is_stable() {
+        let json = serde_json::to_value(report()).unwrap();
+        let expected = serde_json::json!({
+            "run": "01890a5d-ac96-774b-bcce-b302099a8057", "plugin": "rpms", "target": "all",
+            "deadline": "2026-11-22T14:00:00Z", "duration_ms": 3250, "complete": false,
+            "counts": {"expected": 6, "answered": 2, "failed": 1, "refused": 1, "expired": 1, "silent": 2, "new": 1},
+            "nodes": {
+                "answered": [{"node": "a", "outcome": "stored", "new": false}, {"node": "z", "outcome": "unchanged", "new": true}],
+                "failed": [{"node": "b", "kind": "exit_status", "message": "rpm:\nnot found", "exit": 127}],
+                "refused": [{"node": "c", "kind": "refused", "message": "no plugin rpms"}],
+                "expired": [{"node": "d", "kind": "expired", "message": "too late"}],
+                "silent": [{"node": "e", "reason": "no client queue"}, {"node": "f", "reason": "no answer before the deadline"}],
+            },
+            "notes": ["beware"],
+        });
+        assert_eq!(json, expected);
+    }
+
+    /// Goal: long lists wrap, are shortened with a count, and are whole when asked for.
+    #[test]
+    fn long_lists_wrap_and_shorten() {
+        let nodes: Vec<String> = (0..100).map(|n| format!("node{n:03}")).collect();
+        let mut text = String::new();
+        names(&mut text, "answered", &nodes, NAMES_SHOWN, 60);
+        assert!(
+            text.lines().count() > 3 && text.lines().all(|line| line.len() <= 90),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("node029, … and 70 more (--verbose)\n"),
+            "{text}"
+        );
+        let mut text = String::new();
+        names(&mut text, "answered", &nodes, usize::MAX, 60);
+        assert!(
+            text.lines().all(|line| line.len() <= 60) && text.ends_with("node099\n"),
+            "{text}"
+        );
+    }
+}

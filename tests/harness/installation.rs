@@ -1,0 +1,261 @@
+//! Vogeler as an operator installs it: the real binary, its settings in the environment, folders of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::process::{free_port, wait_until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_vogeler");
+const LOADTEST: &str = env!("CARGO_BIN_EXE_vogeler-loadtest");
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One set-up: a broker, a store, a folder.
+#[derive(Debug)]
+pub struct Installation {
+    folder: tempfile::TempDir,
+    broker: String,
+    store: String,
+    http_port: u16,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its exit code.
+    pub code: i32,
+    /// What it said.
+    pub stdout: String,
+    /// What it said besides.
+    pub stderr: String,
+}
+
+impl Answer {
+    /// The answer as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// This answer, which must have exit code 0.
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+}
+
+/// A running `vogeler`; killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Installation {
+    /// On this broker and store.
+    pub fn new(broker: &str, store: &str) -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            broker: broker.to_owned(),
+            store: store.to_owned(),
+            http_port: free_port(),
+        }
+    }
+
+    /// The broker's DSN.
+    pub fn broker(&self) -> &str {
+        &self.broker
+    }
+
+    /// The folder that plugin files and state of this set-up are in.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Writes a plugin file that clients of this set-up read.
+    pub fn plugin_file(&self, name: &str, text: &str) {
+        let folder = self.folder.path().join("plugins");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+
+    fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env_clear()
+            .env("VOGELER_CONFIG", "/dev/null")
+            .env("PATH", "/usr/bin:/bin")
+            .env("VOGELER_BROKER_DSN", &self.broker)
+            .env("VOGELER_STORE_DSN", &self.store)
+            .env(
+                "VOGELER_HTTP_LISTEN",
+                format!("127.0.0.1:{}", self.http_port),
+            )
+            .env("VOGELER_CLIENT_PLUGINS", self.folder.path().join("plugins"))
+            .env("VOGELER_BROKER_RECONNECT_MAX", "500ms")
+            .env("VOGELER_SERVER_RETRY_MAX", "500ms")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs one command to its end.
+    pub fn vogeler(&self, args: &[&str]) -> Answer {
+        Self::answer(&mut self.command(PROGRAM, args))
+    }
+
+    /// Runs one command through a link of another name.
+    pub fn linked(&self, name: &str, args: &[&str]) -> Answer {
+        let link = self.folder.path().join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
+        }
+        Self::answer(&mut self.command(link.to_str().unwrap(), args))
+    }
+
+    /// Starts the load tester.
+    pub fn loadtest(&self, args: &[&str]) -> Running {
+        self.start(self.command(LOADTEST, args), "loadtest")
+    }
+
+    fn answer(command: &mut Command) -> Answer {
+        let output = command.output().unwrap();
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Starts a server, and waits until it is ready.
+    pub fn server(&self) -> Running {
+        let mut server = self.start(self.command(PROGRAM, &["server"]), "server");
+        let is_ready = wait_until(PATIENCE, || {
+            self.get("/readyz").is_some_and(|(status, _)| status == 200) || !server.is_running()
+        });
+        assert!(
+            is_ready && server.is_running(),
+            "the server is not ready: {}",
+            server.log()
+        );
+        server
+    }
+
+    /// Starts a server that need not become ready.
+    pub fn unready_server(&self) -> Running {
+        self.start(self.command(PROGRAM, &["server"]), "server")
+    }
+
+    /// Starts a client, and waits until it listens.
+    pub fn client(&self, node: &str, groups: &str) -> Running {
+        let state = self.folder.path().join("state").join(node);
+        std::fs::create_dir_all(&state).unwrap();
+        let mut command = self.command(PROGRAM, &["client"]);
+        command
+            .env("VOGELER_CLIENT_NODE", node)
+            .env("VOGELER_CLIENT_STATE", state)
+            .env("VOGELER_CLIENT_GROUPS", groups);
+        let client = self.start(command, node);
+        assert!(
+            wait_until(PATIENCE, || client.log().contains("client listens")),
+            "{}",
+            client.log()
+        );
+        client
+    }
+
+    fn start(&self, mut command: Command, name: &str) -> Running {
+        let log = self.folder.path().join(format!("{name}.log"));
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        let child = command
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Running { child, log }
+    }
+
+    /// Asks the server's HTTP side: status and body.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        use std::io::Write;
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.http_port)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
+        let mut reader = BufReader::new(stream);
+        let mut status = String::new();
+        reader.read_line(&mut status).ok()?;
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).ok()?;
+        let body = rest.split_once("\r\n\r\n")?.1.to_owned();
+        Some((status.split(' ').nth(1)?.parse().ok()?, body))
+    }
+
+    /// One metric's value, labels and all in `series`, from `/metrics`.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        let (_, body) = self.get("/metrics")?;
+        body.lines()
+            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    }
+}
+
+impl Running {
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, patience: Duration) -> ExitStatus {
+        let mut status = None;
+        assert!(
+            wait_until(patience, || {
+                status = self.child.try_wait().unwrap();
+                status.is_some()
+            }),
+            "still runs: {}",
+            self.log()
+        );
+        status.unwrap()
+    }
+
+    /// Asks it to end, and waits for that.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait(PATIENCE)
+    }
+
+    /// Ends it without notice.
+    pub fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.wait(PATIENCE);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,402 @@
+//! The ingest server on the memory broker and store: outcomes, faults of the store, bad messages, stopping.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::json;
+use vogeler::broker::Broker;
+use vogeler::broker::topology::DEAD_QUEUE;
+use vogeler::store::Verdict;
+use vogeler::store::memory::{Call, Failure, Fault, MemoryStore};
+use vogeler::wire::{Outcome, RunId};
+
+use crate::harness::pipeline::{
+    Pipeline, edit, eventually, in_system, name, next_receipts, quick_config, value,
+};
+
+const AWAY: Failure = Failure::Away { retry_after: None };
+
+/// Goal: a result becomes the node document, its delivery is acknowledged, and the runner hears of it.
+#[test]
+fn a_result_is_stored_acknowledged_and_receipted() {
+    in_system(async {
+        let mut pipeline = Pipeline::start().await;
+        let run = RunId::generate();
+        let mut receipts = pipeline.receipts(run).await;
+        let mut result = value("web01", "rpms", 7, &json!(["bash-5.1.8"]));
+        result.run = Some(run);
+        pipeline.publish(&result).await;
+        let batch = next_receipts(&mut receipts).await;
+        assert_eq!(batch.run, run);
+        assert_eq!(batch.receipts[0].node, name("web01"));
+        assert_eq!(batch.receipts[0].outcome, Outcome::Stored);
+        assert_eq!(pipeline.document("web01")["rpms"], json!(["bash-5.1.8"]));
+        assert_eq!(
+            pipeline.document("web01")["vogeler"]["plugins"]["rpms"]["run"],
+            run.to_string()
+        );
+        let drained = pipeline.stop().await;
+        assert_eq!((drained.counts.received, drained.given_back), (1, 0));
+        for partition in 0..4 {
+            let queue = format!("vogeler.results.{partition}");
+            assert_eq!(
+                pipeline.broker.depth(&[&queue]).await.unwrap()[0]
+                    .unwrap()
+                    .ready,
+                0
+            );
+        }
+    });
+}
+
+/// Goal: while a write is in flight, ten results of the node become one further write, and none is lost.
+#[test]
+fn results_of_a_node_coalesce() {
+    in_system(async {
+        let store = MemoryStore::new();
+        store.script(Call::Write, Fault::Delay(Duration::from_millis(300)));
+        let pipeline = Pipeline::start_with(quick_config(), store).await;
+        pipeline
+            .publish(&value("web01", "rpms", 1, &json!(1)))
+            .await;
+        eventually("the first write began", async || {
+            (pipeline.store.writes() == 1).then_some(())
+        })
+        .await;
+        for seq in 2..=11 {
+            pipeline
+                .publish(&value("web01", "rpms", seq, &json!(seq)))
+                .await;
+        }
+        pipeline.settled(11).await;
+        assert_eq!(pipeline.store.writes(), 2);
+        assert_eq!(pipeline.ended(Outcome::Stored), 2);
+        assert_eq!(pipeline.ended(Outcome::Superseded), 9);
+        assert_eq!(pipeline.document("web01")["rpms"], json!(11));
+    });
+}
+
+/// Goal: unchanged and stale results cost no write, and each is counted as what it is, warm and after a restart.
+#[test]
+fn unchanged_and_stale_results_cost_no_write() {
+    in_system(async {
+        let mut pipeline = Pipeline::start().await;
+        pipeline
+            .publish(&value("web01", "rpms", 10, &json!(["bash"])))
+            .await;
+        pipeline.settled(1).await;
+        for is_restarted in [false, true] {
+            if is_restarted {
+                pipeline.stop().await;
+                pipeline.start_server().await;
+            }
+            let before = pipeline.ledger.counts();
+            pipeline
+                .publish(&value("web01", "rpms", 11, &json!(["bash"])))
+                .await;
+            pipeline
+                .publish(&value("web01", "dpkg", 1, &json!(is_restarted)))
+                .await;
+            pipeline
+                .publish(&value("web01", "rpms", 9, &json!(["older"])))
+                .await;
+            pipeline.settled(before.received + 3).await;
+            assert_eq!(pipeline.document("web01")["rpms"], json!(["bash"]));
+        }
+        assert_eq!(
+            pipeline.ended(Outcome::Stored)
+                + pipeline.ended(Outcome::Unchanged)
+                + pipeline.ended(Outcome::Stale)
+                + pipeline.ended(Outcome::Superseded),
+            3
+        );
+        assert!(pipeline.store.writes() <= 3, "{}", pipeline.store.writes());
+    });
+}
+
+/// Goal: an answer that got lost after the write is not written again: the server reads, and finds its own write.
+#[test]
+fn a_lost_answer_is_read_back_not_written_twice() {
+    in_system(async {
+        let store = MemoryStore::new();
+        store.script(Call::Write, Fault::After(AWAY));
+        let pipeline = Pipeline::start_with(quick_config(), store).await;
+        pipeline
+            .publish(&value("web01", "rpms", 1, &json!(1)))
+            .await;
+        pipeline.settled(1).await;
+        assert_eq!(pipeline.ended(Outcome::Stored), 1);
+        assert_eq!(pipeline.store.writes(), 1);
+        assert!(
+            pipeline
+                .store
+                .document(&name("web01"))
+                .unwrap()
+                .revision
+                .0
+                .starts_with("1-")
+        );
+    });
+}
+
+/// Goal: a store that is away, refuses us, or has no database delays results and loses none.
+#[test]
+fn results_wait_while_the_store_is_away() {
+    in_system(async {
+        let store = MemoryStore::new();
+        store.script(Call::Load, Fault::None); // the probe at start
+        store.script(Call::Load, Fault::Before(AWAY));
+        store.script(Call::Load, Fault::Before(Failure::NoDatabase));
+        store.script(Call::Write, Fault::Before(AWAY));
+        let pipeline = Pipeline::start_with(quick_config(), store).await;
+        for node in ["web01", "web02", "web03"] {
+            pipeline.publish(&value(node, "rpms", 1, &json!(1))).await;
+        }
+        pipeline.settled(3).await;
+        assert_eq!(pipeline.ended(Outcome::Stored), 3);
+        assert_eq!(pipeline.ended(Outcome::Requeued), 0);
+    });
+}
+
+/// Goal: another program's edit between our read and our write survives, and so does our result.
+#[test]
+fn a_conflict_is_merged_with_the_foreign_edit() {
+    in_system(async {
+        let store = MemoryStore::new();
+        store.script(
+            Call::Write,
+            Fault::Rows(HashMap::from([(name("web01"), Verdict::Conflict)])),
+        );
+        edit(&store, "web01", "owner", json!("storage team"));
+        let pipeline = Pipeline::start_with(quick_config(), store).await;
+        pipeline
+            .publish(&value("web01", "rpms", 1, &json!(1)))
+            .await;
+        pipeline
+            .publish(&value("web02", "rpms", 1, &json!(1)))
+            .await;
+        pipeline.settled(2).await;
+        assert_eq!(pipeline.ended(Outcome::Stored), 2);
+        let document = pipeline.document("web01");
+        assert_eq!(
+            (&document["owner"], &document["rpms"]),
+            (&json!("storage team"), &json!(1))
+        );
+    });
+}
+
+/// Goal: a document the store refuses becomes dead letters with node, plugin and reason; its neighbours are stored.
+#[test]
+fn a_refused_document_is_dead_lettered_alone() {
+    in_system(async {
+        let store = MemoryStore::new();
+        let refused = Verdict::Refused {
+            error: "forbidden".to_owned(),
+            reason: "no bad documents".to_owned(),
+        };
+        // Whatever batch it is in: the second node is refused each time.
+        for _ in 0..2 {
+            store.script(
+                Call::Write,
+                Fault::Rows(HashMap::from([(name("web02"), refused.clone())])),
+            );
+        }
+        let pipeline = Pipeline::start_with(quick_config(), store).await;
+        for node in ["web01", "web02", "web03"] {
+            pipeline.publish(&value(node, "rpms", 1, &json!(1))).await;
+        }
+        pipeline.settled(3).await;
+        assert_eq!(
+            (
+                pipeline.ended(Outcome::Stored),
+                pipeline.ended(Outcome::DeadLettered)
+            ),
+            (2, 1)
+        );
+        let letter = pipeline.dead_letter().await;
+        let header = |name: &str| {
+            letter
+                .properties
+                .headers
+                .get(name)
+                .cloned()
+                .unwrap_or_default()
+        };
+        assert_eq!(header("x-vogeler-reason"), "forbidden");
+        assert_eq!(header("x-vogeler-detail"), "no bad documents");
+        assert_eq!(
+            (header("x-vogeler-node"), header("x-vogeler-plugin")),
+            ("web02".to_owned(), "rpms".to_owned())
+        );
+        assert_eq!(
+            letter.body,
+            value("web02", "rpms", 1, &json!(1))
+                .encode()
+                .map(|body| body.len())
+                .map(|_| letter.body.clone())
+                .unwrap()
+        );
+    });
+}
+
+/// Goal: every kind of bad message of the issue is a dead letter with its reason and its own bytes, and the good
+/// result behind them is stored.
+#[test]
+fn bad_messages_are_dead_lettered_and_disturb_nothing() {
+    in_system(async {
+        let pipeline = Pipeline::start().await;
+        let long = format!(
+            r#"{{"syskey":"{}","format":"raw","p":"x"}}"#,
+            "n".repeat(10 * 1024)
+        );
+        let bad: [(&[u8], &str); 8] = [
+            (b"not json", "not_json"),
+            (br#"{"v":2,"node":"web01","plug"#, "not_json"),
+            (br#"{"syskey":"","format":"raw","p":"x"}"#, "bad_node_name"),
+            (
+                br#"{"syskey":"_design/x","format":"raw","p":"x"}"#,
+                "bad_node_name",
+            ),
+            (
+                br#"{"syskey":"a\u0007b","format":"raw","p":"x"}"#,
+                "bad_node_name",
+            ),
+            (long.as_bytes(), "bad_node_name"),
+            (
+                br#"{"syskey":"web01","format":"raw","_rev":"x"}"#,
+                "bad_plugin_name",
+            ),
+            (
+                br#"{"syskey":"web01","format":"raw","vogeler":"x"}"#,
+                "bad_plugin_name",
+            ),
+        ];
+        for (body, reason) in bad {
+            pipeline.publish_bytes(body).await;
+            let letter = pipeline.dead_letter().await;
+            assert_eq!(letter.properties.headers["x-vogeler-reason"], reason);
+            assert_eq!(letter.body, body, "the original bytes are kept");
+            letter.settler.ack();
+        }
+        pipeline
+            .publish(&value("web01", "rpms", 1, &json!(1)))
+            .await;
+        pipeline.settled(9).await;
+        assert_eq!(
+            (
+                pipeline.ended(Outcome::Stored),
+                pipeline.ended(Outcome::DeadLettered)
+            ),
+            (1, 8)
+        );
+    });
+}
+
+/// Goal: a stop under load settles what it can, gives the rest back, and the next server stores it: nothing is lost.
+#[test]
+fn stopping_under_load_loses_nothing() {
+    in_system(async {
+        let mut pipeline = Pipeline::start().await;
+        for number in 0..500_u64 {
+            pipeline
+                .publish(&value(&format!("node{number}"), "rpms", 1, &json!(number)))
+                .await;
+        }
+        let drained = pipeline.stop().await;
+        assert_eq!(drained.given_back, 0);
+        pipeline.start_server().await;
+        eventually("all 500 are stored", async || {
+            (0..500)
+                .all(|number| pipeline.document(&format!("node{number}"))["rpms"] == json!(number))
+                .then_some(())
+        })
+        .await;
+    });
+}
+
+/// Goal: a stop while the store is away ends at the drain deadline, and what was held comes again.
+#[test]
+fn stopping_while_the_store_is_away_gives_back() {
+    in_system(async {
+        let mut config = quick_config();
+        config.server.drain_timeout = Duration::from_millis(200);
+        let store = MemoryStore::new();
+        store.script(Call::Load, Fault::None);
+        for _ in 0..1_000 {
+            store.script(Call::Load, Fault::Before(AWAY));
+        }
+        let mut pipeline = Pipeline::start_with(config, store).await;
+        pipeline
+            .publish(&value("web01", "rpms", 1, &json!(1)))
+            .await;
+        eventually("it is in flight", async || {
+            (pipeline.ledger.counts().in_flight() == 1).then_some(())
+        })
+        .await;
+        let drained = pipeline.stop().await;
+        assert_eq!(drained.given_back, 1);
+        pipeline.store = MemoryStore::new();
+        pipeline.start_server().await;
+        pipeline.settled(1).await;
+        assert_eq!(pipeline.document("web01")["rpms"], json!(1));
+    });
+}
+
+/// Goal: when sessions are cut, what was unsettled comes again and is absorbed; the accounting still adds up.
+#[test]
+fn cut_sessions_lose_nothing() {
+    in_system(async {
+        let pipeline = Pipeline::start().await;
+        for number in 0..200_u64 {
+            pipeline
+                .publish(&value(
+                    &format!("node{}", number % 50),
+                    "rpms",
+                    number + 1,
+                    &json!(number),
+                ))
+                .await;
+            if number % 40 == 0 {
+                for partition in 0..4 {
+                    pipeline
+                        .broker
+                        .cut_sessions(&format!("vogeler.results.{partition}"));
+                }
+            }
+        }
+        eventually("the newest of each node is stored", async || {
+            (150..200)
+                .all(|number| {
+                    pipeline.document(&format!("node{}", number % 50))["rpms"] == json!(number)
+                })
+                .then_some(())
+        })
+        .await;
+        pipeline.settled(200).await;
+        assert_eq!(
+            pipeline.broker.depth(&[DEAD_QUEUE]).await.unwrap()[0]
+                .unwrap()
+                .ready,
+            0
+        );
+    });
+}
+
+/// Goal: an actor that was idle long enough goes, and a later result finds a fresh one.
+#[test]
+fn idle_actors_go_and_come_back() {
+    in_system(async {
+        let mut config = quick_config();
+        config.server.node_idle = Duration::from_millis(30);
+        let pipeline = Pipeline::start_with(config, MemoryStore::new()).await;
+        for seq in 1..=3_u64 {
+            pipeline
+                .publish(&value("web01", "rpms", seq, &json!(seq)))
+                .await;
+            pipeline.settled(seq).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(pipeline.document("web01")["rpms"], json!(3));
+        assert_eq!(pipeline.ended(Outcome::Stored), 3);
+    });
+}
