@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod demo;
+pub mod find;
+pub mod node;
 pub mod run;
 pub mod server;
 mod stub;
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use stub::{client, find, node};
+use stub::client;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Override};
