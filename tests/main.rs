@@ -10,3 +10,4 @@ mod client;
 mod dashboards;
 mod end_to_end;
 mod ingest;
+mod store;

@@ -6,9 +6,10 @@
 pub mod admin;
 pub mod client;
 pub mod demo;
+pub mod find;
+pub mod node;
 pub mod run;
 pub mod server;
-mod stub;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -17,7 +18,6 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use stub::{find, node};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Override};

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// The group gets a kill until it is empty: a process may be forking while it is killed.
+/// The group gets a kill until it is empty: a process may be forking while it is killed. (`kill` of dash takes no `--`.)
 const GUARD: &str = r#"
 cat >/dev/null
-for _ in 1 2 3 4 5 6 7 8 9 10; do kill -KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -KILL "-$1" 2>/dev/null || break; sleep 0.2; done
 if [ -n "$2" ]; then rm -rf -- "$2"; fi
 "#;
 
@@ -94,4 +94,32 @@ pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bo
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("no free port");
     listener.local_addr().expect("no address").port()
+}
+
+/// Goal: a service ends with its guard's pipe, together with what it started, and its folder goes.
+#[test]
+fn a_service_ends_with_its_guard() {
+    let folder = tempfile::tempdir().unwrap().keep();
+    let mark = folder.join("child");
+    let script = format!("sleep 600 & echo $! > '{}'; wait", mark.display());
+    let mut command = Command::new("sh");
+    let mut service = Service::start(command.args(["-c", &script]), Some(&folder)).unwrap();
+    let patience = Duration::from_secs(10);
+    let child = || {
+        std::fs::read_to_string(&mark)
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    };
+    assert!(wait_until(patience, || child().is_some()));
+    let stat = format!("/proc/{}/stat", child().unwrap());
+    assert!(service.is_running());
+    // What happens when this process ends, however it ends.
+    drop(service.guard.stdin.take());
+    assert!(wait_until(patience, || !service.is_running()));
+    // A zombie that nobody reaped yet is as good as gone.
+    let is_gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    assert!(wait_until(patience, is_gone));
+    assert!(wait_until(patience, || !folder.exists()));
 }
