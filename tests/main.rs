@@ -6,6 +6,7 @@ mod cli;
 mod harness;
 
 mod broker;
+mod client;
 mod dashboards;
 mod end_to_end;
 mod ingest;

@@ -1,0 +1,250 @@
+//! `vogeler client`: the agent on a node; or a look at its plugins without any broker.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker;
+use crate::client::Client;
+use crate::client::execute::{Limits, execute};
+use crate::client::plugin::Registry;
+use crate::config::{Config, span};
+use crate::wire::{Content, NodeName, PluginError};
+
+/// Hear commands, run plugins, publish their results.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Folder whose *.cfg name the plugins that may run [default: client.plugins]
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Option<PathBuf>,
+    /// This machine's name [default: client.node, or the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// List the registered plugins, and what is wrong in their files; exit 1 if anything is
+    #[arg(long, conflicts_with = "once")]
+    pub list: bool,
+    /// Run one plugin and print its value; send nothing
+    #[arg(long, value_name = "PLUGIN")]
+    pub once: Option<String>,
+}
+
+/// Runs the subcommand until it is done or `stop`.
+pub async fn run(
+    args: Args,
+    mut config: Config,
+    stop: CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    if let Some(plugins) = args.plugins {
+        config.client.plugins = plugins;
+    }
+    config.client.node = args.node.or(config.client.node);
+    if args.list {
+        let registry = Registry::load(&config.client.plugins)?;
+        return list(
+            &registry,
+            &mut io::stdout().lock(),
+            &mut io::stderr().lock(),
+        );
+    }
+    if let Some(name) = args.once {
+        return tokio::select! {
+            code = once(&name, &config) => code,
+            () = stop.cancelled() => anyhow::bail!("stopped; the plugin was killed"),
+        };
+    }
+    let broker = broker::open(&config.broker);
+    let client = Client::new(config.client, broker.clone())?;
+    let ran = client.run(stop).await;
+    broker.close().await;
+    ran?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A table of what is registered, and to standard error what is not and why.
+fn list(
+    registry: &Registry,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> anyhow::Result<ExitCode> {
+    let width = registry
+        .names()
+        .map(str::len)
+        .max()
+        .unwrap_or(0)
+        .max("PLUGIN".len());
+    writeln!(
+        out,
+        "{:width$}  {:7}  {:6}  {:6}  DESCRIPTION",
+        "PLUGIN", "FORMAT", "EVERY", "FILE"
+    )?;
+    for plugin in registry.plugins.values() {
+        let every = plugin.every.map_or_else(|| "-".to_owned(), span::format);
+        let file = plugin
+            .place
+            .file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let line = format!(
+            "{:width$}  {:7}  {every:6}  {file:6}  {}",
+            plugin.name, plugin.format, plugin.description
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    for problem in &registry.problems {
+        writeln!(err, "{problem}")?;
+    }
+    Ok(if registry.problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs one plugin as the agent would, and prints what it would send.
+async fn once(name: &str, config: &Config) -> anyhow::Result<ExitCode> {
+    let folder = &config.client.plugins;
+    let registry = Registry::load(folder)?;
+    for problem in &registry.problems {
+        writeln!(io::stderr(), "{problem}")?;
+    }
+    let Some(plugin) = registry.plugins.get(name) else {
+        let names: Vec<_> = registry.names().collect();
+        anyhow::bail!(
+            "there is no plugin {name:?} in {}; it has {}",
+            folder.display(),
+            names.join(", ")
+        );
+    };
+    let limits = Limits {
+        timeout: config.client.timeout,
+        output_bytes_max: config.client.output_bytes_max,
+    };
+    match execute(plugin, limits).await.content {
+        Content::Value { json, .. } => {
+            print_pretty(json.get()).context("the value cannot be printed")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Content::Error(error) => {
+            write!(io::stderr(), "{}", report(name, &error))?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn print_pretty(json: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(pretty(json).as_bytes())?;
+    out.flush()
+}
+
+/// Lays compact JSON out in lines. Works on the text, so that every digit stays as the plugin printed it.
+fn pretty(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() * 2);
+    let mut depth = 0_usize;
+    let mut is_string = false;
+    let mut is_escaped = false;
+    let mut characters = json.chars().peekable();
+    while let Some(character) = characters.next() {
+        if is_string || character == '"' {
+            is_string = !is_string || is_escaped || character != '"';
+            is_escaped = is_string && !is_escaped && character == '\\';
+            out.push(character);
+            continue;
+        }
+        match character {
+            '[' | '{' => {
+                out.push(character);
+                if let Some(close) = characters.next_if(|next| matches!(next, ']' | '}')) {
+                    out.push(close);
+                } else {
+                    depth += 1;
+                    new_line(&mut out, depth);
+                }
+            }
+            ']' | '}' => {
+                depth = depth.saturating_sub(1);
+                new_line(&mut out, depth);
+                out.push(character);
+            }
+            ',' => {
+                out.push(character);
+                new_line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            other => out.push(other),
+        }
+    }
+    out.push('\n');
+    out
+}
+
+fn new_line(out: &mut String, depth: usize) {
+    out.push('\n');
+    out.extend(std::iter::repeat_n("  ", depth));
+}
+
+fn report(name: &str, error: &PluginError) -> String {
+    let mut report = format!(
+        "plugin {name}: {} ({})\n",
+        error.message,
+        error.kind.as_str()
+    );
+    for line in error.stderr.iter().flat_map(|stderr| stderr.lines()) {
+        report.push_str("  stderr: ");
+        report.push_str(line);
+        report.push('\n');
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the layout is that of every pretty printer, and no digit changes.
+    #[test]
+    fn pretty_json_keeps_every_digit() {
+        let compact = r#"{"a":[1.10,{},[]],"b\\":"x\"{,:","c":{"d":12345678901234567890123}}"#;
+        assert_eq!(
+            pretty(compact),
+            "{\n  \"a\": [\n    1.10,\n    {},\n    []\n  ],\n  \"b\\\\\": \"x\\\"{,:\",\n  \"c\": {\n    \"d\": 12345678901234567890123\n  }\n}\n"
+        );
+    }
+
+    /// Goal: the table has a line for each plugin; problems go to standard error and decide the exit code.
+    #[test]
+    fn a_list_shows_plugins_and_problems() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.cfg");
+        let show = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let registry = Registry::load(folder.path()).unwrap();
+            let code = list(&registry, &mut out, &mut err).unwrap();
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            (code, text(out), text(err))
+        };
+        let good = "[rpms]\ndescription = Packages\ncommand = rpm -qa\nevery = 6h\n";
+        let (code, out, err) = show(good);
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
+        assert!(
+            out.lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("rpms    output   6h"),
+            "{out}"
+        );
+        assert!(out.ends_with("Packages\n") && err.is_empty(), "{out}{err}");
+        let (code, out, err) = show(&format!("{good}[bad]\n"));
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::FAILURE));
+        assert_eq!(out.lines().count(), 2);
+        assert!(
+            err.contains("x.cfg:5: [bad]: \"command\" is missing"),
+            "{err}"
+        );
+    }
+}
