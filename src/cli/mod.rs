@@ -4,6 +4,7 @@
 //! 2 an error, printed on one line as `vogeler: what: why: …`. Invariant: a reader that goes away (`| head`) is no error.
 
 pub mod admin;
+pub mod client;
 pub mod demo;
 pub mod run;
 pub mod server;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use stub::{client, find, node};
+use stub::{find, node};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Override};

@@ -12,4 +12,4 @@ macro_rules! stub {
         }
     )*};
 }
-stub!(client(tokio_util::sync::CancellationToken), node(), find(),);
+stub!(node(), find(),);
