@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker;
 use crate::client::Client;
 use crate::client::execute::{Limits, execute};
-use crate::client::plugin::Registry;
+use crate::client::plugin::{Plugin, Registry};
 use crate::config::{Config, span};
 use crate::wire::{Content, NodeName, PluginError};
 
@@ -69,30 +69,24 @@ fn list(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> anyhow::Result<ExitCode> {
-    let width = registry
-        .names()
-        .map(str::len)
-        .max()
-        .unwrap_or(0)
-        .max("PLUGIN".len());
-    writeln!(
-        out,
-        "{:width$}  {:7}  {:6}  {:6}  DESCRIPTION",
-        "PLUGIN", "FORMAT", "EVERY", "FILE"
-    )?;
+    let file = |plugin: &Plugin| {
+        let name = plugin.place.file.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    };
+    let names = registry.names().map(str::len);
+    let files = registry.plugins.values().map(|plugin| file(plugin).len());
+    let name_width = names.max().unwrap_or(0).max("PLUGIN".len());
+    let file_width = files.max().unwrap_or(0).max("FILE".len());
+    let mut row = |name: &str, format: &str, every: &str, file: &str, description: &str| {
+        let row =
+            format!("{name:name_width$}  {format:6}  {every:6}  {file:file_width$}  {description}");
+        writeln!(out, "{}", row.trim_end())
+    };
+    row("PLUGIN", "FORMAT", "EVERY", "FILE", "DESCRIPTION")?;
     for plugin in registry.plugins.values() {
         let every = plugin.every.map_or_else(|| "-".to_owned(), span::format);
-        let file = plugin
-            .place
-            .file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        let line = format!(
-            "{:width$}  {:7}  {every:6}  {file:6}  {}",
-            plugin.name, plugin.format, plugin.description
-        );
-        writeln!(out, "{}", line.trim_end())?;
+        let (name, format) = (plugin.name.as_str(), plugin.format.as_str());
+        row(name, format, &every, &file(plugin), &plugin.description)?;
     }
     for problem in &registry.problems {
         writeln!(err, "{problem}")?;
@@ -235,7 +229,7 @@ mod tests {
             out.lines()
                 .nth(1)
                 .unwrap()
-                .starts_with("rpms    output   6h"),
+                .starts_with("rpms    output  6h"),
             "{out}"
         );
         assert!(out.ends_with("Packages\n") && err.is_empty(), "{out}{err}");
