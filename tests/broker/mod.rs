@@ -162,3 +162,13 @@ fn text(delivery: &Delivery) -> String {
 fn texts(deliveries: &[Delivery]) -> Vec<String> {
     deliveries.iter().map(text).collect()
 }
+
+/// Takes `count` deliveries, acks them, and gives their bodies.
+async fn take_texts(consumer: &mut Consumer, count: usize) -> Vec<String> {
+    let taken = take(consumer, count).await;
+    let bodies = texts(&taken);
+    taken
+        .into_iter()
+        .for_each(|delivery| delivery.settler.ack());
+    bodies
+}

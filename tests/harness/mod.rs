@@ -2,3 +2,11 @@
 
 pub mod process;
 pub mod rabbit;
+
+/// Shows log lines that `RUST_LOG` asks for, as part of the test's output.
+pub fn show_logs() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer();
+    // The first test of the process sets it up.
+    drop(lines.try_init());
+}

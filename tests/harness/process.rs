@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// The group gets a kill until it is empty: a process may be forking while it is killed.
 const GUARD: &str = r#"
 cat >/dev/null
-for _ in 1 2 3 4 5 6 7 8 9 10; do kill -KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
-if [ -n "$2" ]; then rm -rf -- "$2"; fi
+for try in 1 2 3 4 5 6 7 8 9 10; do kill -s KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
+rm -rf -- "$2"
 "#;
 
 /// A running service.
@@ -28,11 +28,11 @@ pub struct Service {
 impl Service {
     /// Starts `command` in a process group of its own. When this process ends, the group is killed and `folder` is
     /// removed.
-    pub fn start(command: &mut Command, folder: Option<&Path>) -> io::Result<Self> {
+    pub fn start(command: &mut Command, folder: &Path) -> io::Result<Self> {
         let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
         let guard = Command::new("/bin/sh")
             .args(["-c", GUARD, "guard", &child.id().to_string()])
-            .arg(folder.unwrap_or(Path::new("")))
+            .arg(folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -37,7 +37,8 @@ pub struct Rabbit {
     epmd_port: u16,
     vhosts_used: AtomicUsize,
     server: Option<Service>,
-    epmd: Service,
+    /// Ends with this value.
+    _epmd: Service,
 }
 
 impl Rabbit {
@@ -67,7 +68,7 @@ impl Rabbit {
             epmd_port,
             vhosts_used: AtomicUsize::new(0),
             server: None,
-            epmd: Service::start(&mut epmd, Some(&folder)).expect("epmd does not start"),
+            _epmd: Service::start(&mut epmd, &folder).expect("epmd does not start"),
             folder,
         };
         rabbit.write_configuration();
@@ -95,7 +96,8 @@ impl Rabbit {
         command
             .stdout(log.try_clone().expect("no log file"))
             .stderr(log);
-        let mut server = Service::start(&mut command, None).expect("RabbitMQ does not start");
+        let mut server =
+            Service::start(&mut command, &self.folder).expect("RabbitMQ does not start");
         let is_up = wait_until(START_PATIENCE, || !server.is_running() || greets(self.port));
         let log = || std::fs::read_to_string(self.folder.join("output.log")).unwrap_or_default();
         assert!(
@@ -131,7 +133,7 @@ impl Rabbit {
 
     /// Ends all connections, as an operator would.
     pub fn close_all_connections(&self) {
-        self.ctl(&["close_all_connections", "a test"]);
+        self.ctl(&["close_all_connections", "--global", "a test"]);
     }
 
     /// Runs `rabbitmqctl` (1 to 2 s) and gives its output.
@@ -197,6 +199,13 @@ impl Rabbit {
             )
             .current_dir(&self.folder);
         command
+    }
+}
+
+impl Drop for Rabbit {
+    fn drop(&mut self) {
+        self.kill();
+        drop(std::fs::remove_dir_all(&self.folder));
     }
 }
 
