@@ -1,5 +1,12 @@
 //! The brokers: one contract, held by memory and by a real RabbitMQ, and what only one of them can show.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_imports,
+    reason = "a test that cannot go on fails"
+)]
+
 mod amqp;
 mod contract;
 mod memory;
@@ -167,8 +174,12 @@ fn texts(deliveries: &[Delivery]) -> Vec<String> {
 async fn take_texts(consumer: &mut Consumer, count: usize) -> Vec<String> {
     let taken = take(consumer, count).await;
     let bodies = texts(&taken);
-    taken
-        .into_iter()
-        .for_each(|delivery| delivery.settler.ack());
+    ack_all(taken);
     bodies
+}
+
+fn ack_all(deliveries: Vec<Delivery>) {
+    for delivery in deliveries {
+        delivery.settler.ack();
+    }
 }

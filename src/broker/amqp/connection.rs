@@ -134,10 +134,10 @@ impl Links {
             match &link {
                 Link::Unknown => {}
                 Link::Up => {
-                    tracing::info!(target: "vogeler::broker", broker = address, connection = role.name(), "connected")
+                    tracing::info!(target: "vogeler::broker", broker = address, connection = role.name(), "connected");
                 }
                 Link::Down { reason } => {
-                    tracing::warn!(target: "vogeler::broker", broker = address, connection = role.name(), reason, "not connected")
+                    tracing::warn!(target: "vogeler::broker", broker = address, connection = role.name(), reason, "not connected");
                 }
             }
         }

@@ -241,7 +241,9 @@ impl MemoryQueue {
             std::mem::take(&mut seat.session).cancel();
             back.extend(std::mem::take(&mut seat.held).into_values());
         }
-        back.into_iter().for_each(|stored| self.put_back(stored));
+        for stored in back {
+            self.put_back(stored);
+        }
         self.wake();
     }
 
@@ -249,7 +251,9 @@ impl MemoryQueue {
     pub(super) fn leave(&mut self, id: u64, now: Instant) {
         if let Some(index) = self.seats.iter().position(|seat| seat.id == id) {
             let held = self.seats.remove(index).held;
-            held.into_values().for_each(|stored| self.put_back(stored));
+            for stored in held.into_values() {
+                self.put_back(stored);
+            }
         }
         self.unused_since = now;
         self.wake();
