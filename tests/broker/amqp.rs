@@ -113,6 +113,38 @@ async fn delete(queue: &str) {
     assert!(list.await.unwrap(), "no such queue to delete");
 }
 
+/// Goal: while the broker takes no messages (a memory alarm), publishing times out, and consuming and acking go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_blocks_publishing_and_nothing_else() {
+    let rabbit = tokio::task::spawn_blocking(Rabbit::private).await.unwrap();
+    let dsn = rabbit.fresh_vhost();
+    let bench = Bench::new(Arc::new(amqp(&dsn)), Arc::new(amqp(&dsn)));
+    let queue = bench.queue();
+    let mut consumer = bench.broker.consume(&queue, 2).await.unwrap();
+    bench.publish(&["1", "2", "3", "4"]).await;
+    let watermark = |share: &'static str, rabbit: Rabbit| {
+        tokio::task::spawn_blocking(move || {
+            rabbit.ctl(&["set_vm_memory_high_watermark", share]);
+            rabbit
+        })
+    };
+    let rabbit = watermark("0.00001", rabbit).await.unwrap();
+    let error = bench.broker.publish(bench.message("5")).await.unwrap_err();
+    assert!(matches!(error, BrokerError::Unconfirmed { .. }), "{error}");
+    assert_eq!(take_texts(&mut consumer, 2).await, ["1", "2"]);
+    assert_eq!(take_texts(&mut consumer, 2).await, ["3", "4"]);
+    let _rabbit = watermark("0.6", rabbit).await.unwrap();
+    publish_surely(&*bench.broker, &bench.message("6")).await;
+    // The fifth was sent, and its verdict came too late for its caller.
+    let mut got = take_texts(&mut consumer, 1).await;
+    if got == ["5"] {
+        got = take_texts(&mut consumer, 1).await;
+    }
+    assert_eq!(got, ["6"]);
+    assert!(consumer.close(SOON).await);
+    bench.close().await;
+}
+
 /// Publishes until it succeeds, as our clients do.
 async fn publish_surely(broker: &dyn Broker, message: &Message) {
     let tries = async {

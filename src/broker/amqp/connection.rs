@@ -229,7 +229,7 @@ impl Connector {
                 Ok(connection)
             }
             Err(trouble) => {
-                let reason = format!("{trouble:?}");
+                let reason = trouble.reason().to_owned();
                 self.links
                     .set(self.role, &self.target.address, Link::Down { reason });
                 state.failure = Some(trouble.clone());
