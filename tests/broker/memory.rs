@@ -38,12 +38,10 @@ async fn a_cut_session_redelivers() {
     let new = take(&mut consumer, 3).await;
     assert_eq!(texts(&new), ["1", "2", "3"]);
     assert!(new.iter().all(|delivery| delivery.redelivered));
-    old.into_iter().for_each(|delivery| delivery.settler.ack());
+    ack_all(old);
     drop(new);
     let again = take(&mut consumer, 3).await;
-    again
-        .into_iter()
-        .for_each(|delivery| delivery.settler.ack());
+    ack_all(again);
     assert!(consumer.close(SOON).await);
     assert_eq!(bench.ready(&queue).await, Some(0));
 }
@@ -100,11 +98,11 @@ async fn a_deleted_queue_is_declared_again() {
 async fn an_unused_queue_expires() {
     let bench = Bench::memory();
     let queue = Queue {
-        lifetime: Lifetime::Expires(Duration::from_secs(60)),
+        lifetime: Lifetime::Expires(Duration::from_mins(1)),
         ..bench.queue()
     };
     let consumer = bench.broker.consume(&queue, 10).await.unwrap();
-    tokio::time::advance(Duration::from_secs(120)).await;
+    tokio::time::advance(Duration::from_mins(2)).await;
     assert_eq!(bench.ready(&queue).await, Some(0));
     assert!(consumer.close(SOON).await);
     tokio::time::advance(Duration::from_secs(61)).await;

@@ -1,5 +1,12 @@
 //! The brokers: one contract, held by memory and by a real RabbitMQ, and what only one of them can show.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_imports,
+    reason = "a test that cannot go on fails"
+)]
+
 mod amqp;
 mod contract;
 mod memory;
@@ -161,4 +168,18 @@ fn text(delivery: &Delivery) -> String {
 
 fn texts(deliveries: &[Delivery]) -> Vec<String> {
     deliveries.iter().map(text).collect()
+}
+
+/// Takes `count` deliveries, acks them, and gives their bodies.
+async fn take_texts(consumer: &mut Consumer, count: usize) -> Vec<String> {
+    let taken = take(consumer, count).await;
+    let bodies = texts(&taken);
+    ack_all(taken);
+    bodies
+}
+
+fn ack_all(deliveries: Vec<Delivery>) {
+    for delivery in deliveries {
+        delivery.settler.ack();
+    }
 }

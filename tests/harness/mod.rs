@@ -1,7 +1,24 @@
 //! What all integration tests build on: services started on free loopback ports in folders of their own, and stopped.
 
-pub mod installation;
-pub mod pipeline;
-pub mod pouch;
-pub mod process;
-pub mod rabbit;
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_imports,
+    reason = "a test that cannot go on fails"
+)]
+
+pub(crate) mod installation;
+pub(crate) mod pipeline;
+pub(crate) mod pouch;
+pub(crate) mod process;
+pub(crate) mod rabbit;
+
+/// Shows log lines that `RUST_LOG` asks for, as part of the test's output.
+pub(crate) fn show_logs() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer();
+    // The first test of the process sets it up.
+    drop(lines.try_init());
+}

@@ -14,13 +14,13 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// The group gets a kill until it is empty: a process may be forking while it is killed. (`kill` of dash takes no `--`.)
 const GUARD: &str = r#"
 cat >/dev/null
-for _ in 1 2 3 4 5 6 7 8 9 10; do kill -KILL "-$1" 2>/dev/null || break; sleep 0.2; done
+for try in 1 2 3 4 5 6 7 8 9 10; do kill -s KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
 if [ -n "$2" ]; then rm -rf -- "$2"; fi
 "#;
 
 /// A running service.
 #[derive(Debug)]
-pub struct Service {
+pub(crate) struct Service {
     child: Child,
     guard: Child,
 }
@@ -28,11 +28,11 @@ pub struct Service {
 impl Service {
     /// Starts `command` in a process group of its own. When this process ends, the group is killed and `folder` is
     /// removed.
-    pub fn start(command: &mut Command, folder: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn start(command: &mut Command, folder: &Path) -> io::Result<Self> {
         let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
         let guard = Command::new("/bin/sh")
             .args(["-c", GUARD, "guard", &child.id().to_string()])
-            .arg(folder.unwrap_or(Path::new("")))
+            .arg(folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -42,20 +42,20 @@ impl Service {
     }
 
     /// Sends `signal` to the whole group.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         // An error says that the group is gone already.
-        drop(kill_process_group(self.group(), signal));
+        kill_process_group(self.group(), signal).ok();
     }
 
     /// Whether the first process still runs.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Asks the service to end, and kills what is left of the group after `patience`.
-    pub fn stop(mut self, patience: Duration) {
+    pub(crate) fn stop(mut self, patience: Duration) {
         let pid = self.group();
-        drop(rustix::process::kill_process(pid, Signal::TERM));
+        rustix::process::kill_process(pid, Signal::TERM).ok();
         wait_until(patience, || !self.is_running());
     }
 
@@ -79,7 +79,7 @@ impl Drop for Service {
     clippy::disallowed_methods,
     reason = "polls from a test's own thread, with a deadline"
 )]
-pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !condition() {
         if Instant::now() > deadline {
@@ -91,7 +91,7 @@ pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bo
 }
 
 /// A loopback port that nothing listens on now.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("no free port");
     listener.local_addr().expect("no address").port()
 }

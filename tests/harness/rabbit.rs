@@ -18,18 +18,18 @@ const BIN: &str = "/usr/lib/rabbitmq/bin";
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
 const VHOSTS: usize = 24;
 /// Starting takes 5 to 20 s on two cores.
-const START_PATIENCE: Duration = Duration::from_secs(120);
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
-pub const USER: &str = "vogeler";
+const START_PATIENCE: Duration = Duration::from_mins(2);
+const STOP_PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const USER: &str = "vogeler";
 /// Holds what a URL must escape.
-pub const PASSWORD: &str = "pa55/w@rd:ü?";
+pub(crate) const PASSWORD: &str = "pa55/w@rd:ü?";
 const PASSWORD_ESCAPED: &str = "pa55%2Fw%40rd%3A%C3%BC%3F";
 /// Salt `01020304` and SHA-256 of salt and password, as RabbitMQ keeps it.
 const PASSWORD_HASH: &str = "AQIDBI0xoBo1J2od+R/vnrfTIlFksgEsxJmIPIuDZHotyd0K";
 
 /// A RabbitMQ server.
 #[derive(Debug)]
-pub struct Rabbit {
+pub(crate) struct Rabbit {
     node: String,
     folder: PathBuf,
     port: u16,
@@ -37,18 +37,19 @@ pub struct Rabbit {
     epmd_port: u16,
     vhosts_used: AtomicUsize,
     server: Option<Service>,
-    epmd: Service,
+    /// Ends with this value.
+    _epmd: Service,
 }
 
 impl Rabbit {
     /// The one that all tests of this process share.
-    pub fn shared() -> &'static Self {
+    pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Rabbit> = OnceLock::new();
         SHARED.get_or_init(Self::private)
     }
 
     /// Starts another one, for a test that stops or breaks it.
-    pub fn private() -> Self {
+    pub(crate) fn private() -> Self {
         install();
         let folder = tempfile::Builder::new()
             .prefix("rabbit-")
@@ -67,7 +68,7 @@ impl Rabbit {
             epmd_port,
             vhosts_used: AtomicUsize::new(0),
             server: None,
-            epmd: Service::start(&mut epmd, Some(&folder)).expect("epmd does not start"),
+            _epmd: Service::start(&mut epmd, &folder).expect("epmd does not start"),
             folder,
         };
         rabbit.write_configuration();
@@ -76,26 +77,27 @@ impl Rabbit {
     }
 
     /// A virtual host that no other test uses, as a DSN.
-    pub fn fresh_vhost(&self) -> url::Url {
+    pub(crate) fn fresh_vhost(&self) -> url::Url {
         let used = self.vhosts_used.fetch_add(1, Ordering::Relaxed);
         assert!(used < VHOSTS, "more tests than virtual hosts: raise VHOSTS");
         self.dsn(USER, PASSWORD_ESCAPED, &format!("t{used}"))
     }
 
     /// A DSN with the credentials and virtual host given, escaped by the caller.
-    pub fn dsn(&self, user: &str, password: &str, vhost: &str) -> url::Url {
+    pub(crate) fn dsn(&self, user: &str, password: &str, vhost: &str) -> url::Url {
         let text = format!("amqp://{user}:{password}@127.0.0.1:{}/{vhost}", self.port);
         text.parse().expect("a bad DSN")
     }
 
     /// Starts the server, and waits until it takes connections.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let log = std::fs::File::create(self.folder.join("output.log")).expect("no log file");
         let mut command = self.command("rabbitmq-server");
         command
             .stdout(log.try_clone().expect("no log file"))
             .stderr(log);
-        let mut server = Service::start(&mut command, None).expect("RabbitMQ does not start");
+        let mut server =
+            Service::start(&mut command, &self.folder).expect("RabbitMQ does not start");
         let is_up = wait_until(START_PATIENCE, || !server.is_running() || greets(self.port));
         let log = || std::fs::read_to_string(self.folder.join("output.log")).unwrap_or_default();
         assert!(
@@ -107,19 +109,19 @@ impl Rabbit {
     }
 
     /// Stops the server in order; what is durable stays.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(server) = self.server.take() {
             server.stop(STOP_PATIENCE);
         }
     }
 
     /// Kills the server without notice.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         drop(self.server.take());
     }
 
     /// Freezes the server, or lets it run on: connections stay and nothing answers.
-    pub fn pause(&self, is_paused: bool) {
+    pub(crate) fn pause(&self, is_paused: bool) {
         if let Some(server) = &self.server {
             server.signal(if is_paused {
                 Signal::STOP
@@ -130,12 +132,12 @@ impl Rabbit {
     }
 
     /// Ends all connections, as an operator would.
-    pub fn close_all_connections(&self) {
-        self.ctl(&["close_all_connections", "a test"]);
+    pub(crate) fn close_all_connections(&self) {
+        self.ctl(&["close_all_connections", "--global", "a test"]);
     }
 
     /// Runs `rabbitmqctl` (1 to 2 s) and gives its output.
-    pub fn ctl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = self.command("rabbitmqctl");
         let output = command
             .args(["--node", &self.node])
@@ -197,6 +199,13 @@ impl Rabbit {
             )
             .current_dir(&self.folder);
         command
+    }
+}
+
+impl Drop for Rabbit {
+    fn drop(&mut self) {
+        self.kill();
+        drop(std::fs::remove_dir_all(&self.folder));
     }
 }
 

@@ -74,7 +74,7 @@ impl<A> AckTracker<A> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
 
@@ -83,7 +83,7 @@ mod tests {
     /// What the broker believes: deliveries it waits for, and how the others ended.
     #[derive(Default)]
     struct Peer {
-        waiting: BTreeMap<u64, ()>,
+        waiting: BTreeSet<u64>,
         acked: Vec<u64>,
         requeued: Vec<u64>,
     }
@@ -91,17 +91,17 @@ mod tests {
     impl Peer {
         fn ack_up_to(&mut self, tag: u64) {
             assert!(
-                self.waiting.contains_key(&tag),
+                self.waiting.contains(&tag),
                 "tag {tag} is unknown: the channel dies"
             );
             let above = self.waiting.split_off(&(tag + 1));
             self.acked
-                .extend(std::mem::replace(&mut self.waiting, above).into_keys());
+                .extend(std::mem::replace(&mut self.waiting, above));
         }
 
         fn requeue(&mut self, tag: u64) {
             assert!(
-                self.waiting.remove(&tag).is_some(),
+                self.waiting.remove(&tag),
                 "tag {tag} is unknown: the channel dies"
             );
             self.requeued.push(tag);
@@ -138,7 +138,7 @@ mod tests {
                 if tag > delivered && delivered < count {
                     delivered += 1;
                     tracker.delivered(delivered, delivered);
-                    peer.waiting.insert(delivered, ());
+                    peer.waiting.insert(delivered);
                 }
                 let settlement = if ack { Settlement::Ack } else { Settlement::Requeue };
                 if tag >= 1 && tag <= delivered {

@@ -6,17 +6,17 @@
 //! this module holds the password.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use super::links::{Links, Role};
 use super::trouble::Trouble;
 use crate::broker::Link;
 
@@ -86,77 +86,6 @@ impl Target {
             .await
             .unwrap_or_else(|_| Err(Trouble::timeout(what, self.connect_timeout)))
     }
-}
-
-/// What a connection is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    Consume,
-    Publish,
-}
-
-impl Role {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Consume => "vogeler consume",
-            Self::Publish => "vogeler publish",
-        }
-    }
-}
-
-/// What is known of both connections, told as one: consumers are always trying, so where there is one its state counts.
-#[derive(Debug)]
-pub(super) struct Links {
-    roles: Mutex<(Link, Link)>,
-    told: watch::Sender<Link>,
-}
-
-impl Links {
-    pub(super) fn new() -> Self {
-        Self {
-            roles: Mutex::new((Link::Unknown, Link::Unknown)),
-            told: watch::Sender::new(Link::Unknown),
-        }
-    }
-
-    pub(super) fn subscribe(&self) -> watch::Receiver<Link> {
-        self.told.subscribe()
-    }
-
-    /// Notes the state of one connection, and logs it if it changed.
-    fn set(&self, role: Role, address: &str, link: Link) {
-        let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = match role {
-            Role::Consume => &mut roles.0,
-            Role::Publish => &mut roles.1,
-        };
-        if !same_state(slot, &link) {
-            match &link {
-                Link::Unknown => {}
-                Link::Up => {
-                    tracing::info!(target: "vogeler::broker", broker = address, connection = role.name(), "connected")
-                }
-                Link::Down { reason } => {
-                    tracing::warn!(target: "vogeler::broker", broker = address, connection = role.name(), reason, "not connected")
-                }
-            }
-        }
-        *slot = link;
-        let overall = match &roles.0 {
-            Link::Unknown => roles.1.clone(),
-            known => known.clone(),
-        };
-        self.told.send_if_modified(|told| {
-            let changed = !same_state(told, &overall);
-            *told = overall;
-            changed
-        });
-    }
-}
-
-/// Whether two links are the same but for the words of the reason.
-fn same_state(left: &Link, right: &Link) -> bool {
-    std::mem::discriminant(left) == std::mem::discriminant(right)
 }
 
 /// One connection, made when asked for and shared by all that ask.
@@ -229,7 +158,7 @@ impl Connector {
                 Ok(connection)
             }
             Err(trouble) => {
-                let reason = format!("{trouble:?}");
+                let reason = trouble.reason().to_owned();
                 self.links
                     .set(self.role, &self.target.address, Link::Down { reason });
                 state.failure = Some(trouble.clone());
@@ -356,25 +285,5 @@ mod tests {
         assert!(
             matches!(bad.uri(), Err(Trouble::Refused(reason)) if reason.contains("broker.dsn"))
         );
-    }
-
-    /// Goal: a link changes once per change of state, and consumers' state counts where there is one.
-    #[test]
-    fn links_tell_changes_of_state_once() {
-        let links = Links::new();
-        let mut told = links.subscribe();
-        let down = |reason: &str| Link::Down {
-            reason: reason.to_owned(),
-        };
-        links.set(Role::Publish, "h", down("one"));
-        assert!(told.has_changed().unwrap());
-        told.mark_unchanged();
-        links.set(Role::Publish, "h", down("two"));
-        assert!(!told.has_changed().unwrap());
-        assert_eq!(*told.borrow(), down("two"));
-        links.set(Role::Consume, "h", Link::Up);
-        assert_eq!(*told.borrow_and_update(), Link::Up);
-        links.set(Role::Publish, "h", down("three"));
-        assert_eq!(*told.borrow(), Link::Up);
     }
 }

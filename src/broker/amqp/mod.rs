@@ -15,6 +15,7 @@ mod connection;
 mod consumer;
 mod declare;
 mod in_flight;
+mod links;
 mod properties;
 mod publisher;
 mod session;
@@ -27,7 +28,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use self::connection::{Connector, Links, Role, Target};
+use self::connection::{Connector, Target};
+use self::links::{Links, Role};
 use self::publisher::Publisher;
 use super::topology::Queue;
 use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth};

@@ -49,7 +49,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         .expiration()
         .as_ref()
         .and_then(|text| text.as_str().parse().ok());
-    let headers = amqp.headers().iter().flat_map(|table| table.inner());
+    let headers = amqp.headers().iter().flat_map(FieldTable::inner);
     Properties {
         content_type: text(amqp.content_type()),
         content_encoding: text(amqp.content_encoding()),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +87,12 @@ impl Publisher {
 
     async fn once(&self, message: Arc<Message>) -> Verdict {
         let (reply, verdict) = oneshot::channel();
-        if self.line().send(Outgoing { message, reply }).await.is_err() {
+        // Where there is room the message is in line before this first waits, so calls made in order are sent in order.
+        let outcome = match self.line().try_send(Outgoing { message, reply }) {
+            Err(TrySendError::Full(outgoing)) => self.line().send(outgoing).await.map_err(drop),
+            other => other.map_err(drop),
+        };
+        if outcome.is_err() {
             return Verdict::Failed(Trouble::Closed);
         }
         verdict.await.unwrap_or(Verdict::Failed(Trouble::Closed))

@@ -32,6 +32,17 @@ impl Trouble {
         Self::Away(format!("{what} took longer than {limit:?}"))
     }
 
+    /// What went wrong, in the broker's or the connection's words.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Away(reason)
+            | Self::Refused(reason)
+            | Self::Mismatch(reason)
+            | Self::Missing(reason) => reason,
+            Self::Closed => "closed",
+        }
+    }
+
     /// As the caller's error: `broker` is the address, `name` what the operation was about.
     pub(super) fn into_error(self, broker: &str, name: &str) -> BrokerError {
         let (broker, name) = (broker.to_owned(), name.to_owned());

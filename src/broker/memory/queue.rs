@@ -241,7 +241,9 @@ impl MemoryQueue {
             std::mem::take(&mut seat.session).cancel();
             back.extend(std::mem::take(&mut seat.held).into_values());
         }
-        back.into_iter().for_each(|stored| self.put_back(stored));
+        for stored in back {
+            self.put_back(stored);
+        }
         self.wake();
     }
 
@@ -249,7 +251,9 @@ impl MemoryQueue {
     pub(super) fn leave(&mut self, id: u64, now: Instant) {
         if let Some(index) = self.seats.iter().position(|seat| seat.id == id) {
             let held = self.seats.remove(index).held;
-            held.into_values().for_each(|stored| self.put_back(stored));
+            for stored in held.into_values() {
+                self.put_back(stored);
+            }
         }
         self.unused_since = now;
         self.wake();
@@ -265,5 +269,83 @@ impl MemoryQueue {
         let order = stored.order;
         let index = self.ready.partition_point(|other| other.order < order);
         self.ready.insert(index, stored);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::broker::Properties;
+    use crate::broker::topology::QueueType;
+
+    fn queue(single_active: bool) -> MemoryQueue {
+        let spec = Queue {
+            name: "q".to_owned(),
+            lifetime: Lifetime::Durable,
+            queue_type: QueueType::Classic,
+            single_active,
+            bindings: Vec::new(),
+        };
+        MemoryQueue::new(&spec, Instant::now())
+    }
+
+    fn message(number: usize) -> Arc<Message> {
+        Arc::new(Message {
+            exchange: Exchange::Results,
+            routing_key: String::new(),
+            body: Bytes::from(number.to_string()),
+            properties: Properties::default(),
+            persistent: true,
+            mandatory: true,
+        })
+    }
+
+    proptest! {
+        /// Whatever is done, no message is lost or doubled, what waits is in order, and prefetch holds.
+        #[test]
+        fn nothing_is_lost_or_doubled(
+            single_active in any::<bool>(),
+            steps in prop::collection::vec((0..7_u8, any::<prop::sample::Index>()), 1..200),
+        ) {
+            const PREFETCH: usize = 3;
+            let now = Instant::now();
+            let mut queue = queue(single_active);
+            queue.sit(0, PREFETCH);
+            queue.sit(1, PREFETCH);
+            let (mut pushed, mut acked) = (0, 0);
+            for (step, index) in steps {
+                let seat = index.index(2) as u64;
+                let tags: Vec<u64> = queue
+                    .seats
+                    .iter()
+                    .filter(|other| other.id == seat)
+                    .flat_map(|seat| seat.held.keys().copied())
+                    .collect();
+                match step {
+                    0 | 1 => {
+                        pushed += 1;
+                        queue.push(message(pushed), now);
+                    }
+                    2 | 3 => {
+                        let session = queue.session(seat).unwrap();
+                        queue.take(seat, &session, now);
+                    }
+                    4 if !tags.is_empty() => {
+                        prop_assert!(queue.ack(seat, *index.get(&tags)));
+                        acked += 1;
+                    }
+                    5 if !tags.is_empty() => queue.requeue(seat, *index.get(&tags)),
+                    6 => queue.cut(),
+                    _ => {}
+                }
+                prop_assert_eq!(queue.count(now), pushed - acked);
+                prop_assert!(queue.ready.iter().is_sorted_by_key(|stored| stored.order));
+                prop_assert!(queue.seats.iter().all(|seat| seat.held.len() <= PREFETCH));
+                prop_assert!(!single_active || queue.is_settled(1));
+            }
+        }
     }
 }
