@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo build test check fmt clippy doc
+.PHONY: help demo build test check fmt clippy doc bench loadtest
 
 help: ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -25,4 +25,10 @@ clippy: ## Lints, as errors
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 doc: ## The documentation, warnings as errors
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+bench: ## Rates of the pure stages (criterion)
+	$(CARGO) bench --locked --bench stages
+
+loadtest: ## A simulated fleet against the ingest, compared with a ledger; ARGS="--nodes 1000 --results 20"
+	$(CARGO) run --locked --quiet --release --bin vogeler-loadtest -- $(ARGS)

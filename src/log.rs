@@ -1,7 +1,8 @@
 //! Logging: what is logged, how it looks, and where it goes (stderr: stdout is for answers).
 //!
 //! Targets name the stage (`vogeler::store`, `vogeler::ingest`, …), so that one stage can be made loud with
-//! `info,vogeler::store=debug`. Libraries speak from `warn` on unless a directive names them.
+//! `info,vogeler::store=debug`. Libraries speak from `warn` on unless a directive names them; lapin not at all, as it
+//! calls every ordinary end of a channel an error and prints the bodies of returned messages.
 
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -11,23 +12,23 @@ use tracing_subscriber::filter::{Directive, LevelFilter};
 
 use crate::config::{Log, LogFormat};
 
-/// Libraries that log at `info` and below what only their authors want to know.
-const NOISY: [&str; 8] = [
-    "lapin",
-    "reqwest",
-    "hyper",
-    "hyper_util",
-    "h2",
-    "rustls",
-    "tower",
-    "actix",
+/// What libraries log unless a directive names them: what else they say, only their authors want to know.
+const LIBRARIES: [&str; 8] = [
+    "lapin=off",
+    "reqwest=warn",
+    "hyper=warn",
+    "hyper_util=warn",
+    "h2=warn",
+    "rustls=warn",
+    "tower=warn",
+    "actix=warn",
 ];
 
 /// The filter that `level` asks for. The error says what is allowed.
 pub fn filter(level: &str) -> Result<EnvFilter, String> {
     let mut filter = EnvFilter::default();
-    for library in NOISY {
-        filter = filter.add_directive(directive(&format!("{library}=warn"))?);
+    for library in LIBRARIES {
+        filter = filter.add_directive(directive(library)?);
     }
     for part in level.split(',').map(str::trim) {
         filter = filter.add_directive(directive(part)?);
@@ -77,7 +78,7 @@ mod tests {
     fn levels_and_directives_are_understood() {
         let text = filter("debug").unwrap().to_string();
         assert!(
-            text.contains("debug") && text.contains("lapin=warn"),
+            text.contains("debug") && text.contains("lapin=off"),
             "{text}"
         );
         let text = filter("info, vogeler::store=debug,lapin=trace")
@@ -85,7 +86,7 @@ mod tests {
             .to_string();
         assert!(text.contains("vogeler::store=debug"), "{text}");
         assert!(
-            text.contains("lapin=trace") && !text.contains("lapin=warn"),
+            text.contains("lapin=trace") && !text.contains("lapin=off"),
             "{text}"
         );
     }

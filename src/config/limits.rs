@@ -135,7 +135,7 @@ pub(super) fn check(config: &Config, origin: impl Fn(&str) -> Origin) -> Result<
     relations(config)
 }
 
-/// Checks a configuration that was made by hand, as [`load`](super::load) checks a loaded one.
+/// Checks a configuration that was made by hand, as [`load`](fn@super::load) checks a loaded one.
 pub fn validate(config: &Config) -> Result<(), ConfigError> {
     check(config, |_| Origin::Default)
 }

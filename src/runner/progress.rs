@@ -97,10 +97,11 @@ impl Milestones {
     pub fn next(&mut self, counts: Counts) -> Option<String> {
         if !self.started {
             self.started = true;
-            return Some(counts.expected.map_or_else(
-                || "waiting for whoever answers".to_owned(),
-                |expected| format!("waiting for {expected} nodes"),
-            ));
+            return Some(match counts.expected {
+                None => "nobody can say who should answer: waiting for whoever does".to_owned(),
+                Some(0) => "no node is known: waiting for whoever answers".to_owned(),
+                Some(expected) => format!("waiting for answers, {expected} expected"),
+            });
         }
         let heard = counts.heard();
         let reached = match counts.expected {
@@ -140,7 +141,7 @@ mod tests {
             .filter_map(|n| milestones.next(counts(Some(1000), n, 0)))
             .collect();
         assert_eq!(lines.len(), 11);
-        assert_eq!(lines[0], "waiting for 1000 nodes");
+        assert_eq!(lines[0], "waiting for answers, 1000 expected");
         assert_eq!(lines[10], "1000 of 1000: answered 1000");
         let mut milestones = Milestones::default();
         let lines = (0..=1000).filter_map(|n| milestones.next(counts(None, n, 0)));
