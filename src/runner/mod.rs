@@ -318,5 +318,4 @@ fn answer_in(
 }
 
 #[cfg(test)]
-#[path = "runner_tests.rs"]
 mod tests;

@@ -1,13 +1,14 @@
 //! Tests of loading: precedence, every error with its words, and the shipped file held to the code.
 
 use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::keys::variable;
+use crate::config::keys::{Keys, variable};
 
-const SHIPPED: &str = include_str!("../../etc/vogeler/vogeler.toml");
+const SHIPPED: &str = include_str!("../../../etc/vogeler/vogeler.toml");
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();

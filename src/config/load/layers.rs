@@ -1,128 +1,32 @@
-//! Loading: file, environment and flags laid over each other, then checked as a whole.
+//! The layers of settings: one table, and where each of its keys came from.
 //!
-//! Each layer adds text or TOML values to one table and remembers where every key came from, so that an error can say
-//! it. Invariant: values that may hold a password (DSNs) are never repeated in an error.
+//! Each layer is laid over the earlier ones key by key. Invariant: values that may hold a password (DSNs) are never
+//! repeated in an error.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{Keys, VARIABLE_PREFIX};
-use super::{Config, ConfigError, Origin, limits};
+use super::FILE_VARIABLE;
+use crate::config::keys::{Keys, VARIABLE_PREFIX};
+use crate::config::{Config, ConfigError, Origin, limits};
 
-/// The file that is read if it is there and no other is named.
-pub const DEFAULT_FILE: &str = "/etc/vogeler/vogeler.toml";
-/// Names the file, like `--config`.
-const FILE_VARIABLE: &str = "VOGELER_CONFIG";
 /// Variables that belong to tests and benches, not to the configuration.
 const FOREIGN_PREFIXES: [&str; 2] = ["VOGELER_TEST_", "VOGELER_BENCH_"];
 /// Others may read the file.
 const WORLD_READABLE: u32 = 0o004;
 
-/// A setting from a flag.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Override {
-    /// The flag as the operator spelled it, such as `--set` or `--broker`, for errors.
-    pub flag: String,
-    /// Dotted key.
-    pub key: String,
-    /// Value, as text; lists are separated by commas.
-    pub value: String,
-}
-
-impl Override {
-    /// Reads the argument of `--set`, `SECTION.KEY=VALUE`. The error does not repeat it: it may hold a password.
-    pub fn parse_set(argument: &str) -> Result<Self, ConfigError> {
-        let error = || ConfigError::FlagShape {
-            flag: "--set".to_owned(),
-        };
-        let (key, value) = argument.split_once('=').ok_or_else(error)?;
-        let key = key.trim();
-        if !key
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-        {
-            return Err(error());
-        }
-        Ok(Self {
-            flag: format!("--set {key}"),
-            key: key.to_owned(),
-            value: value.trim().to_owned(),
-        })
-    }
-}
-
-/// A configuration, and what its operator should hear about it.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The settings, checked.
-    pub config: Config,
-    /// The file that was read, if one was.
-    pub file: Option<PathBuf>,
-    /// What is allowed but should not stay so; to be logged once.
-    pub warnings: Vec<String>,
-}
-
-/// Loads the configuration: `file`, or what `VOGELER_CONFIG` names, or [`DEFAULT_FILE`] if it is there; then the
-/// environment; then `flags`.
-pub fn load(file: Option<&Path>, flags: &[Override]) -> Result<Loaded, ConfigError> {
-    load_from(
-        Path::new(DEFAULT_FILE),
-        file,
-        &std::env::vars_os().collect::<Vec<_>>(),
-        flags,
-    )
-}
-
-/// [`load`] with everything that comes from outside as an argument.
-fn load_from(
-    default_file: &Path,
-    file: Option<&Path>,
-    variables: &[(OsString, OsString)],
-    flags: &[Override],
-) -> Result<Loaded, ConfigError> {
-    let named = |name: &OsString| name.to_str() == Some(FILE_VARIABLE);
-    let file = file.map(Path::to_path_buf).or_else(|| {
-        let variable = variables.iter().find(|(name, _)| named(name));
-        variable.map(|(_, value)| PathBuf::from(value))
-    });
-    let file = file.or_else(|| default_file.exists().then(|| default_file.to_path_buf()));
-
-    let mut layers = Layers::new();
-    if let Some(path) = &file {
-        layers.add_file(path)?;
-    }
-    for (name, value) in variables {
-        layers.add_variable(&name.to_string_lossy(), value.to_str())?;
-    }
-    for flag in flags {
-        let origin = Origin::Flag(flag.flag.clone());
-        layers.add_text(&flag.key, &flag.value, origin)?;
-    }
-    let config = layers.resolve()?;
-    let warnings = file
-        .iter()
-        .filter_map(|path| layers.exposed(path, &config))
-        .collect();
-    Ok(Loaded {
-        config,
-        file,
-        warnings,
-    })
-}
-
 /// The table that the layers build, and where each of its keys came from.
-struct Layers {
+pub(super) struct Layers {
     keys: Keys,
     table: toml::Table,
     origins: BTreeMap<String, Origin>,
 }
 
 impl Layers {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             keys: Keys::new(),
             table: toml::Table::new(),
@@ -130,7 +34,7 @@ impl Layers {
         }
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_path_buf(),
             source,
@@ -177,7 +81,11 @@ impl Layers {
     }
 
     /// Takes a variable if it is one of ours; `value` is none if it is not UTF-8.
-    fn add_variable(&mut self, name: &str, value: Option<&str>) -> Result<(), ConfigError> {
+    pub(super) fn add_variable(
+        &mut self,
+        name: &str,
+        value: Option<&str>,
+    ) -> Result<(), ConfigError> {
         if !name.starts_with(VARIABLE_PREFIX)
             || name == FILE_VARIABLE
             || FOREIGN_PREFIXES
@@ -206,7 +114,12 @@ impl Layers {
     }
 
     /// Sets `key` from text, which is read as what the key's default is.
-    fn add_text(&mut self, key: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {
+    pub(super) fn add_text(
+        &mut self,
+        key: &str,
+        text: &str,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
         let (section, leaf) = key.split_once('.').unwrap_or((key, ""));
         let default = self.keys.default_of(section, leaf);
         let string = || toml::Value::from(text);
@@ -265,7 +178,7 @@ impl Layers {
     }
 
     /// The table as a configuration, with every limit and relation checked.
-    fn resolve(&self) -> Result<Config, ConfigError> {
+    pub(super) fn resolve(&self) -> Result<Config, ConfigError> {
         let config = serde_path_to_error::deserialize(self.table.clone())
             .map_err(|error| self.bad_value(&error))?;
         limits::check(&config, |key| self.origin(key))?;
@@ -298,7 +211,7 @@ impl Layers {
     }
 
     /// A warning if a password stands in a file that everybody may read.
-    fn exposed(&self, path: &Path, config: &Config) -> Option<String> {
+    pub(super) fn exposed(&self, path: &Path, config: &Config) -> Option<String> {
         let mode = std::fs::metadata(path).ok()?.permissions().mode();
         let from_file = |key: &str| matches!(self.origin(key), Origin::File { .. });
         let secret = (config.broker.dsn.has_password() && from_file("broker.dsn"))
@@ -315,7 +228,3 @@ fn line_of(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().iter().take(offset);
     before.filter(|byte| **byte == b'\n').count() + 1
 }
-
-#[cfg(test)]
-#[path = "load_tests.rs"]
-mod tests;
