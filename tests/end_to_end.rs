@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use vogeler::broker::topology::Exchange;
-use vogeler::broker::{self, Broker, Message, Properties};
+use vogeler::broker::{self, Message, Properties};
 use vogeler::config;
 
 use crate::harness::installation::Installation;

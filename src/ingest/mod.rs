@@ -37,6 +37,7 @@ use crate::broker::{Broker, BrokerError, Consumer, Link};
 use crate::config::{self, Config};
 use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
+use crate::wire::NodeName;
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use gate::StoreGate;
@@ -48,6 +49,9 @@ use writer::{Drain, WriterActor};
 const DECLARE_RETRY_BASE: Duration = Duration::from_millis(200);
 /// Time for what follows the drain: last dead letters, receipts, acknowledgements.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An id that no machine has: asking for it shows whether database and password are good, at the least cost.
+const PROBE_ID: &str = "vogeler-probe";
 
 /// A running ingest server. Must be started inside an actix `System`.
 #[derive(Debug)]
@@ -242,7 +246,10 @@ async fn declare_or_wait(
 
 /// One look at the store, so that readiness is known before the first result.
 async fn probe(gate: &StoreGate, store: &dyn Store) {
-    match store.load(&[]).await {
+    let Ok(nobody) = NodeName::new(PROBE_ID) else {
+        return;
+    };
+    match store.load(&[nobody]).await {
         Ok(_) => gate.open(),
         Err(error) => gate.close(&error),
     }

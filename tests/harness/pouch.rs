@@ -74,7 +74,7 @@ fn start() -> Pouch {
         .current_dir(&folder)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut service = Service::start(&mut command, Some(&folder)).unwrap();
+    let mut service = Service::start(&mut command, &folder).unwrap();
     let is_up = wait_until(START_DEADLINE, || {
         assert!(service.is_running(), "pouchdb-server ended: {command:?}");
         answers(port)

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 const GUARD: &str = r#"
 cat >/dev/null
 for try in 1 2 3 4 5 6 7 8 9 10; do kill -s KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
-if [ -n "$2" ]; then rm -rf -- "$2"; fi
+rm -rf -- "$2"
 "#;
 
 /// A running service.
@@ -103,7 +103,7 @@ fn a_service_ends_with_its_guard() {
     let mark = folder.join("child");
     let script = format!("sleep 600 & echo $! > '{}'; wait", mark.display());
     let mut command = Command::new("sh");
-    let mut service = Service::start(command.args(["-c", &script]), Some(&folder)).unwrap();
+    let mut service = Service::start(command.args(["-c", &script]), &folder).unwrap();
     let patience = Duration::from_secs(10);
     let child = || {
         std::fs::read_to_string(&mark)
