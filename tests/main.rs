@@ -2,6 +2,17 @@
 //!
 //! One process runs them all, so that the services they need (a real RabbitMQ, a CouchDB-protocol server) start once.
 
+#![allow(
+    unreachable_pub,
+    reason = "nothing in a test binary is reachable from outside"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells by printing; clippy allows it only in the test functions themselves"
+)]
+
 mod harness;
 
 mod broker;

@@ -102,7 +102,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     if json {
         answer(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
     } else if found.is_empty() {
-        return no("no node has it");
+        return Ok(no("no node has it"));
     } else {
         let lines: Vec<String> = found.iter().map(|node| format!("{node}\n")).collect();
         answer(&lines.concat())?;

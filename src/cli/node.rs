@@ -68,7 +68,9 @@ async fn list(store: &dyn Store, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         answer(&format!("{}\n", serde_json::to_string_pretty(&nodes)?))?;
     } else if nodes.is_empty() {
-        return no("no node has a document yet: a client makes its own when it first starts");
+        return Ok(no(
+            "no node has a document yet: a client makes its own when it first starts",
+        ));
     } else {
         answer(&table(&nodes))?;
     }
@@ -78,22 +80,24 @@ async fn list(store: &dyn Store, json: bool) -> anyhow::Result<ExitCode> {
 async fn show(store: &dyn Store, node: &NodeName, pointer: &Pointer) -> anyhow::Result<ExitCode> {
     let mut found = store.load(std::slice::from_ref(node)).await?;
     let Some(document) = found.remove(node) else {
-        return no(&format!(
+        return Ok(no(&format!(
             "no node is called {node}: `vogeler node list` names all"
-        ));
+        )));
     };
     let Some(part) = at(&document.json, pointer.segments()) else {
         let path = pointer.segments().join("/");
-        return no(&format!("the document of {node} has nothing at /{path}"));
+        return Ok(no(&format!(
+            "the document of {node} has nothing at /{path}"
+        )));
     };
     answer(&format!("{}\n", indented(part.get())))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The answer "no", with its reason on stderr.
-pub(super) fn no(reason: &str) -> anyhow::Result<ExitCode> {
+pub(super) fn no(reason: &str) -> ExitCode {
     super::complain(&format!("vogeler: {reason}\n"));
-    Ok(exit_code(false))
+    exit_code(false)
 }
 
 /// 0 for yes, 1 for no.

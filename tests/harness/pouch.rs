@@ -18,7 +18,7 @@ use super::process::{Service, free_port, wait_until};
 pub const USER: &str = "vogeler";
 /// The administrator's password.
 pub const PASSWORD: &str = "se:cret@1";
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 struct Pouch {

@@ -160,7 +160,7 @@ pub async fn stores_agree(place: &Place) {
     for (query, expected) in questions() {
         let found = place.store.find(&query).await;
         let found = found.unwrap_or_else(|error| panic!("{query:?}: {error}"));
-        let found: Vec<_> = found.iter().map(|node| node.as_str()).collect();
+        let found: Vec<_> = found.iter().map(vogeler::wire::NodeName::as_str).collect();
         assert_eq!(found, expected, "{query:?}");
     }
 }

@@ -22,7 +22,7 @@ pub(super) const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Longest wait for a connection; `store.timeout` where that is shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections are given up before CouchDB does (its default is 300 s), so that none is used half closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How much of an answer that is no CouchDB error goes into ours, in bytes.
 const EXCERPT_BYTES: usize = 200;
 

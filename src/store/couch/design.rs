@@ -92,7 +92,7 @@ fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
     }
 }
 
-fn file_error(path: &Path, reason: impl ToString) -> StoreError {
+fn file_error(path: &Path, reason: impl std::fmt::Display) -> StoreError {
     StoreError::File {
         path: path.display().to_string(),
         reason: reason.to_string(),
