@@ -14,7 +14,7 @@ use crate::harness::pouch;
 use crate::harness::process::wait_until;
 use crate::harness::rabbit::Rabbit;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const PLUGINS: &str = "
 [facts]
@@ -156,7 +156,7 @@ fn a_run_names_names() {
         ["web01.example.com", "web02.example.com"]
     );
     assert!(
-        failed["nodes"]["failed"][0].to_string().contains("3"),
+        failed["nodes"]["failed"][0].to_string().contains('3'),
         "{failed}"
     );
     let shown = v
@@ -197,8 +197,10 @@ fn peers_of_2010_are_understood() {
     v.vogeler(&["admin", "setup"]).ok();
     let _server = v.server();
     let _client = v.client("new.example.com", "");
-    let mut broker_config = config::Broker::default();
-    broker_config.dsn = v.broker().parse().unwrap();
+    let broker_config = config::Broker {
+        dsn: v.broker().parse().unwrap(),
+        ..config::Broker::default()
+    };
     in_system(async {
         let broker = broker::open(&broker_config);
         let publish = async |exchange, routing_key: &str, body: &'static str| {
@@ -270,7 +272,7 @@ fn kill_9_of_the_server_loses_nothing() {
         server.kill();
         server = v.server();
     }
-    let status = load.wait(Duration::from_secs(120));
+    let status = load.wait(Duration::from_mins(2));
     assert!(status.success(), "{}\n{}", load.log(), server.log());
     assert!(
         load.log().contains("lost               0"),
@@ -293,7 +295,7 @@ fn sigterm_under_load_loses_nothing() {
         >= 50.0));
     assert_eq!(server.stop().code(), Some(0));
     let server = v.server();
-    let status = load.wait(Duration::from_secs(120));
+    let status = load.wait(Duration::from_mins(2));
     assert!(status.success(), "{}\n{}", load.log(), server.log());
 }
 

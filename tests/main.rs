@@ -10,6 +10,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "a test fails by panicking and tells by printing; clippy allows it only in the test functions themselves"
 )]
 

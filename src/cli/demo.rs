@@ -41,7 +41,7 @@ const ASKED: [&str; 6] = [
 /// What `find --package` is asked.
 const PACKAGE: &str = "bash";
 /// Longest wait for all clients to have reported themselves, and for each run.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const REPORT_POLL: Duration = Duration::from_millis(50);
 /// Members of an array or object shown before "… more".
 const SHOWN_MAX: usize = 4;
@@ -310,19 +310,17 @@ fn abridged(value: &Value, depth: usize) -> Value {
 
 /// The first names, and how many more.
 fn listed(nodes: &[NodeName]) -> String {
-    let mut text = nodes
+    let names = nodes
         .iter()
         .take(NAMES_MAX)
         .map(NodeName::as_str)
         .collect::<Vec<_>>()
         .join("\n");
-    if nodes.len() > NAMES_MAX {
-        text.push_str(&format!("\n… {} more", nodes.len() - NAMES_MAX));
+    match nodes.len().saturating_sub(NAMES_MAX) {
+        _ if nodes.is_empty() => "(no node)".to_owned(),
+        0 => names,
+        more => format!("{names}\n… {more} more"),
     }
-    if nodes.is_empty() {
-        text.push_str("(no node)");
-    }
-    text
 }
 
 /// What to type next.

@@ -5,7 +5,7 @@ use super::*;
 use crate::hash::content_hash;
 use crate::wire::ErrorKind;
 
-const FRESHNESS: Duration = Duration::from_secs(900);
+const FRESHNESS: Duration = Duration::from_mins(15);
 
 fn node() -> NodeName {
     "web01.example.com".parse().unwrap()

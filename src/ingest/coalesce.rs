@@ -185,7 +185,7 @@ mod tests {
     use super::*;
     use crate::wire::{Format, NodeName};
 
-    const FRESHNESS: Duration = Duration::from_secs(900);
+    const FRESHNESS: Duration = Duration::from_mins(15);
 
     fn node() -> NodeName {
         "web01".parse().unwrap()

@@ -100,6 +100,8 @@ async fn publish(broker: &dyn Broker, letter: DeadLetter) {
 fn message(letter: &DeadLetter) -> Message {
     let origin = letter.ticket.origin();
     let mut headers: BTreeMap<String, String> = origin.properties.headers.clone();
+    // The broker's own count of deliveries; a new message starts at none.
+    headers.remove("x-delivery-count");
     let mut set = |name: &str, mut value: String| {
         truncate(&mut value, HEADER_BYTES_MAX);
         headers.insert(format!("x-vogeler-{name}"), value);

@@ -105,14 +105,9 @@ impl Server {
             give_up.clone(),
         );
         let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
-        let bounds = BatchBounds {
-            count_max: settings.batch_count_max,
-            bytes_max: settings.batch_bytes_max,
-            linger: settings.linger,
-        };
         let writer = WriterActor::new(
             Arc::new(committer),
-            bounds,
+            batch_bounds(settings),
             settings.writes_in_flight,
             deliveries_max,
         )
@@ -305,6 +300,14 @@ fn node_settings(settings: &config::Server) -> NodeSettings {
         node_mailbox: settings.node_mailbox,
         node_idle: settings.node_idle,
         freshness: settings.freshness,
+    }
+}
+
+fn batch_bounds(settings: &config::Server) -> BatchBounds {
+    BatchBounds {
+        count_max: settings.batch_count_max,
+        bytes_max: settings.batch_bytes_max,
+        linger: settings.linger,
     }
 }
 

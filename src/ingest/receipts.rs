@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+use crate::backoff::Backoff;
 use crate::broker::topology::Exchange;
 use crate::broker::{Broker, Message, Properties};
 use crate::telemetry;
@@ -20,6 +21,10 @@ use crate::wire::{Receipt, ReceiptBatch, RunId};
 const WAITING_MAX: usize = 16_384;
 /// Receipts one message carries at most: about 256 KiB.
 const BATCH_MAX: usize = 2_048;
+/// Tries to publish one batch; an outage that is longer outlasts most runs.
+const TRIES_MAX: u32 = 4;
+const RETRY_BASE: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Where tickets leave their receipts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -84,7 +89,16 @@ async fn publish(broker: &dyn Broker, run: RunId, receipts: Vec<Receipt>) {
         // A runner that did not wait, or left, is no error.
         mandatory: false,
     };
-    match broker.publish(message).await {
+    let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
+    let published = loop {
+        match broker.publish(message.clone()).await {
+            Err(error) if error.is_retryable() && backoff.tries() + 1 < TRIES_MAX => {
+                tokio::time::sleep(backoff.next_random()).await;
+            }
+            published => break published,
+        }
+    };
+    match published {
         Ok(()) => telemetry::record_receipts(count),
         Err(error) => {
             warn!(target: "vogeler::ingest::receipts", %run, count, %error, "receipts lost; the runner will look in the store");

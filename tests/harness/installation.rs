@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One set-up: a broker, a store, a folder.
 #[derive(Debug)]
-pub struct Installation {
+pub(crate) struct Installation {
     folder: tempfile::TempDir,
     broker: String,
     store: String,
@@ -25,23 +25,21 @@ pub struct Installation {
 
 /// What a command printed, and how it ended.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Its exit code.
-    pub code: i32,
+    pub(crate) code: i32,
     /// What it said.
-    pub stdout: String,
-    /// What it said besides.
-    pub stderr: String,
+    pub(crate) stdout: String,
 }
 
 impl Answer {
     /// The answer as JSON.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// This answer, which must have exit code 0.
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{self:?}");
         self
     }
@@ -49,14 +47,14 @@ impl Answer {
 
 /// A running `vogeler`; killed when dropped.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     log: PathBuf,
 }
 
 impl Installation {
     /// On this broker and store.
-    pub fn new(broker: &str, store: &str) -> Self {
+    pub(crate) fn new(broker: &str, store: &str) -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
             broker: broker.to_owned(),
@@ -66,17 +64,12 @@ impl Installation {
     }
 
     /// The broker's DSN.
-    pub fn broker(&self) -> &str {
+    pub(crate) fn broker(&self) -> &str {
         &self.broker
     }
 
-    /// The folder that plugin files and state of this set-up are in.
-    pub fn folder(&self) -> &std::path::Path {
-        self.folder.path()
-    }
-
     /// Writes a plugin file that clients of this set-up read.
-    pub fn plugin_file(&self, name: &str, text: &str) {
+    pub(crate) fn plugin_file(&self, name: &str, text: &str) {
         let folder = self.folder.path().join("plugins");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(name), text).unwrap();
@@ -103,12 +96,12 @@ impl Installation {
     }
 
     /// Runs one command to its end.
-    pub fn vogeler(&self, args: &[&str]) -> Answer {
+    pub(crate) fn vogeler(&self, args: &[&str]) -> Answer {
         Self::answer(&mut self.command(PROGRAM, args))
     }
 
     /// Runs one command through a link of another name.
-    pub fn linked(&self, name: &str, args: &[&str]) -> Answer {
+    pub(crate) fn linked(&self, name: &str, args: &[&str]) -> Answer {
         let link = self.folder.path().join(name);
         if !link.exists() {
             std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
@@ -117,21 +110,22 @@ impl Installation {
     }
 
     /// Starts the load tester.
-    pub fn loadtest(&self, args: &[&str]) -> Running {
+    pub(crate) fn loadtest(&self, args: &[&str]) -> Running {
         self.start(self.command(LOADTEST, args), "loadtest")
     }
 
     fn answer(command: &mut Command) -> Answer {
         let output = command.output().unwrap();
+        // Shown when the test fails.
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
         Answer {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
 
     /// Starts a server, and waits until it is ready.
-    pub fn server(&self) -> Running {
+    pub(crate) fn server(&self) -> Running {
         let mut server = self.start(self.command(PROGRAM, &["server"]), "server");
         let is_ready = wait_until(PATIENCE, || {
             self.get("/readyz").is_some_and(|(status, _)| status == 200) || !server.is_running()
@@ -145,12 +139,12 @@ impl Installation {
     }
 
     /// Starts a server that need not become ready.
-    pub fn unready_server(&self) -> Running {
+    pub(crate) fn unready_server(&self) -> Running {
         self.start(self.command(PROGRAM, &["server"]), "server")
     }
 
     /// Starts a client, and waits until it listens.
-    pub fn client(&self, node: &str, groups: &str) -> Running {
+    pub(crate) fn client(&self, node: &str, groups: &str) -> Running {
         let state = self.folder.path().join("state").join(node);
         std::fs::create_dir_all(&state).unwrap();
         let mut command = self.command(PROGRAM, &["client"]);
@@ -183,7 +177,7 @@ impl Installation {
     }
 
     /// Asks the server's HTTP side: status and body.
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         use std::io::Write;
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.http_port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -202,7 +196,7 @@ impl Installation {
     }
 
     /// One metric's value, labels and all in `series`, from `/metrics`.
-    pub fn metric(&self, series: &str) -> Option<f64> {
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
         let (_, body) = self.get("/metrics")?;
         body.lines()
             .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
@@ -211,22 +205,22 @@ impl Installation {
 
 impl Running {
     /// What it has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Whether it still runs.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self, patience: Duration) -> ExitStatus {
+    pub(crate) fn wait(&mut self, patience: Duration) -> ExitStatus {
         let mut status = None;
         assert!(
             wait_until(patience, || {
@@ -240,13 +234,13 @@ impl Running {
     }
 
     /// Asks it to end, and waits for that.
-    pub fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait(PATIENCE)
     }
 
     /// Ends it without notice.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.signal(Signal::KILL);
         self.wait(PATIENCE);
     }

@@ -16,9 +16,7 @@ use vogeler::ingest::{Drained, Server};
 use vogeler::store::Store;
 use vogeler::store::memory::MemoryStore;
 use vogeler::telemetry::Ledger;
-use vogeler::wire::{
-    Content, Format, NodeName, Outcome, PluginName, PluginResult, ReceiptBatch, RunId, Seq,
-};
+use vogeler::wire::{Content, Format, NodeName, Outcome, PluginResult, ReceiptBatch, RunId, Seq};
 
 /// Longest wait for anything a test expects.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -229,9 +227,4 @@ pub(crate) fn edit(store: &MemoryStore, node: &str, key: &str, value: Value) {
     );
     document[key] = value;
     store.overwrite(&name(node), foreign(&document));
-}
-
-/// The plugin name.
-pub(crate) fn plugin(name: &str) -> PluginName {
-    name.parse().unwrap()
 }

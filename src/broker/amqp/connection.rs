@@ -181,6 +181,7 @@ impl Connector {
             self.role,
             Arc::clone(&self.target),
             Arc::clone(&self.links),
+            self.closed.clone(),
         ));
         Ok(connection)
     }
@@ -205,6 +206,7 @@ async fn watch_connection(
     role: Role,
     target: Arc<Target>,
     links: Arc<Links>,
+    closed: CancellationToken,
 ) {
     let mut events = std::pin::pin!(events);
     let mut reason = "the connection broke".to_owned();
@@ -223,6 +225,8 @@ async fn watch_connection(
         }
         match connection.upgrade() {
             Some(connection) if connection.status().connected() => {}
+            // Ending it is what we asked for.
+            Some(_) if closed.is_cancelled() => return,
             Some(_) => return links.set(role, &target.address, Link::Down { reason }),
             // Closed by us, or replaced by its successor, which tells the link now.
             None => return,

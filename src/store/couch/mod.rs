@@ -1,7 +1,7 @@
 //! The production store: CouchDB 3 over HTTP.
 //!
 //! Documents go out in `_bulk_docs` requests and come back one verdict a document; a request that CouchDB refuses
-//! as a whole is taken apart until the culprit is alone ([`bulk`]). Never `new_edits:false`, `batch=ok` or
+//! as a whole is taken apart until the culprit is alone (`bulk`). Never `new_edits:false`, `batch=ok` or
 //! `all_or_nothing`: a document is stored when CouchDB says so of that document, and never otherwise.
 
 mod bulk;
