@@ -50,6 +50,7 @@ pub fn fresh_dsn() -> String {
 }
 
 fn install() -> PathBuf {
+    super::install_services();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join("target/pouchdb-server");
     let status = Command::new(root.join("tests/install-pouchdb"))
