@@ -8,7 +8,7 @@
 )]
 
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 pub(crate) mod installation;
 pub(crate) mod pipeline;
@@ -18,8 +18,7 @@ pub(crate) mod rabbit;
 
 /// Installs the services that the tests start, where they are missing; once a process.
 pub(crate) fn install_services() {
-    static DONE: OnceLock<()> = OnceLock::new();
-    DONE.get_or_init(|| {
+    static DONE: LazyLock<()> = LazyLock::new(|| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-services");
         let output = Command::new(script)
             .output()
@@ -27,6 +26,7 @@ pub(crate) fn install_services() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{errors}");
     });
+    LazyLock::force(&DONE);
 }
 
 /// Shows log lines that `RUST_LOG` asks for, as part of the test's output.

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -44,8 +44,8 @@ pub(crate) struct Rabbit {
 impl Rabbit {
     /// The one that all tests of this process share.
     pub(crate) fn shared() -> &'static Self {
-        static SHARED: OnceLock<Rabbit> = OnceLock::new();
-        SHARED.get_or_init(Self::private)
+        static SHARED: LazyLock<Rabbit> = LazyLock::new(Rabbit::private);
+        &SHARED
     }
 
     /// Starts another one, for a test that stops or breaks it.
