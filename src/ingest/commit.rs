@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::coalesce::{Marks, Pending, marks_of};
+use super::coalesce::{Marks, Pending, marks_of, raise};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
 use super::node::Claim;
@@ -318,7 +318,11 @@ fn settle_all(merged: Merged) {
         document,
         applied,
     } = merged;
+    let mut marks = marks_of(&document);
     for (pending, applied) in work.pending.into_iter().zip(applied) {
+        if let (Applied::Unchanged, Some(plugin)) = (applied, &pending.result.plugin) {
+            raise(&mut marks, plugin, pending.result.seq);
+        }
         let outcome = match applied {
             Applied::Changed => Outcome::Stored,
             Applied::Unchanged => Outcome::Unchanged,
@@ -340,5 +344,5 @@ fn settle_all(merged: Merged) {
         }
     }
     // The node's actor may be gone; then nobody needs to know.
-    drop(work.finished.send(marks_of(&document)));
+    drop(work.finished.send(marks));
 }

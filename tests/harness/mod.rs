@@ -7,11 +7,14 @@
     reason = "a test that cannot go on fails"
 )]
 
+pub(crate) mod audit;
 pub(crate) mod installation;
 pub(crate) mod pipeline;
 pub(crate) mod pouch;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod rabbit;
+pub(crate) mod scene;
 
 /// Shows log lines that `RUST_LOG` asks for, as part of the test's output.
 pub(crate) fn show_logs() {
