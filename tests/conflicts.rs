@@ -11,7 +11,7 @@ use crate::harness::pipeline::{in_system, value};
 use crate::harness::scene::Scene;
 
 const NODES: [&str; 3] = ["web01", "web02", "web03"];
-const RESULTS: u64 = 40;
+const RESULTS: u32 = 40;
 
 /// Goal: at full speed on both sides, over HTTP, neither program loses a key of its own.
 #[test]
@@ -29,12 +29,12 @@ fn neither_of_two_programs_loses_a_key() {
                 for node in NODES {
                     for plugin in ["rpms", "facts"] {
                         scene
-                            .publish(&value(node, plugin, seq, &json!([plugin, seq])))
+                            .publish(&value(node, plugin, seq.into(), &json!([plugin, seq])))
                             .await;
                     }
                 }
             }
-            let all = (RESULTS * 6) as f64;
+            let all = f64::from(RESULTS * 6);
             scene
                 .until("all are settled", || {
                     scene.ended("stored") + scene.ended("superseded") >= all
@@ -70,8 +70,8 @@ fn neither_of_two_programs_loses_a_key() {
             assert_eq!(document["rpms"], json!(["rpms", RESULTS]), "{node}");
             assert_eq!(document["facts"], json!(["facts", RESULTS]), "{node}");
         }
-        let kept = kept.lock().unwrap();
-        for (node, key, value) in kept.iter() {
+        let kept = kept.into_inner().unwrap();
+        for (node, key, value) in &kept {
             assert_eq!(scene.document(node).await[key], *value, "{node}");
         }
         assert!(

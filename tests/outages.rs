@@ -12,7 +12,7 @@ use crate::harness::scene::Scene;
 
 const NODES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
 const PAUSED: &str = "paused: results wait";
-const BACK: &str = "the store is back";
+const BACK: &str = "gate: the store is back";
 
 /// Goal: while connections to the store are refused the server holds results, is not ready, and says so once; it notices
 /// by itself, without any traffic, that the store is back.

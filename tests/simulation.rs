@@ -392,20 +392,13 @@ fn setting(name: &str) -> Option<u64> {
 /// sequence goes back, no foreign key is lost, the accounting adds up, and the server recovers.
 #[test]
 fn no_schedule_of_faults_loses_or_takes_back() {
-    let seeds: Vec<u64> = match setting("VOGELER_TEST_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let schedules = setting("VOGELER_TEST_SCHEDULES").unwrap_or(SCHEDULES);
-            let first: u64 = if schedules == SCHEDULES {
-                0
-            } else {
-                rand::random::<u32>().into()
-            };
-            REGRESSIONS
-                .into_iter()
-                .chain(first..first + schedules)
-                .collect()
-        }
+    let seeds: Vec<u64> = if let Some(seed) = setting("VOGELER_TEST_SEED") {
+        vec![seed]
+    } else {
+        let wanted = setting("VOGELER_TEST_SCHEDULES");
+        let first = wanted.map_or(0, |_| rand::random::<u32>().into());
+        let random = first..first + wanted.unwrap_or(SCHEDULES);
+        REGRESSIONS.into_iter().chain(random).collect()
     };
     for seed in seeds {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {

@@ -137,17 +137,17 @@ fn failures_are_read_back_and_written_again() {
         );
         let away = r#"{"error":"unknown_error","reason":"scripted"}"#;
         let mut stored = 6.0;
-        for (index, status) in [500, 502, 503, 504, 412, 429, 507].into_iter().enumerate() {
+        for (index, status) in (0_u32..).zip([500, 502, 503, 504, 412, 429, 507]) {
             scene
                 .store
                 .rule(Rule::new(WRITE, answer(status, away)).times(1));
             scene
-                .publish_all(&NODES, index as u64 + 2, &json!(status))
+                .publish_all(&NODES, u64::from(index) + 2, &json!(status))
                 .await;
             stored += 6.0;
             scene.until_ended("stored", stored).await;
             let errors = scene.metric("vogeler_store_errors_total{kind=\"write\",reason=\"away\"}");
-            assert!(errors > index as f64, "{status}: {errors}");
+            assert!(errors > f64::from(index), "{status}: {errors}");
             assert_stored(&scene, &NODES, &json!(status)).await;
         }
         assert_eq!(
@@ -155,7 +155,7 @@ fn failures_are_read_back_and_written_again() {
             7,
             "one line for every change of state"
         );
-        assert_eq!(scene.logged("the store is back"), 7);
+        assert_eq!(scene.logged("gate: the store is back"), 7);
         assert_eq!(scene.ended("requeued").to_string(), "0");
         scene.end().await;
     });

@@ -118,9 +118,8 @@ impl Proxy {
             .enable_all()
             .build()
             .unwrap();
-        let listener = runtime
-            .block_on(TcpListener::bind(("127.0.0.1", 0)))
-            .unwrap();
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (state, stop) = (Arc::<Mutex<State>>::default(), CancellationToken::new());
         let (cuts, cut) = watch::channel(0);
@@ -134,6 +133,7 @@ impl Proxy {
         let ended = stop.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
                 tokio::select! {
                     () = way.serve(listener, listening) => {}
                     () = ended.cancelled() => {}
