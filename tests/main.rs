@@ -16,6 +16,7 @@
 
 mod harness;
 
+mod accounting;
 mod broker;
 mod cli;
 mod client;

@@ -25,13 +25,12 @@ use vogeler::wire::{Content, ErrorKind, Outcome, PluginError, PluginResult};
 use crate::harness::audit::{Audit, AuditedBroker, AuditedStore};
 use crate::harness::pipeline::{in_system, message, name, quick_config, result, value};
 
+/// Seeds 0 to 199 always run: a schedule that finds a bug among them stays.
 const SCHEDULES: u64 = 200;
 const PARTITIONS: u16 = 2;
 /// Longest time, of the simulated clock, until all is settled once faults have ended.
 const PATIENCE: Duration = Duration::from_mins(10);
 const DAY_MICROS: u64 = 24 * 3600 * 1_000_000;
-/// Schedules that found a bug once.
-const REGRESSIONS: [u64; 0] = [];
 
 /// One schedule under way.
 struct Simulation {
@@ -397,8 +396,7 @@ fn no_schedule_of_faults_loses_or_takes_back() {
     } else {
         let wanted = setting("VOGELER_TEST_SCHEDULES");
         let first = wanted.map_or(0, |_| rand::random::<u32>().into());
-        let random = first..first + wanted.unwrap_or(SCHEDULES);
-        REGRESSIONS.into_iter().chain(random).collect()
+        (first..first + wanted.unwrap_or(SCHEDULES)).collect()
     };
     for seed in seeds {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
