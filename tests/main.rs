@@ -16,11 +16,17 @@
 
 mod harness;
 
+mod accounting;
 mod broker;
 mod cli;
 mod client;
+mod conflicts;
 mod dashboards;
 mod demo;
 mod end_to_end;
 mod ingest;
+mod outages;
+mod shutdown;
+mod simulation;
 mod store;
+mod verdicts;

@@ -42,6 +42,13 @@ pub(super) fn marks_of(document: &NodeDocument) -> Marks {
         .collect()
 }
 
+/// Remembers that the stored content was confirmed by a result of `seq`.
+pub(super) fn raise(marks: &mut Marks, plugin: &PluginName, seq: Seq) {
+    if let Some(mark) = marks.get_mut(plugin) {
+        mark.seq = mark.seq.max(seq);
+    }
+}
+
 /// A result that waits to be written, with the tickets of those it overtook.
 #[derive(Debug)]
 pub(super) struct Pending<T> {
@@ -112,6 +119,9 @@ impl<T> Coalescer<T> {
             return Offered::Pending;
         }
         if let Some(outcome) = self.known_outcome(&result, now, freshness) {
+            if outcome == Outcome::Unchanged {
+                self.raise(&result);
+            }
             return Offered::Settled(ticket, outcome);
         }
         let pending = Pending {
@@ -121,6 +131,13 @@ impl<T> Coalescer<T> {
         };
         self.pending.insert(pending.result.plugin.clone(), pending);
         Offered::Pending
+    }
+
+    /// An unchanged result leaves no trace in the store; remembered here, it makes older ones that come late stale.
+    fn raise(&mut self, result: &PluginResult) {
+        if let Some(plugin) = &result.plugin {
+            raise(&mut self.marks, plugin, result.seq);
+        }
     }
 
     /// The outcome, where the marks tell it. While a write is in flight they tell nothing: what is being written
@@ -247,6 +264,9 @@ mod tests {
         coalescer.finish(Some(marks_of(&document)));
         let unchanged = coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS);
         assert_eq!(unchanged, Offered::Settled('u', Outcome::Unchanged));
+        // Older than the unchanged one, though newer than the stored one: it comes late.
+        let late = coalescer.offer(result("rpms", 6, 2), 'l', now(), FRESHNESS);
+        assert_eq!(late, Offered::Settled('l', Outcome::Stale));
         let stale = coalescer.offer(result("rpms", 5, 2), 's', now(), FRESHNESS);
         assert_eq!(stale, Offered::Settled('s', Outcome::Stale));
 

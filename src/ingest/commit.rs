@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::coalesce::{Marks, Pending, marks_of};
+use super::coalesce::{Marks, Pending, marks_of, raise};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
 use super::node::Claim;
@@ -53,7 +53,9 @@ pub(super) struct Committer {
 struct Work {
     node: NodeName,
     pending: Vec<Pending<Ticket>>,
-    finished: oneshot::Sender<Marks>,
+    finished: oneshot::Sender<(Marks, u64)>,
+    /// The gate's era when the document was read last.
+    era: u64,
     /// Whether the node's actor knew the document when it handed this out.
     is_known: bool,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
@@ -124,7 +126,8 @@ impl Committer {
     }
 
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
-    async fn attempt(&self, open: Vec<Work>) -> Attempt {
+    async fn attempt(&self, mut open: Vec<Work>) -> Attempt {
+        let mut era = self.gate.era();
         let ids: Vec<NodeName> = open.iter().map(|work| work.node.clone()).collect();
         let loaded = match self.timed(StoreRequest::Load, self.store.load(&ids)).await {
             Ok(loaded) => loaded,
@@ -135,6 +138,16 @@ impl Committer {
                 };
             }
         };
+        if open
+            .iter()
+            .any(|work| work.is_known && !loaded.contains_key(&work.node))
+        {
+            // Somebody deleted a document that we knew, and perhaps not it alone.
+            era = self.gate.doubt(era);
+        }
+        for work in &mut open {
+            work.era = era;
+        }
         let now = Timestamp::now();
         let (writes, merged) = self.merge(open, loaded, now).await;
         if writes.is_empty() {
@@ -186,10 +199,6 @@ impl Committer {
         for mut work in open {
             let stored = loaded.remove(&work.node);
             let revision = stored.as_ref().map(|stored| stored.revision.clone());
-            if work.is_known && stored.is_none() {
-                // Somebody deleted it, and perhaps not it alone.
-                self.gate.doubt();
-            }
             let document = match stored {
                 Some(stored) => NodeDocument::parse(&work.node, &stored.json),
                 None => Ok(NodeDocument::new(&work.node, now)),
@@ -305,6 +314,7 @@ impl From<Claim> for Work {
             node: claim.node,
             pending: claim.pending,
             finished: claim.finished,
+            era: 0,
             is_known: claim.is_known,
             attempts: 0,
         }
@@ -318,7 +328,11 @@ fn settle_all(merged: Merged) {
         document,
         applied,
     } = merged;
+    let mut marks = marks_of(&document);
     for (pending, applied) in work.pending.into_iter().zip(applied) {
+        if let (Applied::Unchanged, Some(plugin)) = (applied, &pending.result.plugin) {
+            raise(&mut marks, plugin, pending.result.seq);
+        }
         let outcome = match applied {
             Applied::Changed => Outcome::Stored,
             Applied::Unchanged => Outcome::Unchanged,
@@ -340,5 +354,5 @@ fn settle_all(merged: Merged) {
         }
     }
     // The node's actor may be gone; then nobody needs to know.
-    drop(work.finished.send(marks_of(&document)));
+    drop(work.finished.send((marks, work.era)));
 }

@@ -86,9 +86,12 @@ impl StoreGate {
         self.0.era.load(Ordering::Relaxed)
     }
 
-    /// What is known of stored documents is doubtful.
-    pub(super) fn doubt(&self) {
-        self.0.era.fetch_add(1, Ordering::Relaxed);
+    /// What is known of stored documents from `era` and before is doubtful; gives the era of what was read just now:
+    /// the next one, unless somebody else doubted in the meantime.
+    pub(super) fn doubt(&self, era: u64) -> u64 {
+        let (next, order) = (era + 1, Ordering::Relaxed);
+        let doubted = self.0.era.compare_exchange(era, next, order, order);
+        doubted.map_or(era, |_| next)
     }
 
     /// How many wait for their turn.
@@ -111,7 +114,7 @@ impl StoreGate {
 
     /// The store did not.
     pub(super) fn close(&self, error: &StoreError) {
-        self.doubt();
+        self.0.era.fetch_add(1, Ordering::Relaxed);
         self.postpone(error);
         let reason = error.to_string();
         let was = self.0.link.send_replace(Link::Down { reason });

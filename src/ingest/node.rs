@@ -39,8 +39,9 @@ pub(super) struct Take;
 pub(super) struct Claim {
     pub(super) node: NodeName,
     pub(super) pending: Vec<Pending<Ticket>>,
-    /// Takes the marks of the document as it stands after the write; dropped, it says that nothing is known.
-    pub(super) finished: oneshot::Sender<Marks>,
+    /// Takes the marks of the document as it stands after the write, and the gate's era when it was read; dropped, it
+    /// says that nothing is known.
+    pub(super) finished: oneshot::Sender<(Marks, u64)>,
     /// Whether the document was known to be there.
     pub(super) is_known: bool,
 }
@@ -122,8 +123,10 @@ impl NodeActor {
     fn take(&mut self, ctx: &mut Context<Self>) -> Claim {
         let (finished, outcome) = oneshot::channel();
         let wait = outcome.into_actor(self);
-        ctx.spawn(wait.map(|marks, actor, ctx| {
-            actor.coalescer.finish(marks.ok());
+        ctx.spawn(wait.map(|known, actor, ctx| {
+            let (marks, era) = known.ok().unzip();
+            actor.coalescer.finish(marks);
+            actor.era = era.unwrap_or(actor.era);
             actor.announce(0, ctx);
         }));
         Claim {

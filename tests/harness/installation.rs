@@ -21,6 +21,7 @@ pub(crate) struct Installation {
     broker: String,
     store: String,
     http_port: u16,
+    settings: Vec<(String, String)>,
 }
 
 /// What a command printed, and how it ended.
@@ -60,7 +61,13 @@ impl Installation {
             broker: broker.to_owned(),
             store: store.to_owned(),
             http_port: free_port(),
+            settings: Vec::new(),
         }
+    }
+
+    /// Sets a variable of the environment for everything it starts.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.push((name.to_owned(), value.to_owned()));
     }
 
     /// The broker's DSN.
@@ -91,6 +98,7 @@ impl Installation {
             .env("VOGELER_CLIENT_PLUGINS", self.folder.path().join("plugins"))
             .env("VOGELER_BROKER_RECONNECT_MAX", "500ms")
             .env("VOGELER_SERVER_RETRY_MAX", "500ms")
+            .envs(self.settings.iter().cloned())
             .stdin(Stdio::null());
         command
     }
@@ -198,6 +206,24 @@ impl Installation {
         reader.read_to_string(&mut rest).ok()?;
         let body = rest.split_once("\r\n\r\n")?.1.to_owned();
         Some((status.split(' ').nth(1)?.parse().ok()?, body))
+    }
+
+    /// The accounting identity of one scrape: `received`, how many ended, and how many are in flight.
+    pub(crate) fn accounts(&self) -> Option<[f64; 3]> {
+        let (_, body) = self.get("/metrics")?;
+        let sum = |series: &str| -> f64 {
+            let values = body.lines().filter_map(|line| {
+                let rest = line.strip_prefix(series)?;
+                rest.starts_with([' ', '{'])
+                    .then(|| rest.split(' ').next_back()?.parse::<f64>().ok())?
+            });
+            values.sum()
+        };
+        Some([
+            sum("vogeler_results_received_total"),
+            sum("vogeler_results_total"),
+            sum("vogeler_results_in_flight"),
+        ])
     }
 
     /// One metric's value, labels and all in `series`, from `/metrics`.

@@ -10,11 +10,14 @@
 use std::process::Command;
 use std::sync::LazyLock;
 
+pub(crate) mod audit;
 pub(crate) mod installation;
 pub(crate) mod pipeline;
 pub(crate) mod pouch;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod rabbit;
+pub(crate) mod scene;
 
 /// Installs the services that the tests start, where they are missing; once a process.
 pub(crate) fn install_services() {

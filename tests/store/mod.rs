@@ -4,7 +4,7 @@
 //! over HTTP, and on a real CouchDB where `VOGELER_TEST_COUCH` names one.
 
 mod couch;
-mod place;
+pub(crate) mod place;
 mod queries;
 mod sqlite;
 
