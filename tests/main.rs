@@ -22,4 +22,5 @@ mod client;
 mod dashboards;
 mod end_to_end;
 mod ingest;
+mod scale_out;
 mod store;

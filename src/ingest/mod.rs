@@ -17,6 +17,7 @@ mod decode;
 mod gate;
 mod intake;
 mod node;
+mod partitions;
 mod receipts;
 mod router;
 mod ticket;
@@ -29,11 +30,11 @@ use actix::prelude::*;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::backoff::Backoff;
 use crate::broker::topology::{self, Queue};
-use crate::broker::{Broker, BrokerError, Consumer, Link};
+use crate::broker::{Broker, BrokerError, Link};
 use crate::config::{self, Config};
 use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
@@ -42,6 +43,8 @@ use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use gate::StoreGate;
 use intake::Intake;
+pub use partitions::Agreement;
+use partitions::Partitions;
 use router::{NodeSettings, Router};
 use writer::{Drain, WriterActor};
 
@@ -58,7 +61,7 @@ const PROBE_ID: &str = "vogeler-probe";
 pub struct Server {
     stop: CancellationToken,
     give_up: CancellationToken,
-    consumers: Vec<JoinHandle<Option<Consumer>>>,
+    partitions: Partitions,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
     publishers: [JoinHandle<()>; 2],
@@ -127,24 +130,11 @@ impl Server {
             Arc::clone(&ledger),
         );
 
-        let consumers = queues
-            .into_iter()
-            .filter(|queue| queue.name != topology::DEAD_QUEUE)
-            .map(|queue| {
-                let pump = pump(
-                    Arc::clone(&broker),
-                    queue,
-                    settings.prefetch,
-                    intake.clone(),
-                    [stop.clone(), give_up.clone()],
-                );
-                tokio::task::spawn_local(pump)
-            })
-            .collect();
+        let partitions = Partitions::start(config, &broker, &intake, &stop, &give_up);
         Ok(Self {
             stop,
             give_up,
-            consumers,
+            partitions,
             writer,
             arbiters,
             publishers: [receipt_publisher, dead_letter_publisher],
@@ -157,6 +147,11 @@ impl Server {
     /// Whether the store can be used, and every change of that.
     pub fn store_link(&self) -> watch::Receiver<Link> {
         self.store_link.clone()
+    }
+
+    /// Which partitions this server and the others agreed on, and every change of that.
+    pub fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.partitions.agreement()
     }
 
     /// How many deliveries came so far, and how they ended.
@@ -179,7 +174,7 @@ impl Server {
             warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
         }
         self.give_up.cancel();
-        futures::future::join_all(self.consumers.into_iter().map(close)).await;
+        self.partitions.close().await;
         drop(self.writer);
         for arbiter in self.arbiters {
             arbiter.stop();
@@ -197,18 +192,6 @@ impl Server {
             counts: self.ledger.counts(),
             given_back,
         }
-    }
-}
-
-/// Ends one consumer: by now all it delivered is settled or given up.
-async fn close(pump: JoinHandle<Option<Consumer>>) {
-    let abort = pump.abort_handle();
-    match tokio::time::timeout(CLOSE_TIMEOUT, pump).await {
-        Ok(Ok(Some(consumer))) => {
-            consumer.close(CLOSE_TIMEOUT).await;
-        }
-        Ok(_) => {}
-        Err(_) => abort.abort(),
     }
 }
 
@@ -254,45 +237,6 @@ async fn probe(gate: &StoreGate, store: &dyn Store) {
 fn start_arbiters() -> Vec<Arbiter> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (0..cores.div_ceil(2)).map(|_| Arbiter::new()).collect()
-}
-
-/// Feeds one queue's deliveries to the intake until the server stops. The consumer comes back, to be closed when
-/// all is settled.
-async fn pump(
-    broker: Arc<dyn Broker>,
-    queue: Queue,
-    prefetch: u16,
-    intake: Intake,
-    [stop, give_up]: [CancellationToken; 2],
-) -> Option<Consumer> {
-    let consumed = tokio::select! {
-        biased;
-        () = stop.cancelled() => return None,
-        consumed = broker.consume(&queue, prefetch) => consumed,
-    };
-    let mut consumer = match consumed {
-        Ok(consumer) => consumer,
-        Err(error) => {
-            tracing::error!(target: "vogeler::ingest", queue = queue.name, %error, "this partition is not consumed");
-            return None;
-        }
-    };
-    info!(target: "vogeler::ingest", queue = queue.name, prefetch, "consuming");
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            delivery = consumer.next() => match delivery {
-                Some(delivery) => tokio::select! {
-                    () = intake.accept(delivery) => {}
-                    () = give_up.cancelled() => break,
-                },
-                None => break,
-            },
-        }
-    }
-    consumer.cancel();
-    Some(consumer)
 }
 
 fn node_settings(settings: &config::Server) -> NodeSettings {

@@ -21,6 +21,7 @@ pub(crate) struct Installation {
     broker: String,
     store: String,
     http_port: u16,
+    settings: Vec<(&'static str, String)>,
 }
 
 /// What a command printed, and how it ended.
@@ -60,7 +61,13 @@ impl Installation {
             broker: broker.to_owned(),
             store: store.to_owned(),
             http_port: free_port(),
+            settings: Vec::new(),
         }
+    }
+
+    /// Sets an environment variable for all that is started from now on.
+    pub(crate) fn set(&mut self, variable: &'static str, value: &str) {
+        self.settings.push((variable, value.to_owned()));
     }
 
     /// The broker's DSN.
@@ -91,6 +98,7 @@ impl Installation {
             .env("VOGELER_CLIENT_PLUGINS", self.folder.path().join("plugins"))
             .env("VOGELER_BROKER_RECONNECT_MAX", "500ms")
             .env("VOGELER_SERVER_RETRY_MAX", "500ms")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }
