@@ -54,6 +54,8 @@ struct Work {
     node: NodeName,
     pending: Vec<Pending<Ticket>>,
     finished: oneshot::Sender<Marks>,
+    /// Whether the node's actor knew the document when it handed this out.
+    is_known: bool,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
     attempts: u32,
 }
@@ -85,9 +87,12 @@ impl Committer {
 
     /// Commits one batch; returns when every claim is settled or given back.
     pub(super) async fn commit(&self, claims: Vec<Claim>) {
+        let mut letting_go = self.gate.letting_go();
         tokio::select! {
-            () = self.commit_all(claims) => {}
+            biased;
             () = self.give_up.cancelled() => {}
+            _ = letting_go.wait_for(|is_letting_go| *is_letting_go) => {}
+            () = self.commit_all(claims) => {}
         }
     }
 
@@ -100,17 +105,19 @@ impl Committer {
         let mut backoff = Backoff::new(RETRY_BASE, self.settings.retry_max);
         let started = Instant::now();
         while !open.is_empty() {
+            let turn = self.gate.turn().await;
             let attempt = self.attempt(open).await;
             open = attempt.open;
             if let Some(error) = attempt.error {
                 self.gate.close(&error);
+                drop(turn);
                 if started.elapsed() >= self.settings.hold_max {
-                    let count = open.len();
-                    warn!(target: "vogeler::ingest::commit", count, held = ?started.elapsed(), "the store stays away: results go back to the broker");
+                    // The store may answer others, and never this batch.
+                    self.gate.let_go();
                     return;
                 }
-                self.gate.wait_for_turn(backoff.next_random(), &error).await;
             } else if !open.is_empty() {
+                drop(turn);
                 tokio::time::sleep(backoff.next_random()).await;
             }
         }
@@ -162,7 +169,8 @@ impl Committer {
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let answer = request.await;
-        telemetry::record_store_request(kind, started.elapsed(), answer.is_err());
+        let error = answer.as_ref().err().map(StoreError::as_str);
+        telemetry::record_store_request(kind, started.elapsed(), error);
         answer
     }
 
@@ -178,6 +186,10 @@ impl Committer {
         for mut work in open {
             let stored = loaded.remove(&work.node);
             let revision = stored.as_ref().map(|stored| stored.revision.clone());
+            if work.is_known && stored.is_none() {
+                // Somebody deleted it, and perhaps not it alone.
+                self.gate.doubt();
+            }
             let document = match stored {
                 Some(stored) => NodeDocument::parse(&work.node, &stored.json),
                 None => Ok(NodeDocument::new(&work.node, now)),
@@ -243,7 +255,10 @@ impl Committer {
                     telemetry::record_conflict();
                     open.extend(self.again(merged.work, "conflict"));
                 }
-                Some(Verdict::Failed { error, .. }) => open.extend(self.again(merged.work, &error)),
+                Some(Verdict::Failed { error, .. }) => {
+                    telemetry::record_failed_row();
+                    open.extend(self.again(merged.work, &error));
+                }
                 // A store that forgets a row says nothing about it.
                 None => open.extend(self.again(merged.work, "no verdict")),
             }
@@ -290,6 +305,7 @@ impl From<Claim> for Work {
             node: claim.node,
             pending: claim.pending,
             finished: claim.finished,
+            is_known: claim.is_known,
             attempts: 0,
         }
     }
@@ -307,7 +323,10 @@ fn settle_all(merged: Merged) {
             Applied::Changed => Outcome::Stored,
             Applied::Unchanged => Outcome::Unchanged,
             // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
-            Applied::Present if work.attempts > 0 => Outcome::Stored,
+            Applied::Present if work.attempts > 0 => {
+                telemetry::record_read_back();
+                Outcome::Stored
+            }
             Applied::Stale | Applied::Present => Outcome::Stale,
         };
         let overtaken = if outcome == Outcome::Stale {

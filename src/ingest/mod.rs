@@ -16,6 +16,7 @@ mod dead_letter;
 mod decode;
 mod gate;
 mod intake;
+mod keeper;
 mod node;
 mod partitions;
 mod receipts;
@@ -38,13 +39,12 @@ use crate::broker::{Broker, BrokerError, Link};
 use crate::config::{self, Config};
 use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
-use crate::wire::NodeName;
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use gate::StoreGate;
 use intake::Intake;
 pub use partitions::Agreement;
-use partitions::Partitions;
+use partitions::{Downstream, Partitions};
 use router::{NodeSettings, Router};
 use writer::{Drain, WriterActor};
 
@@ -52,9 +52,6 @@ use writer::{Drain, WriterActor};
 const DECLARE_RETRY_BASE: Duration = Duration::from_millis(200);
 /// Time for what follows the drain: last dead letters, receipts, acknowledgements.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// An id that no machine has: asking for it shows whether database and password are good, at the least cost.
-const PROBE_ID: &str = "vogeler-probe";
 
 /// A running ingest server. Must be started inside an actix `System`.
 #[derive(Debug)]
@@ -64,6 +61,7 @@ pub struct Server {
     partitions: Partitions,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
+    keeper: JoinHandle<()>,
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
@@ -88,6 +86,18 @@ impl Server {
         store: Arc<dyn Store>,
         ledger: Arc<Ledger>,
     ) -> Result<Self, BrokerError> {
+        Self::start_on(start_arbiters(), config, broker, store, ledger).await
+    }
+
+    /// Like [`start`](Self::start), with node actors on these arbiters. Without any they run on the current thread, so
+    /// that a test with paused time has one clock.
+    pub async fn start_on(
+        arbiters: Vec<Arbiter>,
+        config: &Config,
+        broker: Arc<dyn Broker>,
+        store: Arc<dyn Store>,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, BrokerError> {
         let settings = &config.server;
         let queues = topology::server_queues(config.broker.partitions, config.broker.queue_type);
         declare_or_wait(&broker, &queues, config.broker.reconnect_max).await?;
@@ -95,14 +105,15 @@ impl Server {
         let (receipts, receipt_publisher) =
             receipts::start(Arc::clone(&broker), settings.receipt_linger);
         let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
-        let gate = StoreGate::new();
+        let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
         let store_link = gate.link();
-        probe(&gate, store.as_ref()).await;
+        let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
+        let keeper = tokio::task::spawn_local(keeper);
 
         let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
         let committer = Committer::new(
             store,
-            gate,
+            gate.clone(),
             dead_letters.clone(),
             commit_settings(settings),
             give_up.clone(),
@@ -115,11 +126,11 @@ impl Server {
             deliveries_max,
         )
         .start();
-        let arbiters = start_arbiters();
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let router = Arc::new(Router::new(
             handles,
             writer.clone(),
+            gate.clone(),
             node_settings(settings),
         ));
         let intake = Intake::new(
@@ -130,13 +141,20 @@ impl Server {
             Arc::clone(&ledger),
         );
 
-        let partitions = Partitions::start(config, &broker, &intake, &stop, &give_up);
+        let downstream = Downstream {
+            intake,
+            letting_go: gate.letting_go(),
+            stop: stop.clone(),
+            give_up: give_up.clone(),
+        };
+        let partitions = Partitions::start(config, &broker, &downstream);
         Ok(Self {
             stop,
             give_up,
             partitions,
             writer,
             arbiters,
+            keeper,
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,
@@ -173,6 +191,7 @@ impl Server {
         if !settled {
             warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
         }
+        self.keeper.abort();
         self.give_up.cancel();
         self.partitions.close().await;
         drop(self.writer);
@@ -220,17 +239,6 @@ async fn declare_or_wait(
         }
     });
     Ok(())
-}
-
-/// One look at the store, so that readiness is known before the first result.
-async fn probe(gate: &StoreGate, store: &dyn Store) {
-    let Ok(nobody) = NodeName::new(PROBE_ID) else {
-        return;
-    };
-    match store.load(&[nobody]).await {
-        Ok(_) => gate.open(),
-        Err(error) => gate.close(&error),
-    }
 }
 
 /// Node actors share the machine's cores with the consumers and the writer, which run on the current thread.

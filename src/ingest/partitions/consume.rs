@@ -9,16 +9,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::agreement::Agreement;
+use super::Downstream;
+use super::agreement::{Agreement, ServerId};
 use crate::backoff::Backoff;
 use crate::broker::topology::Queue;
 use crate::broker::{Broker, BrokerError, Consumer, Delivery};
 use crate::ingest::CLOSE_TIMEOUT;
-use crate::ingest::intake::Intake;
 
 /// How long one that is not the owner stays away, so that the owner comes before it.
 const STANDBY_AFTER: Duration = Duration::from_secs(2);
@@ -37,120 +36,140 @@ pub(super) struct PartitionConsumer {
     pub(super) partition: Option<u16>,
     pub(super) agreement: watch::Receiver<Agreement>,
     pub(super) prefetch: u16,
-    pub(super) intake: Intake,
     pub(super) drain_timeout: Duration,
     pub(super) reconnect_max: Duration,
-    pub(super) stop: CancellationToken,
-    pub(super) give_up: CancellationToken,
+    pub(super) downstream: Downstream,
 }
 
-/// Why a consumer is cancelled.
+/// Why nothing more is taken from a consumer.
 #[derive(Debug)]
 enum Left {
-    /// The server stops, or the broker was closed.
-    Stopped,
+    /// The server stops.
+    Stopping,
     /// Somebody else should own the partition. What came for it meanwhile goes back.
-    Yielded(Option<Box<Delivery>>),
+    Yielding(Option<Box<Delivery>>),
+    /// Results are let go: the store stays away.
+    LettingGo,
+    /// The broker's side ended it.
+    Lost,
 }
 
 impl PartitionConsumer {
-    /// Consumes until the server stops.
+    /// Consumes until the server stops or the broker is closed; whatever else ends a consumer, the queue is consumed
+    /// again.
     pub(super) async fn run(mut self) {
+        let stop = self.downstream.stop.clone();
         let mut backoff = Backoff::new(CONSUME_RETRY_BASE, self.reconnect_max);
         loop {
+            let mut letting_go = self.downstream.letting_go.clone();
             let consumed = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
-                consumed = self.broker.consume(&self.queue, self.prefetch) => consumed,
+                () = stop.cancelled() => return,
+                consumed = async {
+                    // The sender lives in the router as long as this does, so waiting cannot fail.
+                    drop(letting_go.wait_for(|is| !*is).await);
+                    self.broker.consume(&self.queue, self.prefetch).await
+                } => consumed,
             };
-            match consumed {
-                Ok(consumer) => {
-                    backoff.reset();
-                    if self.serve(consumer).await {
-                        return;
+            let pause = match consumed {
+                Ok(consumer) => match self.serve(consumer).await {
+                    Left::Stopping => return,
+                    Left::LettingGo => continue,
+                    Left::Yielding(_) => {
+                        self.stay_away().await;
+                        continue;
                     }
-                    self.stay_away(STANDBY_AFTER).await;
-                }
+                    Left::Lost => {
+                        warn!(target: "vogeler::ingest", queue = self.queue.name, "the consumer ended; consuming again");
+                        backoff.next_random()
+                    }
+                },
                 Err(BrokerError::Closed) => return,
                 Err(error) => {
-                    tracing::error!(target: "vogeler::ingest", queue = self.queue.name, %error, "this partition is not consumed; trying again");
-                    let pause = tokio::time::sleep(backoff.next_random());
-                    tokio::select! {
-                        () = self.stop.cancelled() => return,
-                        () = pause => {}
-                    }
+                    error!(target: "vogeler::ingest", queue = self.queue.name, %error, "this partition is not consumed; trying again");
+                    backoff.next_random()
                 }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    /// Serves one subscription to its end; says whether that is the end of all.
-    async fn serve(&mut self, mut consumer: Consumer) -> bool {
+    /// Serves one subscription to its end, and says why it ended.
+    async fn serve(&mut self, mut consumer: Consumer) -> Left {
         info!(target: "vogeler::ingest", queue = self.queue.name, prefetch = self.prefetch, is_owner = self.is_owner(), "consuming");
         let taken = TaskTracker::new();
-        let left = self.take(&mut consumer, &taken).await;
+        let mut left = self.take(&mut consumer, &taken).await;
         taken.close();
-        let is_settled = tokio::select! {
-            () = taken.wait() => true,
-            () = self.give_up.cancelled() => false,
+        tokio::select! {
+            () = taken.wait() => {}
+            () = self.downstream.give_up.cancelled() => {}
             // A server that stops has a deadline of its own.
-            () = tokio::time::sleep(self.drain_timeout), if matches!(left, Left::Yielded(_)) => false,
-        };
+            () = tokio::time::sleep(self.drain_timeout), if matches!(left, Left::Yielding(_)) => {}
+            () = std::future::ready(()), if matches!(left, Left::LettingGo | Left::Lost) => {}
+        }
         consumer.cancel();
-        let is_stopped = match left {
-            Left::Stopped => true,
-            Left::Yielded(delivery) => {
-                drop(delivery);
-                info!(target: "vogeler::ingest", queue = self.queue.name, is_settled, "left to another server");
-                false
-            }
-        };
-        if !consumer.close(CLOSE_TIMEOUT).await && !is_stopped {
+        if let Left::Yielding(delivery) = &mut left {
+            info!(target: "vogeler::ingest", queue = self.queue.name, is_settled = taken.is_empty(), "left to another server");
+            drop(delivery.take());
+        }
+        if !consumer.close(CLOSE_TIMEOUT).await {
             warn!(target: "vogeler::ingest", queue = self.queue.name, "not all could be settled in time; the broker delivers the rest again");
         }
-        is_stopped
+        left
     }
 
-    /// Takes deliveries until the server stops or somebody else should have them.
+    /// Takes deliveries until something ends that.
     async fn take(&mut self, consumer: &mut Consumer, taken: &TaskTracker) -> Left {
+        let Downstream {
+            intake,
+            mut letting_go,
+            stop,
+            give_up,
+        } = self.downstream.clone();
         let mut substitute_since = None;
         let mut owner = self.owner();
         loop {
-            tokio::select! {
+            let delivery = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Left::Stopped,
+                () = stop.cancelled() => return Left::Stopping,
+                Ok(_) = letting_go.wait_for(|is| *is) => return Left::LettingGo,
                 Ok(()) = self.agreement.changed() => {
                     if std::mem::replace(&mut owner, self.owner()) != owner && !self.is_owner() {
-                        return Left::Yielded(None);
+                        return Left::Yielding(None);
                     }
+                    continue;
                 }
-                delivery = consumer.next() => {
-                    let Some(delivery) = delivery else { return Left::Stopped };
-                    if is_overdue(&mut substitute_since, self.is_owner(), Instant::now()) {
-                        return Left::Yielded(Some(Box::new(delivery)));
-                    }
-                    tokio::select! {
-                        () = self.intake.accept(delivery, taken.token()) => {}
-                        () = self.give_up.cancelled() => return Left::Stopped,
-                    }
-                }
+                delivery = consumer.next() => delivery,
+            };
+            let Some(delivery) = delivery else {
+                return Left::Lost;
+            };
+            if is_overdue(&mut substitute_since, self.is_owner(), Instant::now()) {
+                return Left::Yielding(Some(Box::new(delivery)));
+            }
+            tokio::select! {
+                () = intake.accept(delivery, taken.token()) => {}
+                () = give_up.cancelled() => return Left::Stopping,
             }
         }
     }
 
     /// Waits until the owner had its time to come first, or we are the owner.
-    async fn stay_away(&mut self, pause: Duration) {
+    async fn stay_away(&self) {
         let mut agreement = self.agreement.clone();
         let partition = self.partition;
         let is_mine = |agreed: &Agreement| partition.is_none_or(|p| agreed.is_mine(p));
         tokio::select! {
-            () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = self.downstream.stop.cancelled() => {}
+            () = tokio::time::sleep(STANDBY_AFTER) => {}
             Ok(_) = agreement.wait_for(is_mine) => {}
         }
     }
 
-    fn owner(&self) -> Option<super::agreement::ServerId> {
+    fn owner(&self) -> Option<ServerId> {
         self.partition.map(|p| self.agreement.borrow().owner(p))
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::agreement::{Agreement, ServerId};
 
-/// A peer is gone when so many of our own announcements came back since we last heard it.
+/// A peer is gone when more of our own announcements than this came back since we last heard it.
 const SILENT_BEATS_MAX: u64 = 3;
 /// Peers at most; more than there can be partitions are of no use. Others are not listened to.
 const PEERS_MAX: usize = 255;
@@ -27,6 +27,8 @@ pub(super) struct Members {
     me: ServerId,
     partitions: u16,
     /// The last of our own beats that came back.
+    beat: u64,
+    /// How many came back.
     echo: u64,
     /// Peers, and the echo at which each was last heard.
     peers: BTreeMap<ServerId, u64>,
@@ -38,6 +40,7 @@ impl Members {
         Self {
             me,
             partitions,
+            beat: 0,
             echo: 0,
             peers: BTreeMap::new(),
         }
@@ -46,7 +49,8 @@ impl Members {
     /// `server` is there. If it is ourselves, peers that were silent for too long are gone.
     pub(super) fn hear(&mut self, server: ServerId, beat: u64) -> Heard {
         if server == self.me {
-            self.echo = self.echo.max(beat);
+            self.echo += u64::from(beat > self.beat);
+            self.beat = self.beat.max(beat);
             let echo = self.echo;
             self.peers
                 .retain(|_, heard| echo.saturating_sub(*heard) <= SILENT_BEATS_MAX);
@@ -86,13 +90,14 @@ mod tests {
         members.hear(me, 5);
         assert_eq!(members.hear(peer, 1), Heard::Newcomer);
         assert_eq!(members.hear(peer, 2), Heard::Known);
-        for beat in 6..=8 {
+        // Beats 7 to 98 were lost with the broker.
+        for beat in [6, 99, 100] {
             members.hear(me, beat);
             // An answer to a newcomer repeats its beat, and is no further silence.
             members.hear(me, beat);
         }
         assert_eq!(members.agreement().servers(), 2);
-        members.hear(me, 9);
+        members.hear(me, 101);
         assert_eq!(members.agreement().servers(), 1);
         assert_eq!(members.agreement().owned().len(), 8);
     }

@@ -36,6 +36,18 @@ use crate::config::Config;
 /// First pause before old queues are looked for again; the longest is the broker's `reconnect_max`.
 const LOOK_RETRY_BASE: Duration = Duration::from_millis(200);
 
+/// Where deliveries go, and what holds them up or ends them.
+#[derive(Debug, Clone)]
+pub(super) struct Downstream {
+    pub(super) intake: Intake,
+    /// Results go back to the broker, and nothing is pulled.
+    pub(super) letting_go: watch::Receiver<bool>,
+    /// The server stops pulling.
+    pub(super) stop: CancellationToken,
+    /// The drain is over: nothing waits any more.
+    pub(super) give_up: CancellationToken,
+}
+
 /// All consumers of results.
 #[derive(Debug)]
 pub(super) struct Partitions {
@@ -49,9 +61,7 @@ impl Partitions {
     pub(super) fn start(
         config: &Config,
         broker: &Arc<dyn Broker>,
-        intake: &Intake,
-        stop: &CancellationToken,
-        give_up: &CancellationToken,
+        downstream: &Downstream,
     ) -> Self {
         let (me, partitions) = (Uuid::now_v7(), config.broker.partitions);
         let (agreed, agreement) = watch::channel(Agreement::new(me, [], partitions));
@@ -60,7 +70,7 @@ impl Partitions {
             me,
             partitions,
             reconnect_max: config.broker.reconnect_max,
-            stop: stop.clone(),
+            stop: downstream.stop.clone(),
         };
         let seats = Seats {
             broker: Arc::clone(broker),
@@ -68,11 +78,9 @@ impl Partitions {
             queue_type: config.broker.queue_type,
             partitions,
             prefetch: config.server.prefetch,
-            intake: intake.clone(),
             drain_timeout: config.server.drain_timeout,
             reconnect_max: config.broker.reconnect_max,
-            stop: stop.clone(),
-            give_up: give_up.clone(),
+            downstream: downstream.clone(),
         };
         let mut tasks = vec![tokio::spawn(announcer.run(agreed))];
         tasks.extend((0..partitions).map(|p| tokio::task::spawn_local(seats.partition(p).run())));
@@ -106,11 +114,9 @@ struct Seats {
     queue_type: QueueType,
     partitions: u16,
     prefetch: u16,
-    intake: Intake,
     drain_timeout: Duration,
     reconnect_max: Duration,
-    stop: CancellationToken,
-    give_up: CancellationToken,
+    downstream: Downstream,
 }
 
 impl Seats {
@@ -126,11 +132,9 @@ impl Seats {
             partition,
             agreement: self.agreement.clone(),
             prefetch: self.prefetch,
-            intake: self.intake.clone(),
             drain_timeout: self.drain_timeout,
             reconnect_max: self.reconnect_max,
-            stop: self.stop.clone(),
-            give_up: self.give_up.clone(),
+            downstream: self.downstream.clone(),
         }
     }
 
@@ -139,7 +143,7 @@ impl Seats {
         let mut backoff = Backoff::new(LOOK_RETRY_BASE, self.reconnect_max);
         let old = loop {
             let looked = tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.downstream.stop.cancelled() => return,
                 looked = setup::old_queues(self.broker.as_ref(), self.partitions) => looked,
             };
             match looked {
@@ -150,7 +154,7 @@ impl Seats {
                 }
             }
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.downstream.stop.cancelled() => return,
                 () = tokio::time::sleep(backoff.next_random()) => {}
             }
         };
