@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Link;
+use crate::ingest::Agreement;
 use crate::telemetry::{self, Telemetry};
 
 /// What the endpoints answer from.
@@ -27,6 +28,8 @@ pub struct Health {
     pub broker: watch::Receiver<Link>,
     /// Whether the store can be used.
     pub store: watch::Receiver<Link>,
+    /// Which partitions this server should own.
+    pub agreement: watch::Receiver<Agreement>,
     /// Cancelled when the server begins to stop.
     pub stopping: CancellationToken,
 }
@@ -63,11 +66,13 @@ async fn livez() -> &'static str {
 }
 
 async fn readyz(State(health): State<Arc<Health>>) -> Response {
-    let (is_ready, body) = readiness(
+    let (is_ready, mut body) = readiness(
         &health.broker.borrow(),
         &health.store.borrow(),
         health.stopping.is_cancelled(),
     );
+    let agreement = health.agreement.borrow();
+    body["partitions"] = json!({"owned": agreement.owned(), "servers": agreement.servers()});
     let status = if is_ready {
         StatusCode::OK
     } else {

@@ -29,6 +29,8 @@ const STORE_SECONDS: &str = "vogeler_store_request_seconds";
 const STORE_ERRORS: &str = "vogeler_store_errors_total";
 const NODE_ACTORS: &str = "vogeler_node_actors";
 const RECEIPTS: &str = "vogeler_receipts_total";
+const PARTITIONS_OWNED: &str = "vogeler_partitions_owned";
+const REBALANCES: &str = "vogeler_rebalances_total";
 const UP: &str = "vogeler_up";
 const BUILD_INFO: &str = "vogeler_build_info";
 
@@ -278,6 +280,20 @@ pub fn record_receipts(count: usize) {
     metrics().receipts.increment(count as u64);
 }
 
+/// This server should own so many partitions.
+#[allow(clippy::disallowed_macros, reason = "this is telemetry")]
+#[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+pub fn record_partitions_owned(count: usize) {
+    metrics::gauge!(PARTITIONS_OWNED).set(count as f64);
+}
+
+/// The servers agreed anew, and this one should own so many partitions.
+#[allow(clippy::disallowed_macros, reason = "this is telemetry")]
+pub fn record_rebalance(count: usize) {
+    metrics::counter!(REBALANCES).increment(1);
+    record_partitions_owned(count);
+}
+
 /// Whether broker and store can be used now.
 #[allow(clippy::disallowed_macros, reason = "this is telemetry")]
 pub fn record_up(part: &'static str, up: bool) {
@@ -399,6 +415,7 @@ fn describe() {
     );
     describe_gauge!(NODE_ACTORS, Unit::Count, "Node actors in memory");
     describe_counter!(RECEIPTS, Unit::Count, "Receipts published to runners");
+    describe_partitions();
     describe_gauge!(
         UP,
         Unit::Count,
@@ -406,6 +423,20 @@ fn describe() {
     );
     describe_gauge!(BUILD_INFO, Unit::Count, "Always 1; the version is a label");
     metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+fn describe_partitions() {
+    use metrics::{describe_counter, describe_gauge};
+    describe_gauge!(
+        PARTITIONS_OWNED,
+        Unit::Count,
+        "Partitions that this server should own"
+    );
+    describe_counter!(
+        REBALANCES,
+        Unit::Count,
+        "Times that the servers agreed anew on who owns which partitions"
+    );
 }
 
 fn outcomes_help() -> String {

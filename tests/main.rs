@@ -26,6 +26,7 @@ mod demo;
 mod end_to_end;
 mod ingest;
 mod outages;
+mod scale_out;
 mod shutdown;
 mod simulation;
 mod store;

@@ -6,6 +6,7 @@
 
 pub mod amqp;
 pub mod memory;
+pub mod setup;
 pub mod topology;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use topology::{Exchange, Queue};
+use topology::{Binding, Exchange, Queue};
 
 /// A broker. Every call is bounded in time by the broker's own settings; none retries for ever, except that a
 /// [`Consumer`] re-connects until it is cancelled.
@@ -29,6 +30,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Declares all exchanges, and `queues` with their bindings. Idempotent. Fails with
     /// [`BrokerError::Mismatch`] where a queue exists with other arguments, and changes nothing then.
     async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError>;
+
+    /// Takes `bindings` from `queue`, where it has them. Idempotent.
+    async fn unbind(&self, queue: &str, bindings: &[Binding]) -> Result<(), BrokerError>;
 
     /// Publishes one message and waits until the broker has it safe. `Ok` means: confirmed, and (when
     /// `mandatory`) in at least one queue. Calls run concurrently on one channel, so many awaited together

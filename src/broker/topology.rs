@@ -29,11 +29,19 @@ pub enum Exchange {
     Receipts,
     /// `vogeler.dead` (direct): dead letters.
     Dead,
+    /// `vogeler.servers` (direct): servers tell each other that they are there.
+    Servers,
 }
 
 impl Exchange {
     /// All of them, in the order of declaration.
-    pub const ALL: [Self; 4] = [Self::Results, Self::Commands, Self::Receipts, Self::Dead];
+    pub const ALL: [Self; 5] = [
+        Self::Results,
+        Self::Commands,
+        Self::Receipts,
+        Self::Dead,
+        Self::Servers,
+    ];
 
     /// The name at the broker.
     pub fn name(self) -> &'static str {
@@ -42,6 +50,7 @@ impl Exchange {
             Self::Commands => "vogeler.broadcast.in",
             Self::Receipts => "vogeler.receipts",
             Self::Dead => "vogeler.dead",
+            Self::Servers => "vogeler.servers",
         }
     }
 
@@ -102,16 +111,46 @@ pub fn results_queue(partition: u16, partitions: u16, queue_type: QueueType) -> 
     let slots = slots_of(partition, partitions).map(slot_key);
     // Clients of 2010 publish with an empty routing key.
     let legacy = (partition == 0).then(String::new);
-    let binding = |key| Binding {
-        exchange: Exchange::Results,
-        key,
-    };
     Queue {
-        name: format!("vogeler.results.{partition}"),
+        bindings: legacy
+            .into_iter()
+            .chain(slots)
+            .map(result_binding)
+            .collect(),
+        ..old_results_queue(partition, queue_type)
+    }
+}
+
+/// A partition queue of an earlier, larger number of partitions: nothing is bound to it any more.
+pub fn old_results_queue(partition: u16, queue_type: QueueType) -> Queue {
+    Queue {
+        name: results_queue_name(partition),
         lifetime: Lifetime::Durable,
         queue_type,
         single_active: true,
-        bindings: legacy.into_iter().chain(slots).map(binding).collect(),
+        bindings: Vec::new(),
+    }
+}
+
+/// The name of a partition queue.
+pub fn results_queue_name(partition: u16) -> String {
+    format!("vogeler.results.{partition}")
+}
+
+/// The bindings that the queue of `partition` may have from another number of partitions: all slots but its own.
+pub fn foreign_bindings(partition: u16, partitions: u16) -> Vec<Binding> {
+    let is_own =
+        |slot: &u16| partition < partitions && slots_of(partition, partitions).contains(slot);
+    (0..SLOTS)
+        .filter(|slot| !is_own(slot))
+        .map(|slot| result_binding(slot_key(slot)))
+        .collect()
+}
+
+fn result_binding(key: String) -> Binding {
+    Binding {
+        exchange: Exchange::Results,
+        key,
     }
 }
 
@@ -152,6 +191,20 @@ pub fn receipts_queue(run: RunId) -> Queue {
         bindings: vec![Binding {
             exchange: Exchange::Receipts,
             key: run.to_string(),
+        }],
+    }
+}
+
+/// A server's queue for what the other servers announce.
+pub fn server_queue(server: &str) -> Queue {
+    Queue {
+        name: format!("vogeler.servers.{server}"),
+        lifetime: Lifetime::Exclusive,
+        queue_type: QueueType::Classic,
+        single_active: false,
+        bindings: vec![Binding {
+            exchange: Exchange::Servers,
+            key: String::new(),
         }],
     }
 }
@@ -224,6 +277,23 @@ mod tests {
             prop_assert_eq!(distinct.len(), usize::from(SLOTS) + 1);
             let sizes: BTreeSet<_> = (0..partitions).map(|p| slots_of(p, partitions).count()).collect();
             prop_assert!(sizes.last().unwrap() - sizes.first().unwrap() <= 1, "{:?}", sizes);
+        }
+    }
+
+    proptest! {
+        /// A queue's own and its foreign bindings are all the slots, each once; an old queue owns none.
+        #[test]
+        fn own_and_foreign_bindings_are_all_slots(partitions in 1..=SLOTS, partition in 0..SLOTS) {
+            let own = if partition < partitions {
+                results_queue(partition, partitions, QueueType::Quorum).bindings
+            } else {
+                Vec::new()
+            };
+            let foreign = foreign_bindings(partition, partitions);
+            let own = own.into_iter().map(|binding| binding.key).filter(|key| !key.is_empty());
+            let mut keys: Vec<_> = own.chain(foreign.into_iter().map(|binding| binding.key)).collect();
+            keys.sort_unstable();
+            prop_assert_eq!(keys, (0..SLOTS).map(slot_key).collect::<Vec<_>>());
         }
     }
 

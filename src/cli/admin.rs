@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::{EXIT_ERROR, EXIT_NO, answer};
-use crate::broker::{self, Broker, QueueDepth, topology};
+use crate::broker::{self, Broker, QueueDepth, setup, topology};
 use crate::config::Config;
 use crate::store::{self, About, Store};
 
@@ -84,16 +84,20 @@ fn found_designs() -> Option<PathBuf> {
 }
 
 async fn setup_broker(broker: &dyn Broker, config: &Config) -> anyhow::Result<Vec<String>> {
-    let queues = topology::server_queues(config.broker.partitions, config.broker.queue_type);
-    broker.declare(&queues).await?;
+    let old = setup::set_up(broker, config.broker.partitions, config.broker.queue_type).await?;
     let exchanges = topology::Exchange::ALL.map(topology::Exchange::name);
     let partitions = config.broker.partitions;
     let last = partitions.saturating_sub(1);
-    Ok(vec![
+    let mut lines = vec![
         format!("exchanges {}", exchanges.join(", ")),
         format!("queues vogeler.results.0 to vogeler.results.{last} ({partitions} partitions)"),
         format!("queue {}", topology::DEAD_QUEUE),
-    ])
+    ];
+    lines.extend(old.iter().map(|(partition, depth)| {
+        let (queue, ready) = (topology::results_queue_name(*partition), depth.ready);
+        format!("queue {queue} is of an earlier number of partitions, {ready} ready: servers drain it; delete it when it is empty and no server is running")
+    }));
+    Ok(lines)
 }
 
 /// Says what was done; the first error is the subcommand's, after the other half was told.
@@ -162,12 +166,19 @@ async fn broker_status(broker: &dyn Broker, config: &Config) -> Part<BrokerStatu
         Ok(depths) => depths,
         Err(error) => return failed(error),
     };
-    let queues = names.iter().zip(depths);
+    let old = match setup::old_queues(broker, config.broker.partitions).await {
+        Ok(old) => old,
+        Err(error) => return failed(error),
+    };
+    let old = old
+        .into_iter()
+        .map(|(partition, depth)| (topology::results_queue_name(partition), Some(depth)));
+    let queues = names.into_iter().map(str::to_owned).zip(depths).chain(old);
     Part::Up(BrokerStatus {
         product,
         location: config.broker.dsn.to_string(),
         queues: queues
-            .map(|(queue, depth)| QueueStatus::new(queue, depth))
+            .map(|(queue, depth)| QueueStatus::new(&queue, depth))
             .collect(),
     })
 }

@@ -44,6 +44,7 @@ pub(super) async fn run(
         telemetry,
         broker: broker.link(),
         store: server.store_link(),
+        agreement: server.agreement(),
         stopping: stop.clone(),
     };
     let http_stop = CancellationToken::new();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::decode::decode;
@@ -51,10 +52,12 @@ impl Intake {
         }
     }
 
-    /// Takes one delivery; waits while too many bytes are in flight or its node is busy.
-    pub(super) async fn accept(&self, delivery: Delivery) {
+    /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is
+    /// settled.
+    pub(super) async fn accept(&self, delivery: Delivery, taken: TaskTrackerToken) {
         let session = delivery.session;
-        let mut ticket = Ticket::new(delivery, Arc::clone(&self.ledger), self.receipts.clone());
+        let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
+        let mut ticket = Ticket::new(delivery, taken, ledger, receipts);
         let result = match decode(ticket.origin(), self.message_bytes_max, Timestamp::now()) {
             Ok(result) => result,
             Err(error) => {

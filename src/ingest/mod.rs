@@ -14,11 +14,11 @@ mod coalesce;
 mod commit;
 mod dead_letter;
 mod decode;
-mod feed;
 mod gate;
 mod intake;
 mod keeper;
 mod node;
+mod partitions;
 mod receipts;
 mod router;
 mod ticket;
@@ -35,15 +35,16 @@ use tracing::warn;
 
 use crate::backoff::Backoff;
 use crate::broker::topology::{self, Queue};
-use crate::broker::{Broker, BrokerError, Consumer, Link};
+use crate::broker::{Broker, BrokerError, Link};
 use crate::config::{self, Config};
 use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
-use feed::Feed;
 use gate::StoreGate;
 use intake::Intake;
+pub use partitions::Agreement;
+use partitions::{Downstream, Partitions};
 use router::{NodeSettings, Router};
 use writer::{Drain, WriterActor};
 
@@ -57,7 +58,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Server {
     stop: CancellationToken,
     give_up: CancellationToken,
-    consumers: Vec<JoinHandle<Option<Consumer>>>,
+    partitions: Partitions,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
     keeper: JoinHandle<()>,
@@ -140,25 +141,17 @@ impl Server {
             Arc::clone(&ledger),
         );
 
-        let feed = |queue| Feed {
-            broker: Arc::clone(&broker),
-            queue,
-            prefetch: settings.prefetch,
-            retry_max: config.broker.reconnect_max,
-            intake: intake.clone(),
+        let downstream = Downstream {
+            intake,
             letting_go: gate.letting_go(),
             stop: stop.clone(),
             give_up: give_up.clone(),
         };
-        let consumers = queues
-            .into_iter()
-            .filter(|queue| queue.name != topology::DEAD_QUEUE)
-            .map(|queue| tokio::task::spawn_local(feed(queue).run()))
-            .collect();
+        let partitions = Partitions::start(config, &broker, &downstream);
         Ok(Self {
             stop,
             give_up,
-            consumers,
+            partitions,
             writer,
             arbiters,
             keeper,
@@ -172,6 +165,11 @@ impl Server {
     /// Whether the store can be used, and every change of that.
     pub fn store_link(&self) -> watch::Receiver<Link> {
         self.store_link.clone()
+    }
+
+    /// Which partitions this server and the others agreed on, and every change of that.
+    pub fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.partitions.agreement()
     }
 
     /// How many deliveries came so far, and how they ended.
@@ -195,7 +193,7 @@ impl Server {
         }
         self.keeper.abort();
         self.give_up.cancel();
-        futures::future::join_all(self.consumers.into_iter().map(close)).await;
+        self.partitions.close().await;
         drop(self.writer);
         for arbiter in self.arbiters {
             arbiter.stop();
@@ -213,18 +211,6 @@ impl Server {
             counts: self.ledger.counts(),
             given_back,
         }
-    }
-}
-
-/// Ends one consumer: by now all it delivered is settled or given up.
-async fn close(pump: JoinHandle<Option<Consumer>>) {
-    let abort = pump.abort_handle();
-    match tokio::time::timeout(CLOSE_TIMEOUT, pump).await {
-        Ok(Ok(Some(consumer))) => {
-            consumer.close(CLOSE_TIMEOUT).await;
-        }
-        Ok(_) => {}
-        Err(_) => abort.abort(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::receipts::ReceiptSender;
 use crate::broker::{Delivery, Properties, Settler};
@@ -34,11 +35,18 @@ pub(super) struct Ticket {
     receipts: ReceiptSender,
     /// Share of the server's byte budget, given back when the ticket ends.
     permit: Option<OwnedSemaphorePermit>,
+    /// Tells the partition's consumer, when dropped, that this delivery is settled.
+    _taken: TaskTrackerToken,
 }
 
 impl Ticket {
     /// Counts the delivery in.
-    pub(super) fn new(delivery: Delivery, ledger: Arc<Ledger>, receipts: ReceiptSender) -> Self {
+    pub(super) fn new(
+        delivery: Delivery,
+        taken: TaskTrackerToken,
+        ledger: Arc<Ledger>,
+        receipts: ReceiptSender,
+    ) -> Self {
         ledger.receive(delivery.redelivered);
         let origin = Origin {
             body: delivery.body,
@@ -53,6 +61,7 @@ impl Ticket {
             ledger,
             receipts,
             permit: None,
+            _taken: taken,
         }
     }
 

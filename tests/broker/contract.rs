@@ -39,6 +39,8 @@ contract!(
     expired_messages_are_not_delivered,
     an_exclusive_queue_goes_with_its_consumer,
     a_single_active_consumer_hands_over,
+    a_hand_over_keeps_the_order,
+    unbinding_is_idempotent,
     depth_counts_ready_and_consumers,
     large_bodies_travel,
     the_empty_key_goes_to_partition_0,
@@ -479,4 +481,54 @@ async fn a_closed_broker_says_so(bench: Bench) {
     }
     assert_eq!(bench.ready(&queue).await, Some(1));
     bench.other.close().await;
+}
+
+/// Goal: when all that was taken is settled, what was not taken goes to the next consumer before what came later.
+async fn a_hand_over_keeps_the_order(bench: Bench) {
+    let queue = Queue {
+        single_active: true,
+        ..bench.queue()
+    };
+    let bodies: Vec<_> = (0..300).map(|number| number.to_string()).collect();
+    let mut first = bench.broker.consume(&queue, 200).await.unwrap();
+    let mut second = bench.other.consume(&queue, 200).await.unwrap();
+    try_join_all(
+        bodies
+            .iter()
+            .map(|body| bench.broker.publish(bench.message(body))),
+    )
+    .await
+    .unwrap();
+    let mut expected = bodies.iter();
+    for delivery in take(&mut first, 20).await {
+        assert_eq!(Some(&text(&delivery)), expected.next());
+        delivery.settler.ack();
+    }
+    assert!(first.close(SOON).await);
+    for body in expected {
+        let delivery = next(&mut second).await;
+        assert_eq!(text(&delivery), *body);
+        delivery.settler.ack();
+    }
+    assert!(second.close(SOON).await);
+    bench.close().await;
+}
+
+/// Goal: an unbound queue takes nothing any more, and unbinding what is not bound changes nothing.
+async fn unbinding_is_idempotent(bench: Bench) {
+    let queue = bench.queue();
+    bench.broker.declare(slice::from_ref(&queue)).await.unwrap();
+    bench.publish(&["one"]).await;
+    for _ in 0..2 {
+        let unbound = bench.other.unbind(&queue.name, &queue.bindings).await;
+        unbound.unwrap();
+    }
+    let error = bench
+        .broker
+        .publish(bench.message("two"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, BrokerError::Unroutable { .. }), "{error}");
+    bench.until_ready(&queue, Some(1)).await;
+    bench.close().await;
 }

@@ -16,7 +16,7 @@ use super::process::{Service, free_port, wait_until};
 
 const BIN: &str = "/usr/lib/rabbitmq/bin";
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
-const VHOSTS: usize = 40;
+const VHOSTS: usize = 64;
 /// Starting takes 5 to 20 s on two cores.
 const START_PATIENCE: Duration = Duration::from_mins(2);
 const STOP_PATIENCE: Duration = Duration::from_mins(1);

@@ -11,7 +11,7 @@ use lapin::{Channel, ExchangeKind};
 use super::connection::Connector;
 use super::properties::milliseconds;
 use super::trouble::Trouble;
-use crate::broker::topology::{Exchange, Lifetime, Queue, QueueType};
+use crate::broker::topology::{Binding, Exchange, Lifetime, Queue, QueueType};
 use crate::broker::{BrokerError, QueueDepth};
 
 /// Makes everything exist: queues that exist are checked before any is made, so that a mismatch changes nothing.
@@ -116,6 +116,35 @@ pub(super) async fn bind(channel: &Channel, queue: &Queue) -> Result<(), Trouble
     });
     try_join_all(bindings).await?;
     Ok(())
+}
+
+/// Takes `bindings` from `queue`; RabbitMQ does not mind those that are not there.
+pub(super) async fn unbind(
+    connector: &Connector,
+    queue: &str,
+    bindings: &[Binding],
+) -> Result<(), BrokerError> {
+    let work = async {
+        let (_connection, channel) = connector.channel().await?;
+        let name = short(queue)?;
+        let unbinds = bindings.iter().map(|binding| {
+            let (channel, name) = (&channel, name.clone());
+            async move {
+                let (exchange, key) = (binding.exchange.name().into(), short(&binding.key)?);
+                channel
+                    .queue_unbind(name, exchange, key, FieldTable::default())
+                    .await
+                    .map_err(Trouble::from)
+            }
+        });
+        try_join_all(unbinds).await
+    };
+    connector
+        .target
+        .within("unbinding", work)
+        .await
+        .map(drop)
+        .map_err(|trouble| trouble.into_error(&connector.target.address, queue))
 }
 
 /// A name of the protocol, which carries at most 255 bytes.

@@ -31,7 +31,7 @@ use url::Url;
 use self::connection::{Connector, Target};
 use self::links::{Links, Role};
 use self::publisher::Publisher;
-use super::topology::Queue;
+use super::topology::{Binding, Queue};
 use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth};
 
 /// A RabbitMQ broker or cluster.
@@ -71,6 +71,10 @@ impl Broker for AmqpBroker {
     async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError> {
         // An exclusive queue belongs to the connection that declared it: the one that consumes.
         declare::declare(&self.consume, queues).await
+    }
+
+    async fn unbind(&self, queue: &str, bindings: &[Binding]) -> Result<(), BrokerError> {
+        declare::unbind(&self.consume, queue, bindings).await
     }
 
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {

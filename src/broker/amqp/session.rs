@@ -5,6 +5,7 @@
 //! delivery came on; when that is gone they go nowhere, and the broker redelivers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -21,6 +22,10 @@ use super::trouble::Trouble;
 use super::{declare, properties};
 use crate::broker::topology::Queue;
 use crate::broker::{BrokerError, Delivery, Settlement, Settler, next_session};
+
+/// How often, and how long apart, a session that is to end looks whether all that was taken is settled.
+const RELEASE_LOOKS: usize = 20;
+const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// How a session ended.
 #[derive(Debug)]
@@ -135,7 +140,12 @@ impl Pump {
             let batch_max = self.settle.max_capacity();
             let step = tokio::select! {
                 biased;
-                () = out.closed(), if !self.is_stopping => self.stop().await,
+                () = out.closed(), if !self.is_stopping => {
+                    if self.is_released().await {
+                        return self.give_back().await;
+                    }
+                    self.stop().await
+                }
                 _ = self.settlements.recv_many(&mut self.batch, batch_max) => self.tell().await,
                 room = out.reserve(), if self.waiting.is_some() && !self.is_stopping => {
                     self.pass_on(room);
@@ -180,6 +190,38 @@ impl Pump {
         // No room any more means that nobody takes: dropping the delivery gives it back.
         if let (Ok(room), Some(delivery)) = (room, self.waiting.take()) {
             room.send(delivery);
+        }
+    }
+
+    /// Whether everything that was taken is settled. What was passed on and not taken is dropped by the consumer right
+    /// after it closed its queue, so a moment is given to that.
+    async fn is_released(&mut self) -> bool {
+        self.waiting = None;
+        for _ in 0..RELEASE_LOOKS {
+            // Every settler that is still to be used holds one.
+            if self.settle.strong_count() == 1 {
+                return true;
+            }
+            tokio::time::sleep(RELEASE_LOOK_EVERY).await;
+        }
+        false
+    }
+
+    /// Ends the session at once, when all that was taken is settled: a closing channel puts the rest back in its old
+    /// place before the next consumer becomes active, where a cancel would let it have what came later first.
+    async fn give_back(mut self) -> End {
+        while let Ok(settlement) = self.settlements.try_recv() {
+            self.batch.push(settlement);
+        }
+        let is_ack = |(tag, settlement): &(u64, Settlement)| {
+            (*settlement == Settlement::Ack).then_some(*tag)
+        };
+        let acked = self.batch.iter().filter_map(is_ack).max().unwrap_or(0);
+        self.batch
+            .retain(|(tag, settlement)| *settlement == Settlement::Ack || *tag < acked);
+        match self.tell().await {
+            Ok(()) => self.close().await,
+            Err(error) => End::Lost(error.to_string()),
         }
     }
 

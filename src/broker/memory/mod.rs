@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use self::queue::{MemoryQueue, Stored};
-use super::topology::Queue;
+use super::topology::{Binding, Queue};
 use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth, Settlement};
 
 /// Messages a queue holds, ready or unsettled; publishing into a full one waits.
@@ -271,6 +271,14 @@ impl Broker for MemoryBroker {
     async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError> {
         self.check()?;
         self.shared.lock().declare(queues, Instant::now())
+    }
+
+    async fn unbind(&self, queue: &str, bindings: &[Binding]) -> Result<(), BrokerError> {
+        self.check()?;
+        if let Some(queue) = self.shared.lock().queues.get_mut(queue) {
+            queue.unbind(bindings);
+        }
+        Ok(())
     }
 
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::topic;
 use crate::broker::Message;
-use crate::broker::topology::{Exchange, Lifetime, Queue};
+use crate::broker::topology::{Binding, Exchange, Lifetime, Queue};
 
 /// A message in a queue.
 #[derive(Debug, Clone)]
@@ -76,6 +76,17 @@ impl MemoryQueue {
             } else {
                 let keys = self.direct.entry(binding.exchange).or_default();
                 keys.insert(binding.key.clone());
+            }
+        }
+    }
+
+    /// Takes `bindings` away, where they are.
+    pub(super) fn unbind(&mut self, bindings: &[Binding]) {
+        for binding in bindings {
+            if binding.exchange.is_topic() {
+                self.spec.bindings.retain(|own| own != binding);
+            } else if let Some(keys) = self.direct.get_mut(&binding.exchange) {
+                keys.remove(&binding.key);
             }
         }
     }

@@ -1,0 +1,171 @@
+//! Partitions: which of them this server consumes, agreed with the other servers.
+//!
+//! ```text
+//! announcements ─▶ members ─▶ agreement ─▶ a consumer a partition ─▶ intake
+//! ```
+//!
+//! The agreement only balances. That one server at a time has a partition is the broker's promise (single active
+//! consumer), and holds while servers disagree, hear nobody, or die.
+
+mod agreement;
+mod announce;
+mod consume;
+mod members;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use uuid::Uuid;
+
+pub use agreement::Agreement;
+use announce::Announcer;
+use consume::PartitionConsumer;
+
+use super::CLOSE_TIMEOUT;
+use super::intake::Intake;
+use crate::backoff::Backoff;
+use crate::broker::setup;
+use crate::broker::topology::{self, QueueType};
+use crate::broker::{Broker, BrokerError};
+use crate::config::Config;
+
+/// First pause before old queues are looked for again; the longest is the broker's `reconnect_max`.
+const LOOK_RETRY_BASE: Duration = Duration::from_millis(200);
+
+/// Where deliveries go, and what holds them up or ends them.
+#[derive(Debug, Clone)]
+pub(super) struct Downstream {
+    pub(super) intake: Intake,
+    /// Results go back to the broker, and nothing is pulled.
+    pub(super) letting_go: watch::Receiver<bool>,
+    /// The server stops pulling.
+    pub(super) stop: CancellationToken,
+    /// The drain is over: nothing waits any more.
+    pub(super) give_up: CancellationToken,
+}
+
+/// All consumers of results.
+#[derive(Debug)]
+pub(super) struct Partitions {
+    agreement: watch::Receiver<Agreement>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Partitions {
+    /// Begins to announce and to consume, on the current thread; the queues are declared already, or will be. On
+    /// `stop` nothing is taken any more; the consumers end when all that was taken is settled, or by `give_up`.
+    pub(super) fn start(
+        config: &Config,
+        broker: &Arc<dyn Broker>,
+        downstream: &Downstream,
+    ) -> Self {
+        let (me, partitions) = (Uuid::now_v7(), config.broker.partitions);
+        let (agreed, agreement) = watch::channel(Agreement::new(me, [], partitions));
+        let announcer = Announcer {
+            broker: Arc::clone(broker),
+            me,
+            partitions,
+            reconnect_max: config.broker.reconnect_max,
+            stop: downstream.stop.clone(),
+        };
+        let seats = Seats {
+            broker: Arc::clone(broker),
+            agreement: agreement.clone(),
+            queue_type: config.broker.queue_type,
+            partitions,
+            prefetch: config.server.prefetch,
+            drain_timeout: config.server.drain_timeout,
+            reconnect_max: config.broker.reconnect_max,
+            downstream: downstream.clone(),
+        };
+        let mut tasks = vec![tokio::spawn(announcer.run(agreed))];
+        tasks.extend((0..partitions).map(|p| tokio::task::spawn_local(seats.partition(p).run())));
+        tasks.push(tokio::task::spawn_local(seats.drain_old()));
+        Self { agreement, tasks }
+    }
+
+    /// What is agreed, and every change of it.
+    pub(super) fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.agreement.clone()
+    }
+
+    /// Ends all of it, after the stop and the giving up.
+    pub(super) async fn close(self) {
+        let end = |task: JoinHandle<()>| async move {
+            let abort = task.abort_handle();
+            // A consumer has its own time limit to close in.
+            if tokio::time::timeout(CLOSE_TIMEOUT * 2, task).await.is_err() {
+                abort.abort();
+            }
+        };
+        futures::future::join_all(self.tasks.into_iter().map(end)).await;
+    }
+}
+
+/// What consumers are made of.
+#[derive(Debug)]
+struct Seats {
+    broker: Arc<dyn Broker>,
+    agreement: watch::Receiver<Agreement>,
+    queue_type: QueueType,
+    partitions: u16,
+    prefetch: u16,
+    drain_timeout: Duration,
+    reconnect_max: Duration,
+    downstream: Downstream,
+}
+
+impl Seats {
+    fn partition(&self, partition: u16) -> PartitionConsumer {
+        let queue = topology::results_queue(partition, self.partitions, self.queue_type);
+        self.consumer(queue, Some(partition))
+    }
+
+    fn consumer(&self, queue: topology::Queue, partition: Option<u16>) -> PartitionConsumer {
+        PartitionConsumer {
+            broker: Arc::clone(&self.broker),
+            queue,
+            partition,
+            agreement: self.agreement.clone(),
+            prefetch: self.prefetch,
+            drain_timeout: self.drain_timeout,
+            reconnect_max: self.reconnect_max,
+            downstream: self.downstream.clone(),
+        }
+    }
+
+    /// Consumes what an earlier, larger number of partitions left.
+    async fn drain_old(self) {
+        let mut backoff = Backoff::new(LOOK_RETRY_BASE, self.reconnect_max);
+        let old = loop {
+            let looked = tokio::select! {
+                () = self.downstream.stop.cancelled() => return,
+                looked = setup::old_queues(self.broker.as_ref(), self.partitions) => looked,
+            };
+            match looked {
+                Ok(old) => break old,
+                Err(BrokerError::Closed) => return,
+                Err(error) => {
+                    tracing::debug!(target: "vogeler::ingest::partitions", %error, "cannot look for old queues yet");
+                }
+            }
+            tokio::select! {
+                () = self.downstream.stop.cancelled() => return,
+                () = tokio::time::sleep(backoff.next_random()) => {}
+            }
+        };
+        for (partition, depth) in &old {
+            let queue = topology::results_queue_name(*partition);
+            warn!(target: "vogeler::ingest::partitions", queue, ready = depth.ready, "consuming a queue of an earlier number of partitions; once it is empty it can be deleted");
+        }
+        let consumers = old.into_iter().map(|(partition, _)| {
+            let queue = topology::old_results_queue(partition, self.queue_type);
+            self.consumer(queue, None).run()
+        });
+        futures::future::join_all(consumers).await;
+    }
+}
