@@ -20,6 +20,7 @@ mod broker;
 mod cli;
 mod client;
 mod dashboards;
+mod dead_letters;
 mod end_to_end;
 mod ingest;
 mod store;

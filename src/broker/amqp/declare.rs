@@ -14,6 +14,12 @@ use super::trouble::Trouble;
 use crate::broker::topology::{Exchange, Lifetime, Queue, QueueType};
 use crate::broker::{BrokerError, QueueDepth};
 
+/// How often a quorum queue may deliver a message before it drops it. RabbitMQ 4 takes 20 unless told otherwise, and
+/// looking at dead letters, or a store that is away for long, would lose messages; "unlimited" (-1) is refused before
+/// 4.0, and an argument that depends on the broker's version is a mismatch after its upgrade. So: a number that is
+/// never reached, everywhere. (A policy of the operator's may still set a lower one.)
+const DELIVERIES_MAX: i64 = i32::MAX as i64;
+
 /// Makes everything exist: queues that exist are checked before any is made, so that a mismatch changes nothing.
 pub(super) async fn declare(connector: &Connector, queues: &[Queue]) -> Result<(), BrokerError> {
     let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
@@ -131,7 +137,11 @@ fn arguments(queue: &Queue) -> FieldTable {
         Lifetime::Exclusive => (QueueType::Classic, None),
     };
     let queue_type = match queue_type {
-        QueueType::Quorum => "quorum",
+        QueueType::Quorum => {
+            let limit = AMQPValue::LongLongInt(DELIVERIES_MAX);
+            table.insert("x-delivery-limit".into(), limit);
+            "quorum"
+        }
         QueueType::Classic => "classic",
     };
     let queue_type = AMQPValue::LongString(LongString::from(queue_type));
