@@ -12,8 +12,8 @@ use vogeler::broker::topology::{self, DEAD_QUEUE, Exchange, QueueType};
 use vogeler::broker::{self, Broker, Message, Properties};
 use vogeler::config;
 use vogeler::dead::{DeadError, DeadLetters, Filter, Job, Letter};
+use vogeler::store::Verdict;
 use vogeler::store::memory::{Call, Fault, MemoryStore};
-use vogeler::store::{Store, Verdict};
 use vogeler::wire::Outcome;
 
 use crate::harness::installation::Installation;
@@ -287,6 +287,38 @@ fn a_replay_that_fails_keeps_the_letters() {
     });
 }
 
+/// Goal: a delivery is acknowledged only once its dead letter is confirmed: while that cannot be published nothing is
+/// settled, a server that stops meanwhile gives the delivery back, and the next one makes the letter.
+#[test]
+fn the_original_waits_for_its_dead_letter() {
+    in_system(async {
+        let mut config = quick_config();
+        config.server.drain_timeout = Duration::from_millis(200);
+        let mut pipeline = Pipeline::start_with(config, MemoryStore::new()).await;
+        // Without the queue a mandatory message has nowhere to go: the publish fails, again and again.
+        pipeline.broker.delete(DEAD_QUEUE);
+        pipeline.publish_bytes(b"not json").await;
+        eventually("it is received", async || {
+            (pipeline.ledger.counts().received == 1).then_some(())
+        })
+        .await;
+        let drained = pipeline.stop().await;
+        assert_eq!(drained.counts.of(Outcome::DeadLettered), 0);
+        let waiting = pipeline.broker.depth(&["vogeler.results.0"]).await.unwrap();
+        assert_eq!(
+            waiting[0].unwrap().ready,
+            1,
+            "the original is in its queue again"
+        );
+        pipeline.start_server().await;
+        pipeline.settled(1).await;
+        let letters = list(&*pipeline.broker).await;
+        assert_eq!(letters.len(), 1);
+        assert_eq!(letters[0].reason.as_deref(), Some("not_json"));
+        assert_eq!(pipeline.ended(Outcome::DeadLettered), 1);
+    });
+}
+
 /// Goal: a stop leaves what was not yet done.
 #[test]
 fn a_stop_leaves_the_rest() {
@@ -319,6 +351,66 @@ fn listed(v: &Installation, args: &[&str]) -> Value {
     v.vogeler(&all).json()
 }
 
+/// A rule of the database that refuses packages.
+struct Rule {
+    document: String,
+    rev: String,
+}
+
+impl Rule {
+    fn make(dsn: &str) -> Self {
+        vogeler::tls::install_crypto_provider();
+        let rule = "function (doc) { if (doc.rpms) { throw({forbidden: 'no packages'}); } }";
+        let body = json!({"validate_doc_update": rule}).to_string();
+        let document = dsn.replacen("couch", "http", 1) + "/_design/guard";
+        let mut rev = String::new();
+        in_system(async {
+            let request = reqwest::Client::new().put(&document).body(body);
+            let request = request.header("content-type", "application/json");
+            let answer: Value = request.send().await.unwrap().json().await.unwrap();
+            answer["rev"].as_str().unwrap().clone_into(&mut rev);
+        });
+        Self { document, rev }
+    }
+
+    fn remove(self) {
+        let url = format!("{}?rev={}", self.document, self.rev);
+        in_system(async {
+            let answer = reqwest::Client::new().delete(url).send().await.unwrap();
+            assert!(answer.status().is_success());
+        });
+    }
+}
+
+fn publish_results(v: &Installation, results: &[(&str, &str)]) {
+    in_system(async {
+        let broker = real_broker(v);
+        for (node, plugin) in results {
+            let result = value(node, plugin, 1, &json!(["bash-5.1.8"]));
+            let key = topology::result_key(&result.node);
+            let message = message(&key, result.encode().unwrap());
+            broker.publish(message).await.unwrap();
+        }
+        broker.close().await;
+    });
+}
+
+/// Dry runs, filters that match nothing, and slips of the hand, with one letter of plugin `rpms` in the queue.
+fn these_change_nothing(v: &Installation) {
+    for (args, code) in [
+        (&["show", "ffffffffffff"][..], 1),
+        (&["list", "--plugin", "facts"], 1),
+        (&["replay", "--before", "1h"], 1),
+        (&["replay", "--dry-run"], 0),
+        (&["drop", "--all", "--dry-run"], 0),
+        (&["drop"], 2),
+        (&["show", "ff"], 2),
+    ] {
+        let args: Vec<_> = ["admin", "dead"].iter().chain(args).copied().collect();
+        assert_eq!(v.vogeler(&args).code, code, "{args:?}");
+    }
+}
+
 /// Goal: the way of an operator on the real services, while the server runs: a rule refuses a result, its letter is
 /// found, shown and tried dry; the rule goes, the replay stores it, and nothing is left.
 #[test]
@@ -328,35 +420,9 @@ fn an_operator_mends_and_replays() {
     v.vogeler(&["admin", "setup"]).ok();
     let none = v.vogeler(&["admin", "dead", "list"]);
     assert_eq!((none.code, none.stdout.as_str()), (1, ""));
-    let database = dsn.replacen("couch", "http", 1);
-    let guard = format!("{database}/_design/guard");
-    let rule = "function (doc) { if (doc.rpms) { throw({forbidden: 'no packages'}); } }";
-    let mut rev = String::new();
-    vogeler::tls::install_crypto_provider();
-    in_system(async {
-        let client = reqwest::Client::new();
-        let body = json!({"validate_doc_update": rule}).to_string();
-        let answer = client
-            .put(&guard)
-            .body(body)
-            .header("content-type", "application/json");
-        let answer: Value = answer.send().await.unwrap().json().await.unwrap();
-        answer["rev"].as_str().unwrap().clone_into(&mut rev);
-    });
+    let rule = Rule::make(&dsn);
     let server = v.server();
-    in_system(async {
-        let broker = real_broker(&v);
-        for (plugin, seq) in [("rpms", 1), ("facts", 1)] {
-            let node = if plugin == "rpms" { "web01" } else { "web02" };
-            let result = value(node, plugin, seq, &json!(["bash-5.1.8"]));
-            let key = topology::result_key(&result.node);
-            broker
-                .publish(message(&key, result.encode().unwrap()))
-                .await
-                .unwrap();
-        }
-        broker.close().await;
-    });
+    publish_results(&v, &[("web01", "rpms"), ("web02", "facts")]);
     let is_dead = || {
         listed(&v, &[])
             .as_array()
@@ -385,29 +451,10 @@ fn an_operator_mends_and_replays() {
         shown.contains("x-vogeler-reason:") && shown.contains("\"node\": \"web01\""),
         "{shown}"
     );
-    for (args, code) in [
-        (&["show", "ffffffffffff"][..], 1),
-        (&["list", "--plugin", "facts"], 1),
-        (&["replay", "--before", "1h"], 1),
-        (&["replay", "--dry-run"], 0),
-        (&["drop", "--all", "--dry-run"], 0),
-        (&["drop"], 2),
-        (&["show", "ff"], 2),
-    ] {
-        let args: Vec<_> = ["admin", "dead"].iter().chain(args).copied().collect();
-        assert_eq!(v.vogeler(&args).code, code, "{args:?}");
-    }
+    these_change_nothing(&v);
     assert_eq!(listed(&v, &[])[0], found);
 
-    in_system(async {
-        let client = reqwest::Client::new();
-        let gone = client
-            .delete(format!("{guard}?rev={rev}"))
-            .send()
-            .await
-            .unwrap();
-        assert!(gone.status().is_success());
-    });
+    rule.remove();
     let replayed = v
         .vogeler(&["admin", "dead", "replay", "--id", id])
         .ok()

@@ -22,7 +22,7 @@ use crate::broker::{Broker, BrokerError, Delivery, Message, Settler};
 pub use filter::Filter;
 pub use letter::Letter;
 pub use reader::LETTERS_MAX;
-use reader::{Reader, take_out};
+use reader::Reader;
 
 /// Messages replayed at once share round trips; all their bodies are in memory.
 const REPLAYS_AT_ONCE: usize = 64;
@@ -195,7 +195,7 @@ impl DeadLetters<'_> {
                 if job.dry_run {
                     reader.hold(delivery.settler);
                 } else {
-                    take_out(delivery.settler)?;
+                    reader.take_out(delivery.settler)?;
                 }
                 report.done += 1;
             }
@@ -276,7 +276,7 @@ impl DeadLetters<'_> {
                 // Published and not taken out: it is in both places, which is safe, and the operator hears of it.
                 Ok(()) => {
                     report.done += 1;
-                    if let Err(error) = take_out(settler) {
+                    if let Err(error) = reader.take_out(settler) {
                         trouble = Some(error);
                     }
                 }

@@ -207,3 +207,23 @@ async fn depth(channel: &Channel, name: &str) -> Result<QueueDepth, Trouble> {
         consumers: queue.consumer_count().into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::topology;
+
+    /// Goal: no quorum queue of ours keeps RabbitMQ 4's limit of 20 deliveries, whatever is done with it, and other
+    /// queues are declared as before.
+    #[test]
+    fn quorum_queues_drop_nothing() {
+        let limit = |queue: &Queue| arguments(queue).inner().get("x-delivery-limit").cloned();
+        for queue in topology::server_queues(2, QueueType::Quorum) {
+            let expected = Some(AMQPValue::LongLongInt(DELIVERIES_MAX));
+            assert_eq!(limit(&queue), expected, "{}", queue.name);
+        }
+        let mut others = topology::server_queues(2, QueueType::Classic);
+        others.push(topology::dead_turn_queue());
+        assert!(others.iter().all(|queue| limit(queue).is_none()));
+    }
+}
