@@ -72,7 +72,7 @@ pub struct DeadLetters<'a> {
 pub struct Job {
     /// Which.
     pub filter: Filter,
-    /// At most so many.
+    /// At most so many, in the order of the queue.
     pub limit: Option<u64>,
     /// Count only.
     pub dry_run: bool,
@@ -112,15 +112,13 @@ pub struct Refused {
 }
 
 impl DeadLetters<'_> {
-    /// The letters that `filter` matches, at most `limit`.
-    pub async fn list(&self, filter: &Filter, limit: Option<u64>) -> Result<Listing, DeadError> {
+    /// The letters that `filter` matches: the oldest ones, at most `limit`. All are looked at, since the broker gives
+    /// letters back in an order of its own.
+    pub async fn list(&self, filter: &Filter, limit: Option<usize>) -> Result<Listing, DeadError> {
         let mut listing = Listing::default();
         let mut reader = self.open().await?;
         let result = async {
-            while limit.is_none_or(|limit| (listing.letters.len() as u64) < limit) {
-                let Some(delivery) = reader.next().await? else {
-                    break;
-                };
+            while let Some(delivery) = reader.next().await? {
                 let letter = Letter::read(&delivery.body, &delivery.properties);
                 reader.hold(delivery.settler);
                 if filter.matches(&letter) {
@@ -132,10 +130,10 @@ impl DeadLetters<'_> {
         let result = result.await;
         listing.looked = reader.looked();
         reader.close().await;
-        // Requeued letters may come in another order than before; the operator's order stays.
         listing
             .letters
             .sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));
+        listing.letters.truncate(limit.unwrap_or(usize::MAX));
         result.map(|()| listing)
     }
 

@@ -68,7 +68,10 @@ impl<'a> Reader<'a> {
         queue_type: QueueType,
         stop: CancellationToken,
     ) -> Result<Self, DeadError> {
-        take_turn(broker).await?;
+        tokio::select! {
+            turn = take_turn(broker) => turn?,
+            () = stop.cancelled() => return Err(DeadError::Stopped),
+        }
         let mut reader = Self {
             broker,
             queue: topology::dead_queue(queue_type),

@@ -1,5 +1,6 @@
 //! `vogeler admin dead`: list, show, replay and drop dead letters. Arguments and wiring; [`crate::dead`] does it.
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -30,6 +31,9 @@ counted. The server may run meanwhile, and clients need not.
 
 Exit code: 0 if it is done, 1 if no letter matched, 2 on an error or if a letter could not be replayed.";
 
+/// Letters that could not be replayed and are named with the reason.
+const REFUSED_SHOWN_MAX: usize = 20;
+
 /// Arguments of `vogeler admin dead`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -44,9 +48,9 @@ enum Command {
     List {
         #[command(flatten)]
         filter: FilterArgs,
-        /// At most so many
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-        limit: Option<u64>,
+        /// At most so many, the oldest
+        #[arg(long, value_name = "N")]
+        limit: Option<NonZeroUsize>,
         /// Print them as JSON
         #[arg(long)]
         json: bool,
@@ -98,7 +102,7 @@ struct FilterArgs {
 struct JobArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// At most so many
+    /// At most so many, in the order of the queue
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Only count what would be done
@@ -197,10 +201,10 @@ async fn command(
 async fn list(
     dead: &DeadLetters<'_>,
     filter: &Filter,
-    limit: Option<u64>,
+    limit: Option<NonZeroUsize>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let listing = dead.list(filter, limit).await?;
+    let listing = dead.list(filter, limit.map(NonZeroUsize::get)).await?;
     note_bound(listing.looked);
     let found = !listing.letters.is_empty();
     if json {
@@ -232,8 +236,11 @@ async fn show(dead: &DeadLetters<'_>, id: &str, bytes_max: usize) -> anyhow::Res
 /// Says what was done, then what was not.
 fn finish(verb: &str, job: &Job, report: &Report) -> anyhow::Result<ExitCode> {
     note_bound(report.looked);
-    for refused in &report.refused {
+    for refused in report.refused.iter().take(REFUSED_SHOWN_MAX) {
         complain(&format!("vogeler: {}: {}\n", refused.id, refused.reason));
+    }
+    if let Some(more @ 1..) = report.refused.len().checked_sub(REFUSED_SHOWN_MAX) {
+        complain(&format!("vogeler: and {more} more\n"));
     }
     if report.matched == 0 && report.stopped.is_none() {
         return Ok(no(&none_matched(report.looked)));
