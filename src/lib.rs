@@ -18,6 +18,7 @@ pub mod wire;
 
 pub mod broker;
 pub mod client;
+pub mod dead;
 pub mod ingest;
 pub mod runner;
 pub mod store;

@@ -22,6 +22,7 @@ mod cli;
 mod client;
 mod conflicts;
 mod dashboards;
+mod dead_letters;
 mod demo;
 mod end_to_end;
 mod ingest;

@@ -171,6 +171,11 @@ impl Settler {
         self.settle(Settlement::Requeue);
     }
 
+    /// Whether the session is gone: the broker has the delivery again, and settling does nothing.
+    pub fn is_void(&self) -> bool {
+        self.session.as_ref().is_none_or(mpsc::Sender::is_closed)
+    }
+
     fn settle(&mut self, settlement: Settlement) {
         let Some(session) = self.session.take() else {
             return;
@@ -285,6 +290,14 @@ pub enum BrokerError {
         /// What the broker said.
         reason: String,
     },
+    /// An exclusive queue that another connection holds.
+    #[error("{name} is held by another connection ({reason})")]
+    Locked {
+        /// Which queue.
+        name: String,
+        /// What the broker said.
+        reason: String,
+    },
     /// A mandatory message that no queue takes.
     #[error(
         "no queue takes messages for {exchange} with routing key {routing_key:?}: has `vogeler admin setup` run, or is the server up?"
@@ -310,7 +323,10 @@ impl BrokerError {
     /// Whether the same call may succeed later without anybody changing a setting.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Away { .. } | Self::Unroutable { .. } | Self::Unconfirmed { .. } => true,
+            Self::Away { .. }
+            | Self::Locked { .. }
+            | Self::Unroutable { .. }
+            | Self::Unconfirmed { .. } => true,
             Self::Refused { .. } | Self::Mismatch { .. } | Self::Closed => false,
         }
     }

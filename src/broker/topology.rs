@@ -12,6 +12,8 @@ use crate::wire::{Group, NodeName, RunId};
 pub const SLOTS: u16 = 256;
 /// The queue that 2010 and this version's dead letters end in.
 pub const DEAD_QUEUE: &str = "vogeler.dead";
+/// Whoever reads dead letters holds this queue, so that two commands do not see half of them each.
+const DEAD_TURN_QUEUE: &str = "vogeler.dead.turn";
 /// A client's queue goes when nobody consumed it for so long: the machine is gone.
 pub const NODE_QUEUE_EXPIRES: Duration = Duration::from_hours(30 * 24);
 /// What every client binds, and what a run on all nodes is published to (the topic word `all` matches the star).
@@ -52,6 +54,13 @@ impl Exchange {
             Self::Dead => "vogeler.dead",
             Self::Servers => "vogeler.servers",
         }
+    }
+
+    /// The exchange that has this name at the broker, if it is one of ours.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|exchange| exchange.name() == name)
     }
 
     /// Whether routing keys are matched as topics; otherwise they must be equal.
@@ -220,6 +229,17 @@ pub fn dead_queue(queue_type: QueueType) -> Queue {
             exchange: Exchange::Dead,
             key: String::new(),
         }],
+    }
+}
+
+/// The turn to read dead letters: held by the connection that declared it, and gone with that.
+pub fn dead_turn_queue() -> Queue {
+    Queue {
+        name: DEAD_TURN_QUEUE.to_owned(),
+        lifetime: Lifetime::Exclusive,
+        queue_type: QueueType::Classic,
+        single_active: false,
+        bindings: Vec::new(),
     }
 }
 

@@ -137,7 +137,7 @@ impl Command {
             Self::Server(args) => Box::pin(server::run(args, config, stop)).await,
             Self::Client(args) => Box::pin(client::run(args, config, stop)).await,
             Self::Run(args) => Box::pin(run::run(args, config, stop)).await,
-            Self::Admin(args) => Box::pin(admin::run(args, config)).await,
+            Self::Admin(args) => Box::pin(admin::run(args, config, stop)).await,
             Self::Node(args) => Box::pin(node::run(args, config)).await,
             Self::Find(args) => Box::pin(find::run(args, config)).await,
             Self::Demo(args) => Box::pin(demo::run(args, config, stop)).await,

@@ -156,7 +156,7 @@ fn at<'a>(json: &'a RawValue, segments: &[String]) -> Option<&'a RawValue> {
 
 /// JSON text with a line a member. Only white space outside of strings changes: parsing and printing again would
 /// round numbers.
-fn indented(json: &str) -> String {
+pub(super) fn indented(json: &str) -> String {
     let mut text = String::with_capacity(json.len() * 2);
     let mut depth = 0_usize;
     let mut in_string = false;

@@ -16,6 +16,7 @@ use super::ticket::Ticket;
 use crate::backoff::Backoff;
 use crate::broker::topology::Exchange;
 use crate::broker::{Broker, Message, Properties};
+use crate::dead::header;
 use crate::wire::{NodeName, Outcome, PluginName, truncate};
 
 /// Dead letters waiting to be published at most; past it whoever makes them waits.
@@ -100,23 +101,25 @@ async fn publish(broker: &dyn Broker, letter: DeadLetter) {
 fn message(letter: &DeadLetter) -> Message {
     let origin = letter.ticket.origin();
     let mut headers: BTreeMap<String, String> = origin.properties.headers.clone();
-    // The broker's own count of deliveries; a new message starts at none.
-    headers.remove("x-delivery-count");
+    // The broker's own counts of deliveries; a new message starts at none.
+    for name in header::OF_BROKER {
+        headers.remove(name);
+    }
     let mut set = |name: &str, mut value: String| {
         truncate(&mut value, HEADER_BYTES_MAX);
-        headers.insert(format!("x-vogeler-{name}"), value);
+        headers.insert(name.to_owned(), value);
     };
-    set("reason", letter.reason.clone());
-    set("detail", letter.detail.clone());
-    set("attempts", letter.attempts.to_string());
-    set("time", Timestamp::now().to_string());
-    set("exchange", origin.exchange.clone());
-    set("routing-key", origin.routing_key.clone());
+    set(header::REASON, letter.reason.clone());
+    set(header::DETAIL, letter.detail.clone());
+    set(header::ATTEMPTS, letter.attempts.to_string());
+    set(header::TIME, Timestamp::now().to_string());
+    set(header::EXCHANGE, origin.exchange.clone());
+    set(header::ROUTING_KEY, origin.routing_key.clone());
     if let Some(node) = &letter.node {
-        set("node", node.to_string());
+        set(header::NODE, node.to_string());
     }
     if let Some(plugin) = &letter.plugin {
-        set("plugin", plugin.to_string());
+        set(header::PLUGIN, plugin.to_string());
     }
     Message {
         exchange: Exchange::Dead,

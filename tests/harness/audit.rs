@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use vogeler::broker::memory::MemoryBroker;
-use vogeler::broker::topology::{Exchange, Queue};
+use vogeler::broker::topology::{Binding, Exchange, Queue};
 use vogeler::broker::{
     Broker, BrokerError, Consumer, Link, Message, QueueDepth, Settlement, Settler,
 };
@@ -228,6 +228,10 @@ const CAPACITY: usize = 65_536;
 impl Broker for AuditedBroker {
     async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError> {
         self.inner.declare(queues).await
+    }
+
+    async fn unbind(&self, queue: &str, bindings: &[Binding]) -> Result<(), BrokerError> {
+        self.inner.unbind(queue, bindings).await
     }
 
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {

@@ -14,6 +14,12 @@ use super::trouble::Trouble;
 use crate::broker::topology::{Binding, Exchange, Lifetime, Queue, QueueType};
 use crate::broker::{BrokerError, QueueDepth};
 
+/// How often a quorum queue may deliver a message before it drops it. RabbitMQ 4 takes 20 unless told otherwise, and
+/// looking at dead letters, or a store that is away for long, would lose messages; "unlimited" (-1) is refused before
+/// 4.0, and an argument that depends on the broker's version is a mismatch after its upgrade. So: a number that is
+/// never reached, everywhere. (A policy of the operator's may still set a lower one.)
+const DELIVERIES_MAX: i64 = i32::MAX as i64;
+
 /// Makes everything exist: queues that exist are checked before any is made, so that a mismatch changes nothing.
 pub(super) async fn declare(connector: &Connector, queues: &[Queue]) -> Result<(), BrokerError> {
     let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
@@ -160,7 +166,11 @@ fn arguments(queue: &Queue) -> FieldTable {
         Lifetime::Exclusive => (QueueType::Classic, None),
     };
     let queue_type = match queue_type {
-        QueueType::Quorum => "quorum",
+        QueueType::Quorum => {
+            let limit = AMQPValue::LongLongInt(DELIVERIES_MAX);
+            table.insert("x-delivery-limit".into(), limit);
+            "quorum"
+        }
         QueueType::Classic => "classic",
     };
     let queue_type = AMQPValue::LongString(LongString::from(queue_type));
@@ -225,4 +235,24 @@ async fn depth(channel: &Channel, name: &str) -> Result<QueueDepth, Trouble> {
         ready: queue.message_count().into(),
         consumers: queue.consumer_count().into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::topology;
+
+    /// Goal: no quorum queue of ours keeps RabbitMQ 4's limit of 20 deliveries, whatever is done with it, and other
+    /// queues are declared as before.
+    #[test]
+    fn quorum_queues_drop_nothing() {
+        let limit = |queue: &Queue| arguments(queue).inner().get("x-delivery-limit").cloned();
+        for queue in topology::server_queues(2, QueueType::Quorum) {
+            let expected = Some(AMQPValue::LongLongInt(DELIVERIES_MAX));
+            assert_eq!(limit(&queue), expected, "{}", queue.name);
+        }
+        let mut others = topology::server_queues(2, QueueType::Classic);
+        others.push(topology::dead_turn_queue());
+        assert!(others.iter().all(|queue| limit(queue).is_none()));
+    }
 }

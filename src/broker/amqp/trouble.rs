@@ -8,6 +8,7 @@ use crate::broker::BrokerError;
 /// AMQP's reply codes that are told apart.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 
@@ -22,6 +23,8 @@ pub(super) enum Trouble {
     Mismatch(String),
     /// It does not exist.
     Missing(String),
+    /// It belongs to another connection.
+    Locked(String),
     /// Closed by us.
     Closed,
 }
@@ -38,7 +41,8 @@ impl Trouble {
             Self::Away(reason)
             | Self::Refused(reason)
             | Self::Mismatch(reason)
-            | Self::Missing(reason) => reason,
+            | Self::Missing(reason)
+            | Self::Locked(reason) => reason,
             Self::Closed => "closed",
         }
     }
@@ -50,6 +54,7 @@ impl Trouble {
             Self::Away(reason) | Self::Missing(reason) => BrokerError::Away { broker, reason },
             Self::Refused(reason) => BrokerError::Refused { broker, reason },
             Self::Mismatch(reason) => BrokerError::Mismatch { name, reason },
+            Self::Locked(reason) => BrokerError::Locked { name, reason },
             Self::Closed => BrokerError::Closed,
         }
     }
@@ -66,6 +71,7 @@ impl From<lapin::Error> for Trouble {
             ACCESS_REFUSED | NOT_ALLOWED => Self::Refused(reason),
             PRECONDITION_FAILED => Self::Mismatch(reason),
             NOT_FOUND => Self::Missing(reason),
+            RESOURCE_LOCKED => Self::Locked(reason),
             _ => Self::Away(reason),
         }
     }
@@ -94,7 +100,7 @@ mod tests {
         assert_eq!(of(soft(AMQPSoftError::NOTFOUND)), Trouble::Missing(said()));
         assert_eq!(
             of(soft(AMQPSoftError::RESOURCELOCKED)),
-            Trouble::Away(said())
+            Trouble::Locked(said())
         );
         let vhost = AMQPError::new(AMQPHardError::NOTALLOWED.into(), "said".into());
         assert_eq!(of(vhost), Trouble::Refused(said()));

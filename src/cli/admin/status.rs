@@ -1,125 +1,23 @@
-//! `vogeler admin`: set up broker and store, and see how they are.
+//! `vogeler admin status`: how broker, queues and store are. Reads, and changes nothing.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Subcommand;
 use serde::Serialize;
 
-use super::{EXIT_ERROR, EXIT_NO, answer};
 use crate::broker::{self, Broker, QueueDepth, setup, topology};
+use crate::cli::{EXIT_NO, answer};
 use crate::config::Config;
-use crate::store::{self, About, Store};
+use crate::store::{self, About};
 
-/// Where design documents are looked for, the first that is there.
-const DESIGNS: [&str; 2] = ["/etc/vogeler/_design", "etc/vogeler/_design"];
-const EXAMPLES: &str = "\
-Examples:
-  vogeler admin setup            once, and after every upgrade: does only what is missing
-  vogeler admin status --json
-
-Exit code: 0 if both broker and store did, 1 (status) or 2 (setup) if not.";
-
-/// Arguments of `vogeler admin`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Declare exchanges and queues, create the database, load the design documents; idempotent
-    Setup {
-        /// Folder of design documents [default: /etc/vogeler/_design, or else etc/vogeler/_design]
-        #[arg(long, value_name = "DIR")]
-        designs: Option<PathBuf>,
-    },
-    /// Show broker, queues and store
-    Status {
-        /// Print it as JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// Does it, on both broker and store: each half is tried even if the other fails.
-pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+/// Prints the status, as text or as JSON; exit code 1 unless both answer.
+pub(super) async fn run(json: bool, config: &Config) -> anyhow::Result<ExitCode> {
     let broker = broker::open(&config.broker);
-    let store = store::open(&config.store);
-    let exit_code = match &args.command {
-        Command::Setup { designs } => {
-            let designs = designs.clone().or_else(found_designs);
-            let broker_done = setup_broker(&*broker, &config).await;
-            let store_done = match &store {
-                Ok(store) => store
-                    .setup(designs.as_deref())
-                    .await
-                    .map_err(anyhow::Error::from),
-                Err(error) => Err(anyhow::anyhow!("{error}")),
-            };
-            answer_setup(broker_done, store_done)
-        }
-        Command::Status { json } => {
-            let broker = broker_status(&*broker, &config).await;
-            let store = match &store {
-                Ok(store) => store_status(&**store).await,
-                Err(error) => Part::Failed {
-                    error: error.to_string(),
-                },
-            };
-            answer_status(&Status { broker, store }, *json)
-        }
+    let status = Status {
+        broker: broker_status(&*broker, config).await,
+        store: store_status(config).await,
     };
     broker.close().await;
-    if let Ok(store) = &store {
-        store.close().await;
-    }
-    exit_code
-}
-
-fn found_designs() -> Option<PathBuf> {
-    DESIGNS.iter().map(PathBuf::from).find(|path| path.is_dir())
-}
-
-async fn setup_broker(broker: &dyn Broker, config: &Config) -> anyhow::Result<Vec<String>> {
-    let old = setup::set_up(broker, config.broker.partitions, config.broker.queue_type).await?;
-    let exchanges = topology::Exchange::ALL.map(topology::Exchange::name);
-    let partitions = config.broker.partitions;
-    let last = partitions.saturating_sub(1);
-    let mut lines = vec![
-        format!("exchanges {}", exchanges.join(", ")),
-        format!("queues vogeler.results.0 to vogeler.results.{last} ({partitions} partitions)"),
-        format!("queue {}", topology::DEAD_QUEUE),
-    ];
-    lines.extend(old.iter().map(|(partition, depth)| {
-        let (queue, ready) = (topology::results_queue_name(*partition), depth.ready);
-        format!("queue {queue} is of an earlier number of partitions, {ready} ready: servers drain it; delete it when it is empty and no server is running")
-    }));
-    Ok(lines)
-}
-
-/// Says what was done; the first error is the subcommand's, after the other half was told.
-fn answer_setup(
-    broker: anyhow::Result<Vec<String>>,
-    store: anyhow::Result<Vec<String>>,
-) -> anyhow::Result<ExitCode> {
-    let mut failed = false;
-    let mut text = String::new();
-    for (part, result) in [("broker", broker), ("store", store)] {
-        match result {
-            Ok(lines) => {
-                text.extend(lines.iter().map(|line| format!("{part}: {line}\n")));
-            }
-            Err(error) => {
-                failed = true;
-                super::complain(&format!("vogeler: {part}: {}\n", super::one_line(&error)));
-            }
-        }
-    }
-    answer(&text)?;
-    Ok(ExitCode::from(if failed { EXIT_ERROR } else { 0 }))
+    answer_status(&status, json)
 }
 
 /// What `vogeler admin status --json` prints.
@@ -183,8 +81,16 @@ async fn broker_status(broker: &dyn Broker, config: &Config) -> Part<BrokerStatu
     })
 }
 
-async fn store_status(store: &dyn Store) -> Part<About> {
-    match store.about().await {
+async fn store_status(config: &Config) -> Part<About> {
+    let about = match store::open(&config.store) {
+        Ok(store) => {
+            let about = store.about().await;
+            store.close().await;
+            about
+        }
+        Err(error) => Err(error),
+    };
+    match about {
         Ok(about) => Part::Up(about),
         Err(error) => Part::Failed {
             error: error.to_string(),

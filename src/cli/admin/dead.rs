@@ -1,0 +1,293 @@
+//! `vogeler admin dead`: list, show, replay and drop dead letters. Arguments and wiring; [`crate::dead`] does it.
+
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use jiff::{SignedDuration, Timestamp, civil, tz::TimeZone};
+use tokio_util::sync::CancellationToken;
+
+use super::dead_text;
+use crate::broker;
+use crate::cli::node::{exit_code, no};
+use crate::cli::{EXIT_ERROR, answer, complain, one_line};
+use crate::config::Config;
+use crate::dead::filter::ID_CHARACTERS_MIN;
+use crate::dead::{DeadLetters, Filter, Job, LETTERS_MAX, Report};
+
+const EXAMPLES: &str = "\
+Examples:
+  vogeler admin dead list                            what could not be stored, and why; changes nothing
+  vogeler admin dead list --reason forbidden --since 2h --json
+  vogeler admin dead show 3fa9c1                     one letter: its headers and what was sent
+  vogeler admin dead replay --reason forbidden --dry-run
+  vogeler admin dead replay --reason forbidden       after mending: to the server again
+  vogeler admin dead drop --node old.example.com     gone for good
+  vogeler admin dead drop --all
+
+A replay is safe to repeat: a letter leaves the queue only after the broker has its message where it came from, and
+a message that arrives twice is found stale or unchanged. What still cannot be stored comes back with its replays
+counted. The server may run meanwhile, and clients need not.
+
+Exit code: 0 if it is done, 1 if no letter matched, 2 on an error or if a letter could not be replayed.";
+
+/// Letters that could not be replayed and are named with the reason.
+const REFUSED_SHOWN_MAX: usize = 20;
+
+/// Arguments of `vogeler admin dead`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List dead letters, the oldest first
+    List {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// At most so many, the oldest
+        #[arg(long, value_name = "N")]
+        limit: Option<NonZeroUsize>,
+        /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print one letter: what is known of it, its headers, its body
+    Show {
+        /// Its id, or the beginning of it, or its message id
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        id: String,
+    },
+    /// Publish letters where they came from, so that the server tries them again
+    Replay {
+        #[command(flatten)]
+        job: JobArgs,
+    },
+    /// Forget letters, for good
+    Drop {
+        #[command(flatten)]
+        job: JobArgs,
+        /// All of them; needed where no other option says which
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct FilterArgs {
+    /// Those of this id, or whose id begins so, or with this message id; may be repeated
+    #[arg(long, value_name = "ID", value_parser = parse_id)]
+    id: Vec<String>,
+    /// Those with this reason, such as forbidden or `not_json`
+    #[arg(long)]
+    reason: Option<String>,
+    /// Those of this node
+    #[arg(long)]
+    node: Option<String>,
+    /// Those of this plugin
+    #[arg(long)]
+    plugin: Option<String>,
+    /// Dead since: 2026-11-22, 2026-11-22T14:00 (UTC), 2026-11-22T14:00:00Z, or 2h for two hours ago
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Timestamp>,
+    /// Dead before, in the same spellings
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    before: Option<Timestamp>,
+}
+
+#[derive(Debug, clap::Args)]
+struct JobArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// At most so many, in the order of the queue
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Only count what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl From<FilterArgs> for Filter {
+    fn from(args: FilterArgs) -> Self {
+        Self {
+            ids: args.id,
+            reason: args.reason,
+            node: args.node,
+            plugin: args.plugin,
+            since: args.since,
+            before: args.before,
+        }
+    }
+}
+
+impl From<JobArgs> for Job {
+    fn from(args: JobArgs) -> Self {
+        Self {
+            filter: args.filter.into(),
+            limit: args.limit,
+            dry_run: args.dry_run,
+        }
+    }
+}
+
+/// The beginning of an id that could name half of the queue is a slip of the hand.
+fn parse_id(text: &str) -> Result<String, String> {
+    if text.len() < ID_CHARACTERS_MIN {
+        return Err(format!("at least {ID_CHARACTERS_MIN} characters of it"));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let utc = |at: civil::DateTime| at.to_zoned(TimeZone::UTC).ok().map(|at| at.timestamp());
+    let ago = |span: SignedDuration| Timestamp::now().checked_sub(span.abs()).ok();
+    let at = text.parse::<Timestamp>().ok();
+    at.or_else(|| text.parse().ok().and_then(utc))
+        .or_else(|| text.parse().ok().and_then(ago))
+        .ok_or_else(|| {
+            "it must be a time such as 2026-11-22, 2026-11-22T14:00 (UTC) or 2026-11-22T14:00:00Z, or a length of \
+             time such as 2h, counted back from now"
+                .to_owned()
+        })
+}
+
+/// Does it. The broker is closed whatever happens, which gives back what is held.
+pub(super) async fn run(
+    args: Args,
+    config: &Config,
+    stop: CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let broker = broker::open(&config.broker);
+    let dead = DeadLetters {
+        broker: &*broker,
+        queue_type: config.broker.queue_type,
+        stop,
+    };
+    let result = command(args.command, &dead, config).await;
+    broker.close().await;
+    result
+}
+
+async fn command(
+    command: Command,
+    dead: &DeadLetters<'_>,
+    config: &Config,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::List {
+            filter,
+            limit,
+            json,
+        } => list(dead, &filter.into(), limit, json).await,
+        Command::Show { id } => show(dead, &id, config.server.message_bytes_max).await,
+        Command::Replay { job } => {
+            let job = job.into();
+            finish("replay", &job, &dead.replay(&job).await?)
+        }
+        Command::Drop { job, all } => {
+            let job: Job = job.into();
+            anyhow::ensure!(
+                all || !job.filter.is_empty(),
+                "which dead letters? Name them by --id, --reason, --node, --plugin, --since or --before, or say --all"
+            );
+            finish("drop", &job, &dead.drop_letters(&job).await?)
+        }
+    }
+}
+
+async fn list(
+    dead: &DeadLetters<'_>,
+    filter: &Filter,
+    limit: Option<NonZeroUsize>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let listing = dead.list(filter, limit.map(NonZeroUsize::get)).await?;
+    note_bound(listing.looked);
+    let found = !listing.letters.is_empty();
+    if json {
+        let text = serde_json::to_string_pretty(&listing.letters)?;
+        answer(&format!("{text}\n"))?;
+    } else if found {
+        answer(&dead_text::table(&listing.letters))?;
+    } else {
+        return Ok(no(&none_matched(listing.looked)));
+    }
+    Ok(exit_code(found))
+}
+
+async fn show(dead: &DeadLetters<'_>, id: &str, bytes_max: usize) -> anyhow::Result<ExitCode> {
+    let (found, others) = dead.find(id).await?;
+    let Some(whole) = found else {
+        return Ok(no(&format!(
+            "no dead letter is called {id}: `vogeler admin dead list` names all"
+        )));
+    };
+    if !others.is_empty() {
+        let (first, others) = (whole.letter.id, others.join(", "));
+        anyhow::bail!("{id} names several dead letters: {first}, {others}");
+    }
+    answer(&dead_text::whole(&whole, bytes_max))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what was done, then what was not.
+fn finish(verb: &str, job: &Job, report: &Report) -> anyhow::Result<ExitCode> {
+    note_bound(report.looked);
+    for refused in report.refused.iter().take(REFUSED_SHOWN_MAX) {
+        complain(&format!("vogeler: {}: {}\n", refused.id, refused.reason));
+    }
+    if let Some(more @ 1..) = report.refused.len().checked_sub(REFUSED_SHOWN_MAX) {
+        complain(&format!("vogeler: and {more} more\n"));
+    }
+    if report.matched == 0 && report.stopped.is_none() {
+        return Ok(no(&none_matched(report.looked)));
+    }
+    answer(&dead_text::done(verb, job.dry_run, report))?;
+    if let Some(error) = &report.stopped {
+        let error = anyhow::anyhow!("{error}");
+        complain(&format!("vogeler: ended early: {}\n", one_line(&error)));
+    }
+    let is_whole = report.refused.is_empty() && report.stopped.is_none();
+    Ok(ExitCode::from(if is_whole { 0 } else { EXIT_ERROR }))
+}
+
+fn none_matched(looked: u64) -> String {
+    match looked {
+        0 => "there are no dead letters".to_owned(),
+        looked => format!("none of the {looked} dead letters matches"),
+    }
+}
+
+fn note_bound(looked: u64) {
+    if looked >= LETTERS_MAX {
+        complain(&format!(
+            "vogeler: only the first {LETTERS_MAX} dead letters were looked at; replay or drop some, and the rest show\n"
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a time is given as a person writes it: a day, a time of UTC, an exact time, or how long ago.
+    #[test]
+    fn times_as_people_write_them() {
+        let exact = |text: &str| text.parse::<Timestamp>().unwrap();
+        for (text, expected) in [
+            ("2026-11-22", "2026-11-22T00:00:00Z"),
+            ("2026-11-22T14:00", "2026-11-22T14:00:00Z"),
+            ("2026-11-22 14:00:05", "2026-11-22T14:00:05Z"),
+            ("2026-11-22T14:00:00+01:00", "2026-11-22T13:00:00Z"),
+        ] {
+            assert_eq!(parse_time(text).unwrap(), exact(expected), "{text}");
+        }
+        let ago = Timestamp::now().duration_since(parse_time("2h").unwrap());
+        assert!((7_190..7_300).contains(&ago.as_secs()), "{ago:?}");
+        assert!(parse_time("noon").unwrap_err().contains("2026-11-22"));
+        assert!(parse_id("3fa").is_err() && parse_id("3fa9").is_ok());
+    }
+}

@@ -1,0 +1,57 @@
+//! `vogeler admin`: set up broker and store, see how they are, and look after dead letters.
+
+mod dead;
+mod dead_text;
+mod setup;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+const EXAMPLES: &str = "\
+Examples:
+  vogeler admin setup            once, and after every upgrade: does only what is missing
+  vogeler admin status --json
+  vogeler admin dead list        what could not be stored, and why; `vogeler admin dead --help` says more
+
+Exit code: 0 if both broker and store did, 1 (status) or 2 (setup) if not.";
+
+/// Arguments of `vogeler admin`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Declare exchanges and queues, create the database, load the design documents; idempotent
+    Setup {
+        /// Folder of design documents [default: /etc/vogeler/_design, or else etc/vogeler/_design]
+        #[arg(long, value_name = "DIR")]
+        designs: Option<PathBuf>,
+    },
+    /// Show broker, queues and store
+    Status {
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List, show, replay and drop dead letters: messages that could not be stored
+    Dead(dead::Args),
+}
+
+/// Does it; `stop` ends a long look at the dead letters early.
+pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Setup { designs } => setup::run(designs.as_deref(), &config).await,
+        Command::Status { json } => status::run(json, &config).await,
+        Command::Dead(args) => dead::run(args, &config, stop).await,
+    }
+}

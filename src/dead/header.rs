@@ -1,0 +1,24 @@
+//! The headers of a dead letter, as the server writes them and `vogeler admin dead` reads them.
+
+/// What all of ours begin with.
+pub const PREFIX: &str = "x-vogeler-";
+/// Why, in one word.
+pub const REASON: &str = "x-vogeler-reason";
+/// Why, in a sentence.
+pub const DETAIL: &str = "x-vogeler-detail";
+/// Writes that were tried.
+pub const ATTEMPTS: &str = "x-vogeler-attempts";
+/// When it became a dead letter.
+pub const TIME: &str = "x-vogeler-time";
+/// The exchange it came through.
+pub const EXCHANGE: &str = "x-vogeler-exchange";
+/// The routing key it came with.
+pub const ROUTING_KEY: &str = "x-vogeler-routing-key";
+/// Whose result, as far as it is known.
+pub const NODE: &str = "x-vogeler-node";
+/// Which plugin's, as far as it is known.
+pub const PLUGIN: &str = "x-vogeler-plugin";
+/// How often it was replayed: the one header that a replayed message keeps.
+pub const REPLAYS: &str = "x-vogeler-replays";
+/// RabbitMQ's own counts, which belong to one stay in one queue.
+pub const OF_BROKER: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
