@@ -21,8 +21,16 @@ pub(super) struct Mark {
     checked_at: Timestamp,
 }
 
-/// What is known of a node's stored results.
-pub(super) type Marks = BTreeMap<PluginName, Mark>;
+/// What is known of a node's stored results: a few plugins, for as many nodes as there are, so a plain list.
+#[derive(Debug, Default)]
+pub(super) struct Marks(Box<[(PluginName, Mark)]>);
+
+impl Marks {
+    fn get(&self, plugin: &PluginName) -> Option<&Mark> {
+        let found = self.0.iter().find(|(name, _)| name == plugin);
+        found.map(|(_, mark)| mark)
+    }
+}
 
 /// The marks of a document as it was written or read.
 pub(super) fn marks_of(document: &NodeDocument) -> Marks {
@@ -35,11 +43,12 @@ pub(super) fn marks_of(document: &NodeDocument) -> Marks {
             .flatten(),
         checked_at: state.checked_at,
     };
-    document
-        .plugins()
-        .iter()
-        .map(|(plugin, state)| (plugin.clone(), mark(state)))
-        .collect()
+    let plugins = document.plugins().iter();
+    Marks(
+        plugins
+            .map(|(plugin, state)| (plugin.clone(), mark(state)))
+            .collect(),
+    )
 }
 
 /// A result that waits to be written, with the tickets of those it overtook.
@@ -51,6 +60,12 @@ pub(super) struct Pending<T> {
     pub(super) ticket: T,
     /// Tickets of older results, and of copies: they share its fate.
     pub(super) overtaken: Vec<T>,
+}
+
+/// A ticket that shares another's fate from now on.
+pub(super) trait Overtake {
+    /// Lets go of what only the newest result needs.
+    fn overtake(&mut self) {}
 }
 
 /// What became of a result that was offered.
@@ -78,15 +93,18 @@ pub(super) struct Coalescer<T> {
     pending: BTreeMap<Option<PluginName>, Pending<T>>,
     marks: Marks,
     phase: Phase,
+    /// Marks that come with the end of the write in flight are of no use: they are older than what was forgotten.
+    is_forgotten: bool,
 }
 
-impl<T> Coalescer<T> {
+impl<T: Overtake> Coalescer<T> {
     /// Nothing pending, nothing known.
     pub(super) fn new() -> Self {
         Self {
             pending: BTreeMap::new(),
-            marks: Marks::new(),
+            marks: Marks::default(),
             phase: Phase::Idle,
+            is_forgotten: false,
         }
     }
 
@@ -94,18 +112,17 @@ impl<T> Coalescer<T> {
     pub(super) fn offer(
         &mut self,
         result: PluginResult,
-        ticket: T,
+        mut ticket: T,
         now: Timestamp,
         freshness: Duration,
     ) -> Offered<T> {
         if let Some(pending) = self.pending.get_mut(&result.plugin) {
             if document::supersedes(result.seq, pending.result.seq, now) {
-                let overtaken = std::mem::replace(&mut pending.ticket, ticket);
-                pending.overtaken.push(overtaken);
+                std::mem::swap(&mut pending.ticket, &mut ticket);
                 pending.result = result;
-            } else {
-                pending.overtaken.push(ticket);
             }
+            ticket.overtake();
+            pending.overtaken.push(ticket);
             return Offered::Pending;
         }
         if let Some(outcome) = self.known_outcome(&result, now, freshness) {
@@ -161,14 +178,16 @@ impl<T> Coalescer<T> {
     /// The write ended: with the marks of the document as it stands, or with nothing known.
     pub(super) fn finish(&mut self, marks: Option<Marks>) {
         self.phase = Phase::Idle;
-        if let Some(marks) = marks {
+        let is_forgotten = std::mem::take(&mut self.is_forgotten);
+        if let Some(marks) = marks.filter(|_| !is_forgotten) {
             self.marks = marks;
         }
     }
 
     /// Forgets what is known of the stored document: another server may have written it.
     pub(super) fn forget(&mut self) {
-        self.marks.clear();
+        self.marks = Marks::default();
+        self.is_forgotten = self.phase == Phase::Writing;
     }
 
     /// Whether nothing pends and nothing is in flight.
@@ -186,6 +205,9 @@ mod tests {
     use crate::wire::{Format, NodeName};
 
     const FRESHNESS: Duration = Duration::from_mins(15);
+
+    impl Overtake for char {}
+    impl Overtake for usize {}
 
     fn node() -> NodeName {
         "web01".parse().unwrap()
@@ -266,6 +288,14 @@ mod tests {
         coalescer.forget();
         assert_eq!(
             coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS),
+            Offered::Pending
+        );
+        // What a write from before brings was perhaps overwritten since.
+        coalescer.take();
+        coalescer.forget();
+        coalescer.finish(Some(marks_of(&document)));
+        assert_eq!(
+            coalescer.offer(result("rpms", 7, 1), 'v', now(), FRESHNESS),
             Offered::Pending
         );
     }

@@ -1,11 +1,11 @@
-//! The commit of one batch: load, merge, write, and settle each document by its own verdict.
+//! The commit of one batch: load what is not cached, merge, write, and settle each document by its own verdict.
 //!
 //! Claims come in; every one leaves settled, dead-lettered or (dropped) given back to the broker. Invariants: a
 //! ticket is settled only by its own document's verdict or by what was just read; whatever is not known to be
 //! written is read again before it is written again; a foreign edit is read and merged, never overwritten.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,13 +14,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::cache::{DocumentCache, Known};
 use super::coalesce::{Marks, Pending, marks_of};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
 use super::node::Claim;
 use super::ticket::Ticket;
 use crate::backoff::Backoff;
-use crate::document::{Applied, NodeDocument};
+use crate::document::{Applied, DocumentError, NodeDocument};
 use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
 use crate::telemetry::{self, StoreRequest};
 use crate::wire::{NodeName, Outcome};
@@ -35,6 +36,7 @@ pub(super) struct CommitSettings {
     pub(super) conflict_retries_max: u32,
     pub(super) retry_max: Duration,
     pub(super) hold_max: Duration,
+    pub(super) document_cache_bytes_max: usize,
 }
 
 /// Commits batches to the store.
@@ -44,6 +46,8 @@ pub(super) struct Committer {
     gate: StoreGate,
     dead_letters: DeadLetters,
     settings: CommitSettings,
+    /// Held only between two awaits.
+    cache: Mutex<DocumentCache>,
     /// The drain is over: what is not written by now goes back to the broker.
     give_up: CancellationToken,
 }
@@ -52,6 +56,8 @@ pub(super) struct Committer {
 #[derive(Debug)]
 struct Work {
     node: NodeName,
+    /// The subscription that the node was last heard by when its results were taken.
+    session: u64,
     pending: Vec<Pending<Ticket>>,
     finished: oneshot::Sender<Marks>,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
@@ -79,8 +85,13 @@ impl Committer {
             gate,
             dead_letters,
             settings,
+            cache: Mutex::new(DocumentCache::new(settings.document_cache_bytes_max)),
             give_up,
         }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, DocumentCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Commits one batch; returns when every claim is settled or given back.
@@ -104,6 +115,9 @@ impl Committer {
             open = attempt.open;
             if let Some(error) = attempt.error {
                 self.gate.close(&error);
+                if matches!(error, StoreError::NoDatabase { .. }) {
+                    self.cache().clear();
+                }
                 if started.elapsed() >= self.settings.hold_max {
                     let count = open.len();
                     warn!(target: "vogeler::ingest::commit", count, held = ?started.elapsed(), "the store stays away: results go back to the broker");
@@ -118,20 +132,25 @@ impl Committer {
 
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
     async fn attempt(&self, open: Vec<Work>) -> Attempt {
-        let ids: Vec<NodeName> = open.iter().map(|work| work.node.clone()).collect();
-        let loaded = match self.timed(StoreRequest::Load, self.store.load(&ids)).await {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                return Attempt {
-                    open,
-                    error: Some(error),
-                };
-            }
-        };
-        let now = Timestamp::now();
-        let (writes, merged) = self.merge(open, loaded, now).await;
-        if writes.is_empty() {
+        let mut known = self.known(&open);
+        let cold = |work: &&Work| !known.contains_key(&work.node);
+        let ids: Vec<NodeName> = open.iter().filter(cold).map(|w| w.node.clone()).collect();
+        let mut loaded = HashMap::new();
+        if !ids.is_empty() {
+            loaded = match self.timed(StoreRequest::Load, self.store.load(&ids)).await {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    return Attempt {
+                        open,
+                        error: Some(error),
+                    };
+                }
+            };
             self.gate.open();
+        }
+        let now = Timestamp::now();
+        let (writes, merged) = self.merge(open, &mut known, loaded, now).await;
+        if writes.is_empty() {
             return Attempt::default();
         }
         match self
@@ -155,6 +174,15 @@ impl Committer {
         }
     }
 
+    /// What the cache has of these nodes. After a write was sent nothing is known until it is read.
+    fn known(&self, open: &[Work]) -> HashMap<NodeName, Known> {
+        let mut cache = self.cache();
+        open.iter()
+            .filter(|work| work.attempts == 0)
+            .filter_map(|work| Some((work.node.clone(), cache.take(&work.node, work.session)?)))
+            .collect()
+    }
+
     async fn timed<T>(
         &self,
         kind: StoreRequest,
@@ -170,6 +198,7 @@ impl Committer {
     async fn merge(
         &self,
         open: Vec<Work>,
+        known: &mut HashMap<NodeName, Known>,
         mut loaded: HashMap<NodeName, StoredDocument>,
         now: Timestamp,
     ) -> (Vec<Write>, Vec<Merged>) {
@@ -177,13 +206,15 @@ impl Committer {
         let mut merged = Vec::with_capacity(open.len());
         for mut work in open {
             let stored = loaded.remove(&work.node);
-            let revision = stored.as_ref().map(|stored| stored.revision.clone());
-            let document = match stored {
-                Some(stored) => NodeDocument::parse(&work.node, &stored.json),
-                None => Ok(NodeDocument::new(&work.node, now)),
+            let known = match known.remove(&work.node) {
+                Some(known) => Ok(known),
+                None => read(&work.node, stored, now),
             };
-            let mut document = match document {
-                Ok(document) => document,
+            let Known {
+                mut document,
+                revision,
+            } = match known {
+                Ok(known) => known,
                 Err(error) => {
                     self.refuse(work, "not_a_document", &error.to_string())
                         .await;
@@ -197,11 +228,12 @@ impl Committer {
                 .map(|p| document.apply(&p.result, now, freshness))
                 .collect();
             if !applied.contains(&Applied::Changed) {
-                settle_all(Merged {
+                let merged = Merged {
                     work,
                     document,
                     applied,
-                });
+                };
+                self.settle_all(merged, revision);
                 continue;
             }
             match document.to_json(&work.node, now) {
@@ -231,9 +263,9 @@ impl Committer {
         let mut open = Vec::new();
         for merged in merged {
             match verdicts.remove(&merged.work.node) {
-                Some(Verdict::Stored(Revision(_))) => {
+                Some(Verdict::Stored(revision)) => {
                     telemetry::record_document();
-                    settle_all(merged);
+                    self.settle_all(merged, Some(revision));
                 }
                 Some(Verdict::Refused { error, reason }) => {
                     telemetry::record_refusal();
@@ -249,6 +281,40 @@ impl Committer {
             }
         }
         open
+    }
+
+    /// Settles all results of a document that stands as merged, tells the node what is known now, and keeps the
+    /// document for the node's next write.
+    fn settle_all(&self, merged: Merged, revision: Option<Revision>) {
+        let Merged {
+            work,
+            document,
+            applied,
+        } = merged;
+        for (pending, applied) in work.pending.into_iter().zip(applied) {
+            let outcome = match applied {
+                Applied::Changed => Outcome::Stored,
+                Applied::Unchanged => Outcome::Unchanged,
+                // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
+                Applied::Present if work.attempts > 0 => Outcome::Stored,
+                Applied::Stale | Applied::Present => Outcome::Stale,
+            };
+            let overtaken = if outcome == Outcome::Stale {
+                Outcome::Stale
+            } else {
+                Outcome::Superseded
+            };
+            pending.ticket.settle(outcome);
+            for ticket in pending.overtaken {
+                ticket.settle(overtaken);
+            }
+        }
+        let marks = marks_of(&document);
+        let known = Known { document, revision };
+        // Before the node hears of it: its next claim may be taken at once.
+        self.cache().put(work.node, work.session, known);
+        // The node's actor may be gone; then nobody needs to know.
+        drop(work.finished.send(marks));
     }
 
     /// The work, if it may be tried again; otherwise its results go back to the broker.
@@ -288,6 +354,7 @@ impl From<Claim> for Work {
     fn from(claim: Claim) -> Self {
         Self {
             node: claim.node,
+            session: claim.session,
             pending: claim.pending,
             finished: claim.finished,
             attempts: 0,
@@ -295,31 +362,20 @@ impl From<Claim> for Work {
     }
 }
 
-/// Settles all results of a document that stands as merged, and tells the node what is known now.
-fn settle_all(merged: Merged) {
-    let Merged {
-        work,
-        document,
-        applied,
-    } = merged;
-    for (pending, applied) in work.pending.into_iter().zip(applied) {
-        let outcome = match applied {
-            Applied::Changed => Outcome::Stored,
-            Applied::Unchanged => Outcome::Unchanged,
-            // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
-            Applied::Present if work.attempts > 0 => Outcome::Stored,
-            Applied::Stale | Applied::Present => Outcome::Stale,
-        };
-        let overtaken = if outcome == Outcome::Stale {
-            Outcome::Stale
-        } else {
-            Outcome::Superseded
-        };
-        pending.ticket.settle(outcome);
-        for ticket in pending.overtaken {
-            ticket.settle(overtaken);
-        }
-    }
-    // The node's actor may be gone; then nobody needs to know.
-    drop(work.finished.send(marks_of(&document)));
+/// A node's document as it was read, or a new one.
+fn read(
+    node: &NodeName,
+    stored: Option<StoredDocument>,
+    now: Timestamp,
+) -> Result<Known, DocumentError> {
+    Ok(match stored {
+        Some(stored) => Known {
+            document: NodeDocument::parse(node, &stored.json)?,
+            revision: Some(stored.revision),
+        },
+        None => Known {
+            document: NodeDocument::new(node, now),
+            revision: None,
+        },
+    })
 }

@@ -38,6 +38,8 @@ pub(super) struct Take;
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) node: NodeName,
+    /// The subscription that the node was last heard by.
+    pub(super) session: u64,
     pub(super) pending: Vec<Pending<Ticket>>,
     /// Takes the marks of the document as it stands after the write; dropped, it says that nothing is known.
     pub(super) finished: oneshot::Sender<Marks>,
@@ -123,6 +125,7 @@ impl NodeActor {
         }));
         Claim {
             node: self.node.clone(),
+            session: self.session,
             pending: self.coalescer.take(),
             finished,
         }

@@ -41,6 +41,11 @@ impl Service {
         Ok(Self { child, guard })
     }
 
+    /// The first process's id, as /proc has it.
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// Sends `signal` to the whole group.
     pub(crate) fn signal(&self, signal: Signal) {
         // An error says that the group is gone already.
