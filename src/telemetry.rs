@@ -22,6 +22,9 @@ const BATCH_DOCUMENTS: &str = "vogeler_batch_documents";
 const DOCUMENTS: &str = "vogeler_documents_written_total";
 const CONFLICTS: &str = "vogeler_document_conflicts_total";
 const REFUSALS: &str = "vogeler_documents_refused_total";
+const FAILED_ROWS: &str = "vogeler_documents_failed_total";
+const READ_BACK: &str = "vogeler_results_read_back_total";
+const SPLITS: &str = "vogeler_store_requests_split_total";
 const STORE_SECONDS: &str = "vogeler_store_request_seconds";
 const STORE_ERRORS: &str = "vogeler_store_errors_total";
 const NODE_ACTORS: &str = "vogeler_node_actors";
@@ -75,6 +78,27 @@ impl StoreRequest {
         match self {
             Self::Load => "load",
             Self::Write => "write",
+        }
+    }
+}
+
+/// Why a request of several documents was taken apart; also the metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SplitReason {
+    /// One document was named as the reason.
+    Named,
+    /// One document is the reason, and is searched by halves.
+    Bisect,
+    /// The request is too large.
+    TooLarge,
+}
+
+impl SplitReason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Named => "named",
+            Self::Bisect => "bisect",
+            Self::TooLarge => "too_large",
         }
     }
 }
@@ -221,12 +245,31 @@ pub fn record_refusal() {
     metrics::counter!(REFUSALS).increment(1);
 }
 
-/// A store request ended after `took`, and whether it failed as a whole.
+/// The store failed at one document; it is read and written again.
 #[allow(clippy::disallowed_macros, reason = "this is telemetry")]
-pub fn record_store_request(kind: StoreRequest, took: Duration, failed: bool) {
+pub fn record_failed_row() {
+    metrics::counter!(FAILED_ROWS).increment(1);
+}
+
+/// A result was found stored when it was read back after a write of unknown end.
+#[allow(clippy::disallowed_macros, reason = "this is telemetry")]
+pub fn record_read_back() {
+    metrics::counter!(READ_BACK).increment(1);
+}
+
+/// The store refused a request as a whole, and it was taken apart.
+#[allow(clippy::disallowed_macros, reason = "this is telemetry")]
+pub fn record_split(reason: SplitReason) {
+    metrics::counter!(SPLITS, "reason" => reason.as_str()).increment(1);
+}
+
+/// A store request ended after `took`; `error` says why, if it failed as a whole
+/// ([`StoreError::as_str`](crate::store::StoreError::as_str)).
+#[allow(clippy::disallowed_macros, reason = "this is telemetry")]
+pub fn record_store_request(kind: StoreRequest, took: Duration, error: Option<&'static str>) {
     metrics::histogram!(STORE_SECONDS, "kind" => kind.as_str()).record(took.as_secs_f64());
-    if failed {
-        metrics::counter!(STORE_ERRORS, "kind" => kind.as_str()).increment(1);
+    if let Some(reason) = error {
+        metrics::counter!(STORE_ERRORS, "kind" => kind.as_str(), "reason" => reason).increment(1);
     }
 }
 
@@ -337,7 +380,22 @@ fn describe() {
     describe_counter!(
         STORE_ERRORS,
         Unit::Count,
-        "Store requests that failed as a whole, by kind"
+        "Store requests that failed as a whole, by kind and reason"
+    );
+    describe_counter!(
+        FAILED_ROWS,
+        Unit::Count,
+        "Documents at which the store failed; they are read and written again"
+    );
+    describe_counter!(
+        READ_BACK,
+        Unit::Count,
+        "Results found stored when read back after a write of unknown end"
+    );
+    describe_counter!(
+        SPLITS,
+        Unit::Count,
+        "Store requests refused as a whole and taken apart, by reason: named, bisect, too_large"
     );
     describe_gauge!(NODE_ACTORS, Unit::Count, "Node actors in memory");
     describe_counter!(RECEIPTS, Unit::Count, "Receipts published to runners");

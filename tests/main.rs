@@ -20,6 +20,7 @@ mod broker;
 mod cli;
 mod client;
 mod dashboards;
+mod demo;
 mod end_to_end;
 mod ingest;
 mod store;

@@ -154,8 +154,12 @@ pub struct Server {
     /// Longest pause before a failed write is tried again. Default 30 s.
     #[serde(with = "span")]
     pub retry_max: Duration,
-    /// Longest time results are held while the store is away; then they go back to the broker, once, and come again.
-    /// Default 10 min, a third of RabbitMQ's consumer timeout, past which it would close the channel.
+    /// Pause between tries while the store refuses our user or password. Default 30 s: CouchDB locks an address out
+    /// after five refusals in a row.
+    #[serde(with = "span")]
+    pub refused_pause: Duration,
+    /// Longest time results are held while the store is away; then they go back to the broker, once, and
+    /// nothing is pulled until the store is back. Default 10 min, a third of RabbitMQ's consumer timeout, past which it would close the channel.
     #[serde(with = "span")]
     pub hold_max: Duration,
     /// How long a stop may take to write and settle what was pulled; the rest goes back to the broker. Default 25 s,
@@ -183,6 +187,7 @@ impl Default for Server {
             document_cache_bytes_max: 32 * 1024 * 1024,
             conflict_retries_max: 10,
             retry_max: Duration::from_secs(30),
+            refused_pause: Duration::from_secs(30),
             hold_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(25),
             receipt_linger: Duration::from_millis(100),

@@ -2,7 +2,8 @@
 //!
 //! A document is taken out to be merged and put back only when its own verdict says that it stands so: after a
 //! conflict, an ambiguous failure or a panic it is simply not there, and is read. Invariants: what is handed out was
-//! confirmed during the same subscription, in which no other server wrote the node; the bytes held are bounded.
+//! confirmed during the same subscription, in which no other server wrote the node, and the same era of the store; the
+//! bytes held are bounded.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,10 +18,19 @@ pub(super) struct Known {
     pub(super) revision: Option<Revision>,
 }
 
+/// When something was known: what was known at another time is of no use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    /// The subscription: since another one, another server may have written.
+    pub(super) session: u64,
+    /// The store gate's era: since another one, the store may have lost what it had.
+    pub(super) era: u64,
+}
+
 #[derive(Debug)]
 struct Entry {
     known: Known,
-    session: u64,
+    times: Times,
     bytes: usize,
     turn: u64,
 }
@@ -48,14 +58,14 @@ impl DocumentCache {
         }
     }
 
-    /// Takes a node's document out, if it was put in during `session`. One of another session is of no use any more.
-    pub(super) fn take(&mut self, node: &NodeName, session: u64) -> Option<Known> {
+    /// Takes a node's document out, if it was known at `times`; another is thrown away.
+    pub(super) fn take(&mut self, node: &NodeName, times: Times) -> Option<Known> {
         let entry = self.remove(node)?;
-        (entry.session == session).then_some(entry.known)
+        (entry.times == times).then_some(entry.known)
     }
 
     /// Puts in a document that stands in the store as it is here; the oldest make room.
-    pub(super) fn put(&mut self, node: NodeName, session: u64, known: Known) {
+    pub(super) fn put(&mut self, node: NodeName, times: Times, known: Known) {
         self.remove(&node);
         let bytes = known.document.bytes();
         if bytes > self.bytes_max {
@@ -67,7 +77,7 @@ impl DocumentCache {
         self.turns.insert(turn, node.clone());
         let entry = Entry {
             known,
-            session,
+            times,
             bytes,
             turn,
         };
@@ -78,13 +88,6 @@ impl DocumentCache {
             };
             self.remove(&oldest);
         }
-    }
-
-    /// Forgets everything: the database is not there.
-    pub(super) fn clear(&mut self) {
-        self.entries.clear();
-        self.turns.clear();
-        self.bytes = 0;
     }
 
     fn remove(&mut self, node: &NodeName) -> Option<Entry> {
@@ -113,22 +116,22 @@ mod tests {
         }
     }
 
-    /// Goal: a document is handed out once, and only to the subscription that put it in.
+    fn at(session: u64, era: u64) -> Times {
+        Times { session, era }
+    }
+
+    /// Goal: a document is handed out once, and only while its subscription and the store's era last.
     #[test]
-    fn a_document_is_for_its_session_and_once() {
+    fn a_document_is_for_its_times_and_once() {
         let mut cache = DocumentCache::new(1 << 20);
-        cache.put(node(1), 7, known(1));
-        assert!(cache.take(&node(1), 7).is_some());
-        assert!(cache.take(&node(1), 7).is_none(), "it was taken out");
-        cache.put(node(1), 7, known(1));
-        assert!(
-            cache.take(&node(1), 8).is_none(),
-            "another server may have written"
-        );
-        assert_eq!((cache.bytes, cache.turns.len()), (0, 0));
-        cache.put(node(1), 8, known(1));
-        cache.clear();
-        assert!(cache.take(&node(1), 8).is_none());
+        cache.put(node(1), at(7, 1), known(1));
+        assert!(cache.take(&node(1), at(7, 1)).is_some());
+        assert!(cache.take(&node(1), at(7, 1)).is_none(), "it was taken out");
+        for later in [at(8, 1), at(7, 2)] {
+            cache.put(node(1), at(7, 1), known(1));
+            assert!(cache.take(&node(1), later).is_none());
+            assert_eq!((cache.bytes, cache.turns.len()), (0, 0));
+        }
     }
 
     proptest! {
@@ -144,10 +147,10 @@ mod tests {
             for (number, is_put) in steps {
                 model.retain(|other| *other != number);
                 if is_put {
-                    cache.put(node(number), 1, known(number));
+                    cache.put(node(number), at(1, 1), known(number));
                     model.push(number);
                 } else {
-                    cache.take(&node(number), 1);
+                    cache.take(&node(number), at(1, 1));
                 }
                 let sum: usize = cache.entries.values().map(|entry| entry.bytes).sum();
                 prop_assert!(cache.bytes == sum && sum <= cache.bytes_max);

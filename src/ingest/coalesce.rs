@@ -92,9 +92,9 @@ enum Phase {
 pub(super) struct Coalescer<T> {
     pending: BTreeMap<Option<PluginName>, Pending<T>>,
     marks: Marks,
+    /// Whether the marks were forgotten while a write was in flight: what it brings may be outdated too.
+    is_doubtful: bool,
     phase: Phase,
-    /// Marks that come with the end of the write in flight are of no use: they are older than what was forgotten.
-    is_forgotten: bool,
 }
 
 impl<T: Overtake> Coalescer<T> {
@@ -103,8 +103,8 @@ impl<T: Overtake> Coalescer<T> {
         Self {
             pending: BTreeMap::new(),
             marks: Marks::default(),
+            is_doubtful: false,
             phase: Phase::Idle,
-            is_forgotten: false,
         }
     }
 
@@ -178,16 +178,20 @@ impl<T: Overtake> Coalescer<T> {
     /// The write ended: with the marks of the document as it stands, or with nothing known.
     pub(super) fn finish(&mut self, marks: Option<Marks>) {
         self.phase = Phase::Idle;
-        let is_forgotten = std::mem::take(&mut self.is_forgotten);
-        if let Some(marks) = marks.filter(|_| !is_forgotten) {
-            self.marks = marks;
-        }
+        // Marks from before a write that may have taken place, or not, are as wrong as those of another server.
+        let is_doubtful = std::mem::take(&mut self.is_doubtful);
+        self.marks = marks.filter(|_| !is_doubtful).unwrap_or_default();
     }
 
     /// Forgets what is known of the stored document: another server may have written it.
     pub(super) fn forget(&mut self) {
         self.marks = Marks::default();
-        self.is_forgotten = self.phase == Phase::Writing;
+        self.is_doubtful = self.phase == Phase::Writing;
+    }
+
+    /// Whether anything is known of the stored document.
+    pub(super) fn is_known(&self) -> bool {
+        !self.marks.0.is_empty()
     }
 
     /// Whether nothing pends and nothing is in flight.
@@ -276,6 +280,32 @@ mod tests {
         assert!(!coalescer.announce(), "one write at a time");
         coalescer.finish(None);
         assert!(coalescer.announce());
+    }
+
+    /// Goal: a write of unknown end leaves nothing known, and neither does one that began before the forgetting.
+    #[test]
+    fn doubtful_writes_leave_nothing_known() {
+        let mut document = NodeDocument::new(&node(), now());
+        document.apply(&result("rpms", 5, 1), now(), FRESHNESS);
+        let offer = |coalescer: &mut Coalescer<char>, seq| {
+            coalescer.offer(result("rpms", seq, 1), 't', now(), FRESHNESS)
+        };
+        for is_forgotten in [false, true] {
+            let mut coalescer = Coalescer::new();
+            coalescer.finish(Some(marks_of(&document)));
+            coalescer.take();
+            if is_forgotten {
+                coalescer.forget();
+                coalescer.finish(Some(marks_of(&document)));
+            } else {
+                coalescer.finish(None);
+            }
+            assert!(!coalescer.is_known());
+            assert_eq!(offer(&mut coalescer, 6), Offered::Pending);
+            coalescer.take();
+            coalescer.finish(Some(marks_of(&document)));
+            assert!(coalescer.is_known(), "the next write tells again");
+        }
     }
 
     /// Goal: after another server may have written, nothing is known.

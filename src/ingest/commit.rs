@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::cache::{DocumentCache, Known};
+use super::cache::{DocumentCache, Known, Times};
 use super::coalesce::{Marks, Pending, marks_of};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
@@ -58,8 +58,12 @@ struct Work {
     node: NodeName,
     /// The subscription that the node was last heard by when its results were taken.
     session: u64,
+    /// The gate's era when this attempt began.
+    era: u64,
     pending: Vec<Pending<Ticket>>,
     finished: oneshot::Sender<Marks>,
+    /// Whether the node's actor knew the document when it handed this out.
+    is_known: bool,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
     attempts: u32,
 }
@@ -96,9 +100,12 @@ impl Committer {
 
     /// Commits one batch; returns when every claim is settled or given back.
     pub(super) async fn commit(&self, claims: Vec<Claim>) {
+        let mut letting_go = self.gate.letting_go();
         tokio::select! {
-            () = self.commit_all(claims) => {}
+            biased;
             () = self.give_up.cancelled() => {}
+            _ = letting_go.wait_for(|is_letting_go| *is_letting_go) => {}
+            () = self.commit_all(claims) => {}
         }
     }
 
@@ -111,27 +118,28 @@ impl Committer {
         let mut backoff = Backoff::new(RETRY_BASE, self.settings.retry_max);
         let started = Instant::now();
         while !open.is_empty() {
+            let turn = self.gate.turn().await;
             let attempt = self.attempt(open).await;
             open = attempt.open;
             if let Some(error) = attempt.error {
                 self.gate.close(&error);
-                if matches!(error, StoreError::NoDatabase { .. }) {
-                    self.cache().clear();
-                }
+                drop(turn);
                 if started.elapsed() >= self.settings.hold_max {
-                    let count = open.len();
-                    warn!(target: "vogeler::ingest::commit", count, held = ?started.elapsed(), "the store stays away: results go back to the broker");
+                    // The store may answer others, and never this batch.
+                    self.gate.let_go();
                     return;
                 }
-                self.gate.wait_for_turn(backoff.next_random(), &error).await;
             } else if !open.is_empty() {
+                drop(turn);
                 tokio::time::sleep(backoff.next_random()).await;
             }
         }
     }
 
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
-    async fn attempt(&self, open: Vec<Work>) -> Attempt {
+    async fn attempt(&self, mut open: Vec<Work>) -> Attempt {
+        let era = self.gate.era();
+        open.iter_mut().for_each(|work| work.era = era);
         let mut known = self.known(&open);
         let cold = |work: &&Work| !known.contains_key(&work.node);
         let ids: Vec<NodeName> = open.iter().filter(cold).map(|w| w.node.clone()).collect();
@@ -179,7 +187,7 @@ impl Committer {
         let mut cache = self.cache();
         open.iter()
             .filter(|work| work.attempts == 0)
-            .filter_map(|work| Some((work.node.clone(), cache.take(&work.node, work.session)?)))
+            .filter_map(|work| Some((work.node.clone(), cache.take(&work.node, work.times())?)))
             .collect()
     }
 
@@ -190,7 +198,8 @@ impl Committer {
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let answer = request.await;
-        telemetry::record_store_request(kind, started.elapsed(), answer.is_err());
+        let error = answer.as_ref().err().map(StoreError::as_str);
+        telemetry::record_store_request(kind, started.elapsed(), error);
         answer
     }
 
@@ -208,7 +217,13 @@ impl Committer {
             let stored = loaded.remove(&work.node);
             let known = match known.remove(&work.node) {
                 Some(known) => Ok(known),
-                None => read(&work.node, stored, now),
+                None => {
+                    if work.is_known && stored.is_none() {
+                        // Somebody deleted it, and perhaps not it alone.
+                        self.gate.doubt();
+                    }
+                    read(&work.node, stored, now)
+                }
             };
             let Known {
                 mut document,
@@ -275,7 +290,10 @@ impl Committer {
                     telemetry::record_conflict();
                     open.extend(self.again(merged.work, "conflict"));
                 }
-                Some(Verdict::Failed { error, .. }) => open.extend(self.again(merged.work, &error)),
+                Some(Verdict::Failed { error, .. }) => {
+                    telemetry::record_failed_row();
+                    open.extend(self.again(merged.work, &error));
+                }
                 // A store that forgets a row says nothing about it.
                 None => open.extend(self.again(merged.work, "no verdict")),
             }
@@ -291,12 +309,16 @@ impl Committer {
             document,
             applied,
         } = merged;
+        let times = work.times();
         for (pending, applied) in work.pending.into_iter().zip(applied) {
             let outcome = match applied {
                 Applied::Changed => Outcome::Stored,
                 Applied::Unchanged => Outcome::Unchanged,
                 // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
-                Applied::Present if work.attempts > 0 => Outcome::Stored,
+                Applied::Present if work.attempts > 0 => {
+                    telemetry::record_read_back();
+                    Outcome::Stored
+                }
                 Applied::Stale | Applied::Present => Outcome::Stale,
             };
             let overtaken = if outcome == Outcome::Stale {
@@ -312,7 +334,7 @@ impl Committer {
         let marks = marks_of(&document);
         let known = Known { document, revision };
         // Before the node hears of it: its next claim may be taken at once.
-        self.cache().put(work.node, work.session, known);
+        self.cache().put(work.node, times, known);
         // The node's actor may be gone; then nobody needs to know.
         drop(work.finished.send(marks));
     }
@@ -343,6 +365,15 @@ impl Committer {
     }
 }
 
+impl Work {
+    fn times(&self) -> Times {
+        Times {
+            session: self.session,
+            era: self.era,
+        }
+    }
+}
+
 /// What one pass left open.
 #[derive(Debug, Default)]
 struct Attempt {
@@ -355,8 +386,10 @@ impl From<Claim> for Work {
         Self {
             node: claim.node,
             session: claim.session,
+            era: 0,
             pending: claim.pending,
             finished: claim.finished,
+            is_known: claim.is_known,
             attempts: 0,
         }
     }

@@ -1,66 +1,121 @@
 //! The store gate: whether the store can be used, and who may try it while it cannot.
 //!
-//! While the store is away one commit at a time probes it, the others wait: an outage, or a revoked password, is
-//! not answered with a storm. Each change of state is logged once.
+//! While the store is away one at a time tries it, after a pause that all share: an outage, or a revoked password, is
+//! not answered with a storm. Each change of state is logged once. Invariant: results are held no longer than
+//! `hold_max`; then they are *let go*: all go back to the broker, once, and nothing is pulled until the store is back.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::broker::Link;
 use crate::store::StoreError;
 use crate::telemetry;
 
-/// Pause between tries while the store refuses our password: CouchDB locks an address out after five in a row.
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+/// First pause after a failure; it doubles from there.
+const RETRY_BASE: Duration = Duration::from_millis(50);
 
-/// Shared by all commits. Cheap to clone.
+/// Shared by all commits, the node actors, the consumers and the keeper. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct StoreGate {
+pub(super) struct StoreGate(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     link: watch::Sender<Link>,
-    turn: Arc<Mutex<()>>,
+    is_letting_go: watch::Sender<bool>,
+    turn: tokio::sync::Mutex<()>,
+    waiting: AtomicUsize,
+    era: AtomicU64,
+    pause: Mutex<Pause>,
+    refused_pause: Duration,
+}
+
+/// When the store may be tried again.
+#[derive(Debug)]
+struct Pause {
+    backoff: Backoff,
+    until: Instant,
+}
+
+/// The right to try the store. While it is away there is one.
+#[derive(Debug)]
+pub(super) struct Turn<'a>(Option<tokio::sync::MutexGuard<'a, ()>>);
+
+impl Turn<'_> {
+    /// Whether the store was away when the turn came.
+    pub(super) fn is_probe(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 impl StoreGate {
-    pub(super) fn new() -> Self {
-        Self {
+    /// Pauses grow to `retry_max`; while the store refuses our password each is `refused_pause` at least.
+    pub(super) fn new(retry_max: Duration, refused_pause: Duration) -> Self {
+        Self(Arc::new(Inner {
             link: watch::Sender::new(Link::Unknown),
-            turn: Arc::new(Mutex::new(())),
-        }
+            is_letting_go: watch::Sender::new(false),
+            turn: tokio::sync::Mutex::new(()),
+            waiting: AtomicUsize::new(0),
+            era: AtomicU64::new(0),
+            pause: Mutex::new(Pause {
+                backoff: Backoff::new(RETRY_BASE, retry_max),
+                until: Instant::now(),
+            }),
+            refused_pause,
+        }))
     }
 
     /// Whether the store can be used, and every change of that.
     pub(super) fn link(&self) -> watch::Receiver<Link> {
-        self.link.subscribe()
+        self.0.link.subscribe()
+    }
+
+    /// Whether results are let go.
+    pub(super) fn letting_go(&self) -> watch::Receiver<bool> {
+        self.0.is_letting_go.subscribe()
+    }
+
+    /// Grows whenever what is known of stored documents became doubtful: the store was away, and may have come back
+    /// with less than it had, or a document that we knew is gone.
+    pub(super) fn era(&self) -> u64 {
+        self.0.era.load(Ordering::Relaxed)
+    }
+
+    /// What is known of stored documents is doubtful.
+    pub(super) fn doubt(&self) {
+        self.0.era.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many wait for their turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.waiting.load(Ordering::Relaxed)
     }
 
     /// The store answered.
     pub(super) fn open(&self) {
-        let was_down = matches!(*self.link.borrow(), Link::Down { .. });
-        if self
-            .link
-            .send_if_modified(|link| std::mem::replace(link, Link::Up) != Link::Up)
-        {
-            telemetry::record_up("store", true);
-            if was_down {
-                info!(target: "vogeler::ingest::gate", "the store is back");
-            }
+        let was = self.0.link.send_replace(Link::Up);
+        if was == Link::Up {
+            return;
+        }
+        self.pause().backoff.reset();
+        telemetry::record_up("store", true);
+        if matches!(was, Link::Down { .. }) {
+            info!(target: "vogeler::ingest::gate", "the store is back");
         }
     }
 
     /// The store did not.
     pub(super) fn close(&self, error: &StoreError) {
-        let down = Link::Down {
-            reason: error.to_string(),
-        };
-        let mut was_down = false;
-        self.link.send_if_modified(|link| {
-            was_down = matches!(link, Link::Down { .. });
-            std::mem::replace(link, down.clone()) != down
-        });
-        if was_down {
+        self.doubt();
+        self.postpone(error);
+        let reason = error.to_string();
+        let was = self.0.link.send_replace(Link::Down { reason });
+        if matches!(was, Link::Down { .. }) {
             return;
         }
         telemetry::record_up("store", false);
@@ -74,18 +129,130 @@ impl StoreGate {
         }
     }
 
-    /// Waits for the turn to try again: at least `pause`, or as long as the store asks for, unless somebody else's
-    /// try found it back.
-    pub(super) async fn wait_for_turn(&self, pause: Duration, error: &StoreError) {
-        let _turn = self.turn.lock().await;
-        if matches!(*self.link.borrow(), Link::Up) {
-            return;
+    /// Results were held long enough: they go back to the broker.
+    pub(super) fn let_go(&self) {
+        if !self.0.is_letting_go.send_replace(true) {
+            warn!(target: "vogeler::ingest::gate", "the store stays away: results go back to the broker, and nothing is pulled until it is back");
         }
-        let asked = error.retry_after().unwrap_or_default();
-        let least = match error {
-            StoreError::Unauthorized { .. } => REFUSED_PAUSE,
-            _ => Duration::ZERO,
+    }
+
+    /// Results may be pulled again.
+    pub(super) fn resume(&self) {
+        if self.0.is_letting_go.send_replace(false) {
+            info!(target: "vogeler::ingest::gate", "pulling results again");
+        }
+    }
+
+    /// Waits until the store may be tried: not at all while it can be used; otherwise until it can be, or until the
+    /// pause is over and nobody else tries.
+    pub(super) async fn turn(&self) -> Turn<'_> {
+        let mut link = self.link();
+        let is_down = |link: &Link| matches!(link, Link::Down { .. });
+        if !is_down(&link.borrow_and_update()) {
+            return Turn(None);
+        }
+        let _waiting = Waiting::new(&self.0.waiting);
+        let own_turn = async {
+            let turn = self.0.turn.lock().await;
+            // What is in flight elsewhere may fail in the meantime, and make the pause longer.
+            loop {
+                let until = self.pause().until;
+                if until <= Instant::now() {
+                    return turn;
+                }
+                tokio::time::sleep_until(until).await;
+            }
         };
-        tokio::time::sleep(pause.max(asked).max(least)).await;
+        tokio::select! {
+            biased;
+            _ = link.wait_for(|link| !is_down(link)) => Turn(None),
+            turn = own_turn => Turn(Some(turn)),
+        }
+    }
+
+    /// The next pause; failures of one round (what was in flight when the store went) count once.
+    fn postpone(&self, error: &StoreError) {
+        let now = Instant::now();
+        let mut pause = self.pause();
+        let mut wait = error.retry_after().unwrap_or_default();
+        if pause.until <= now {
+            wait = wait.max(pause.backoff.next_random());
+        }
+        if matches!(error, StoreError::Unauthorized { .. }) {
+            // CouchDB locks an address out after five in a row.
+            wait = wait.max(self.0.refused_pause);
+        }
+        pause.until = pause.until.max(now + wait);
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.0.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one who waits, as long as it waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn away(retry_after: Option<Duration>) -> StoreError {
+        StoreError::Away {
+            store: "test".to_owned(),
+            reason: "test".to_owned(),
+            retry_after,
+        }
+    }
+
+    fn gate() -> StoreGate {
+        StoreGate::new(Duration::from_secs(1), Duration::from_secs(30))
+    }
+
+    /// Goal: the pause is what the store asks for, at least, also if that is asked while somebody waits already.
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_honoured() {
+        let gate = gate();
+        let start = Instant::now();
+        assert!(!gate.turn().await.is_probe(), "nothing is known yet: try");
+        gate.close(&away(None));
+        let later = gate.clone();
+        tokio::spawn(async move { later.close(&away(Some(Duration::from_secs(7)))) });
+        assert!(gate.turn().await.is_probe());
+        assert!(start.elapsed() >= Duration::from_secs(7));
+    }
+
+    /// Goal: one at a time tries a store that refuses us, after the long pause; all go when it is back.
+    #[tokio::test(start_paused = true)]
+    async fn one_tries_and_the_others_follow() {
+        let gate = gate();
+        gate.close(&StoreError::Unauthorized {
+            store: "test".to_owned(),
+            reason: "test".to_owned(),
+        });
+        let start = Instant::now();
+        let turn = gate.turn().await;
+        assert!(turn.is_probe() && start.elapsed() >= Duration::from_secs(30));
+        let second = gate.clone();
+        let follower = tokio::spawn(async move { second.turn().await.is_probe() });
+        tokio::task::yield_now().await;
+        assert_eq!(gate.waiting(), 1);
+        gate.open();
+        assert!(!follower.await.unwrap(), "it needs no turn any more");
+        drop(turn);
+        assert_eq!(gate.waiting(), 0);
     }
 }

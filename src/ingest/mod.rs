@@ -15,8 +15,10 @@ mod coalesce;
 mod commit;
 mod dead_letter;
 mod decode;
+mod feed;
 mod gate;
 mod intake;
+mod keeper;
 mod node;
 mod receipts;
 mod router;
@@ -30,7 +32,7 @@ use actix::prelude::*;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::backoff::Backoff;
 use crate::broker::topology::{self, Queue};
@@ -38,9 +40,9 @@ use crate::broker::{Broker, BrokerError, Consumer, Link};
 use crate::config::{self, Config};
 use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
-use crate::wire::NodeName;
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
+use feed::Feed;
 use gate::StoreGate;
 use intake::Intake;
 use router::{NodeSettings, Router};
@@ -51,9 +53,6 @@ const DECLARE_RETRY_BASE: Duration = Duration::from_millis(200);
 /// Time for what follows the drain: last dead letters, receipts, acknowledgements.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An id that no machine has: asking for it shows whether database and password are good, at the least cost.
-const PROBE_ID: &str = "vogeler-probe";
-
 /// A running ingest server. Must be started inside an actix `System`.
 #[derive(Debug)]
 pub struct Server {
@@ -62,6 +61,7 @@ pub struct Server {
     consumers: Vec<JoinHandle<Option<Consumer>>>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
+    keeper: JoinHandle<()>,
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
@@ -86,6 +86,18 @@ impl Server {
         store: Arc<dyn Store>,
         ledger: Arc<Ledger>,
     ) -> Result<Self, BrokerError> {
+        Self::start_on(start_arbiters(), config, broker, store, ledger).await
+    }
+
+    /// Like [`start`](Self::start), with node actors on these arbiters. Without any they run on the current thread, so
+    /// that a test with paused time has one clock.
+    pub async fn start_on(
+        arbiters: Vec<Arbiter>,
+        config: &Config,
+        broker: Arc<dyn Broker>,
+        store: Arc<dyn Store>,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, BrokerError> {
         let settings = &config.server;
         let queues = topology::server_queues(config.broker.partitions, config.broker.queue_type);
         declare_or_wait(&broker, &queues, config.broker.reconnect_max).await?;
@@ -93,14 +105,15 @@ impl Server {
         let (receipts, receipt_publisher) =
             receipts::start(Arc::clone(&broker), settings.receipt_linger);
         let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
-        let gate = StoreGate::new();
+        let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
         let store_link = gate.link();
-        probe(&gate, store.as_ref()).await;
+        let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
+        let keeper = tokio::task::spawn_local(keeper);
 
         let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
         let committer = Committer::new(
             store,
-            gate,
+            gate.clone(),
             dead_letters.clone(),
             commit_settings(settings),
             give_up.clone(),
@@ -113,11 +126,11 @@ impl Server {
             deliveries_max,
         )
         .start();
-        let arbiters = start_arbiters();
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let router = Arc::new(Router::new(
             handles,
             writer.clone(),
+            gate.clone(),
             node_settings(settings),
         ));
         let intake = Intake::new(
@@ -128,19 +141,20 @@ impl Server {
             Arc::clone(&ledger),
         );
 
+        let feed = |queue| Feed {
+            broker: Arc::clone(&broker),
+            queue,
+            prefetch: settings.prefetch,
+            retry_max: config.broker.reconnect_max,
+            intake: intake.clone(),
+            letting_go: gate.letting_go(),
+            stop: stop.clone(),
+            give_up: give_up.clone(),
+        };
         let consumers = queues
             .into_iter()
             .filter(|queue| queue.name != topology::DEAD_QUEUE)
-            .map(|queue| {
-                let pump = pump(
-                    Arc::clone(&broker),
-                    queue,
-                    settings.prefetch,
-                    intake.clone(),
-                    [stop.clone(), give_up.clone()],
-                );
-                tokio::task::spawn_local(pump)
-            })
+            .map(|queue| tokio::task::spawn_local(feed(queue).run()))
             .collect();
         Ok(Self {
             stop,
@@ -148,6 +162,7 @@ impl Server {
             consumers,
             writer,
             arbiters,
+            keeper,
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,
@@ -179,6 +194,7 @@ impl Server {
         if !settled {
             warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
         }
+        self.keeper.abort();
         self.give_up.cancel();
         futures::future::join_all(self.consumers.into_iter().map(close)).await;
         drop(self.writer);
@@ -240,60 +256,10 @@ async fn declare_or_wait(
     Ok(())
 }
 
-/// One look at the store, so that readiness is known before the first result.
-async fn probe(gate: &StoreGate, store: &dyn Store) {
-    let Ok(nobody) = NodeName::new(PROBE_ID) else {
-        return;
-    };
-    match store.load(&[nobody]).await {
-        Ok(_) => gate.open(),
-        Err(error) => gate.close(&error),
-    }
-}
-
 /// Node actors share the machine's cores with the consumers and the writer, which run on the current thread.
 fn start_arbiters() -> Vec<Arbiter> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (0..cores.div_ceil(2)).map(|_| Arbiter::new()).collect()
-}
-
-/// Feeds one queue's deliveries to the intake until the server stops. The consumer comes back, to be closed when
-/// all is settled.
-async fn pump(
-    broker: Arc<dyn Broker>,
-    queue: Queue,
-    prefetch: u16,
-    intake: Intake,
-    [stop, give_up]: [CancellationToken; 2],
-) -> Option<Consumer> {
-    let consumed = tokio::select! {
-        biased;
-        () = stop.cancelled() => return None,
-        consumed = broker.consume(&queue, prefetch) => consumed,
-    };
-    let mut consumer = match consumed {
-        Ok(consumer) => consumer,
-        Err(error) => {
-            tracing::error!(target: "vogeler::ingest", queue = queue.name, %error, "this partition is not consumed");
-            return None;
-        }
-    };
-    info!(target: "vogeler::ingest", queue = queue.name, prefetch, "consuming");
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            delivery = consumer.next() => match delivery {
-                Some(delivery) => tokio::select! {
-                    () = intake.accept(delivery) => {}
-                    () = give_up.cancelled() => break,
-                },
-                None => break,
-            },
-        }
-    }
-    consumer.cancel();
-    Some(consumer)
 }
 
 fn node_settings(settings: &config::Server) -> NodeSettings {

@@ -43,6 +43,8 @@ pub(super) struct Claim {
     pub(super) pending: Vec<Pending<Ticket>>,
     /// Takes the marks of the document as it stands after the write; dropped, it says that nothing is known.
     pub(super) finished: oneshot::Sender<Marks>,
+    /// Whether the document was known to be there.
+    pub(super) is_known: bool,
 }
 
 /// Stops the actor, unless something came in between.
@@ -56,6 +58,7 @@ pub(super) struct NodeActor {
     node: NodeName,
     coalescer: Coalescer<Ticket>,
     session: u64,
+    era: u64,
     last_heard: Instant,
     router: Arc<Router>,
     _active: NodeActorGuard,
@@ -67,6 +70,7 @@ impl NodeActor {
             node,
             coalescer: Coalescer::new(),
             session: 0,
+            era: 0,
             last_heard: Instant::now(),
             router,
             _active: NodeActorGuard::new(),
@@ -75,8 +79,9 @@ impl NodeActor {
 
     fn accept(&mut self, incoming: Incoming, ctx: &mut Context<Self>) {
         self.last_heard = Instant::now();
-        if incoming.session != self.session {
-            self.session = incoming.session;
+        let era = self.router.era();
+        if (incoming.session, era) != (self.session, self.era) {
+            (self.session, self.era) = (incoming.session, era);
             self.coalescer.forget();
         }
         let bytes = match &incoming.result.content {
@@ -126,6 +131,7 @@ impl NodeActor {
         Claim {
             node: self.node.clone(),
             session: self.session,
+            is_known: self.coalescer.is_known(),
             pending: self.coalescer.take(),
             finished,
         }

@@ -11,6 +11,7 @@ use actix::prelude::*;
 use dashmap::DashMap;
 use tracing::warn;
 
+use super::gate::StoreGate;
 use super::node::{Incoming, NodeActor};
 use super::writer::WriterActor;
 use crate::wire::NodeName;
@@ -32,22 +33,30 @@ pub(super) struct Router {
     nodes: DashMap<NodeName, Addr<NodeActor>>,
     arbiters: Vec<ArbiterHandle>,
     writer: Addr<WriterActor>,
+    gate: StoreGate,
     settings: NodeSettings,
 }
 
 impl Router {
-    /// Places actors on `arbiters`, of which there must be one at least, by the slot of their name.
+    /// Places actors on `arbiters` by the slot of their name; without any, on the current thread.
     pub(super) fn new(
         arbiters: Vec<ArbiterHandle>,
         writer: Addr<WriterActor>,
+        gate: StoreGate,
         settings: NodeSettings,
     ) -> Self {
         Self {
             nodes: DashMap::new(),
             arbiters,
             writer,
+            gate,
             settings,
         }
+    }
+
+    /// Changes when what actors know of stored documents became doubtful.
+    pub(super) fn era(&self) -> u64 {
+        self.gate.era()
     }
 
     pub(super) fn settings(&self) -> NodeSettings {

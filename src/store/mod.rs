@@ -174,6 +174,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// One word for it, a metric label.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Away { .. } => "away",
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::NoDatabase { .. } => "no_database",
+            Self::NoIndex { .. } => "no_index",
+            Self::Protocol { .. } => "protocol",
+            Self::File { .. } => "file",
+        }
+    }
+
     /// How long the store asks to be left alone, where it does.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

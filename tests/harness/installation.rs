@@ -140,7 +140,12 @@ impl Installation {
 
     /// Starts a server that need not become ready.
     pub(crate) fn unready_server(&self) -> Running {
-        self.start(self.command(PROGRAM, &["server"]), "server")
+        self.start_vogeler(&["server"])
+    }
+
+    /// Starts whatever runs until it is told to end.
+    pub(crate) fn start_vogeler(&self, args: &[&str]) -> Running {
+        self.start(self.command(PROGRAM, args), args[0])
     }
 
     /// Starts a client, and waits until it listens.

@@ -7,11 +7,27 @@
     reason = "a test that cannot go on fails"
 )]
 
+use std::process::Command;
+use std::sync::LazyLock;
+
 pub(crate) mod installation;
 pub(crate) mod pipeline;
 pub(crate) mod pouch;
 pub(crate) mod process;
 pub(crate) mod rabbit;
+
+/// Installs the services that the tests start, where they are missing; once a process.
+pub(crate) fn install_services() {
+    static DONE: LazyLock<()> = LazyLock::new(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-services");
+        let output = Command::new(script)
+            .output()
+            .expect("tests/install-services");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+    });
+    LazyLock::force(&DONE);
+}
 
 /// Shows log lines that `RUST_LOG` asks for, as part of the test's output.
 pub(crate) fn show_logs() {

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -29,8 +29,9 @@ struct Pouch {
 
 /// Address of the server, with user and password; the first caller starts it.
 pub fn url() -> Url {
-    static SERVER: OnceLock<Pouch> = OnceLock::new();
-    let port = SERVER.get_or_init(start).port;
+    // One that does not start is not started again for each test: the others fail at once.
+    static SERVER: LazyLock<Pouch> = LazyLock::new(start);
+    let port = SERVER.port;
     let mut url = Url::parse(&format!("http://127.0.0.1:{port}")).unwrap();
     url.set_username(USER).unwrap();
     url.set_password(Some(PASSWORD)).unwrap();
@@ -50,6 +51,7 @@ pub fn fresh_dsn() -> String {
 }
 
 fn install() -> PathBuf {
+    super::install_services();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join("target/pouchdb-server");
     let status = Command::new(root.join("tests/install-pouchdb"))

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -44,13 +44,13 @@ pub(crate) struct Rabbit {
 impl Rabbit {
     /// The one that all tests of this process share.
     pub(crate) fn shared() -> &'static Self {
-        static SHARED: OnceLock<Rabbit> = OnceLock::new();
-        SHARED.get_or_init(Self::private)
+        static SHARED: LazyLock<Rabbit> = LazyLock::new(Rabbit::private);
+        &SHARED
     }
 
     /// Starts another one, for a test that stops or breaks it.
     pub(crate) fn private() -> Self {
-        install();
+        super::install_services();
         let folder = tempfile::Builder::new()
             .prefix("rabbit-")
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
@@ -241,17 +241,4 @@ fn definitions_json() -> String {
 fn folder_name(folder: &Path) -> String {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     name.trim_start_matches("rabbit-").to_owned()
-}
-
-/// Installs what is missing, once.
-fn install() {
-    static DONE: OnceLock<()> = OnceLock::new();
-    DONE.get_or_init(|| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-services");
-        let output = Command::new(script)
-            .output()
-            .expect("tests/install-services");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{errors}");
-    });
 }

@@ -11,6 +11,7 @@ use reqwest::Method;
 use super::outcome::{Answer, classify};
 use super::{CouchStore, NodeName, StoreError, Verdicts, Write, rules};
 use crate::store::Verdict;
+use crate::telemetry::{self, SplitReason};
 
 /// Most requests one call may take: one, and what it needs to find a few culprits among a few hundred documents
 /// by halves. Past it the documents without a verdict fail, and come again with the next call.
@@ -33,6 +34,9 @@ impl CouchStore {
             } else {
                 self.send_group(group).await
             };
+            if let Some(reason) = split(&answer).filter(|_| group.len() > 1) {
+                telemetry::record_split(reason);
+            }
             if let Answer::TooLarge { .. } = &answer {
                 let ceiling = size(group) / 2;
                 self.request_bytes_max
@@ -79,6 +83,16 @@ impl CouchStore {
             Stop::NoDatabase => StoreError::NoDatabase { store },
             Stop::Protocol { reason } => self.client.protocol(reason),
         }
+    }
+}
+
+/// Why an answer takes a request apart, if it does.
+fn split(answer: &Answer) -> Option<SplitReason> {
+    match answer {
+        Answer::Culprit { .. } => Some(SplitReason::Named),
+        Answer::Bisect { .. } => Some(SplitReason::Bisect),
+        Answer::TooLarge { .. } => Some(SplitReason::TooLarge),
+        _ => None,
     }
 }
 
