@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use url::Url;
 use vogeler::config;
 
-use crate::broker::{Prepared, Rabbit, node, prepare, send};
+use crate::broker::{Prepared, Rabbit, confirmed, node, prepare, send};
 use crate::null_store::Writes;
 use crate::server::{Drain, Server, until};
 use crate::store::{Ceiling, Database};
@@ -272,12 +272,14 @@ impl Bench<'_> {
         let channel = self.rabbit.channel().await;
         let started = Instant::now();
         let mut sent = Vec::with_capacity(messages.len());
+        let mut confirms = Vec::with_capacity(messages.len());
         for (index, message) in messages.iter().enumerate() {
             let due = started + Duration::from_secs_f64(index as f64 / rate);
             tokio::time::sleep_until(due.into()).await;
             sent.push(Instant::now());
-            send(&channel, message).await;
+            confirms.push(send(&channel, message).await);
         }
+        confirmed(confirms).await;
         self.server.drain(before, messages.len()).await;
         let all = seen.clone();
         let count = messages.len();
@@ -383,13 +385,6 @@ impl Bench<'_> {
             60.0,
             s.of("changed cpu"),
             String::new(),
-        );
-        table.at_most(
-            "server CPU per stored result, 20 KB",
-            "µs",
-            f64::NAN,
-            s.of("large cpu"),
-            "no target".to_owned(),
         );
         table.at_most(
             "server CPU per unchanged result",

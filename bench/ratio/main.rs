@@ -12,6 +12,10 @@
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
+    clippy::format_push_string,
+    clippy::single_match_else,
+    clippy::too_many_lines,
+    clippy::disallowed_methods,
     reason = "a bench that cannot go on fails, and its figures are no money"
 )]
 #![allow(
@@ -77,6 +81,13 @@ fn main() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/results.json");
     std::fs::write(path, serde_json::to_string_pretty(&tables).unwrap() + "\n").unwrap();
     println!("\nAll figures are in {path}");
+}
+
+/// Installs the services that are missing, as the tests do.
+pub(crate) fn install_services() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-services");
+    let status = std::process::Command::new(script).status();
+    assert!(status.unwrap().success(), "{script} failed");
 }
 
 /// The stores to measure, by name, as addresses of servers.

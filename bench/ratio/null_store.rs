@@ -33,8 +33,10 @@ struct Request<'a> {
 
 #[derive(Deserialize)]
 struct Head {
-    _id: String,
-    _rev: Option<String>,
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(rename = "_rev")]
+    rev: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -110,13 +112,13 @@ async fn write(Path(name): Path<String>, body: Bytes) -> (StatusCode, String) {
         };
         for document in request.docs {
             let head: Head = serde_json::from_str(document.get()).unwrap();
-            let id = head._id;
+            let id = head.id;
             answer.push(if answer.is_empty() { '[' } else { ',' });
             let current = database
                 .documents
                 .get(&id)
                 .map_or(0, |(revision, _)| *revision);
-            let named = head._rev.map_or(0, |rev| {
+            let named = head.rev.map_or(0, |rev| {
                 rev.split('-')
                     .next()
                     .and_then(|number| number.parse().ok())

@@ -139,7 +139,9 @@ impl Committer {
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
     async fn attempt(&self, mut open: Vec<Work>) -> Attempt {
         let era = self.gate.era();
-        open.iter_mut().for_each(|work| work.era = era);
+        for work in &mut open {
+            work.era = era;
+        }
         let mut known = self.known(&open);
         let cold = |work: &&Work| !known.contains_key(&work.node);
         let ids: Vec<NodeName> = open.iter().filter(cold).map(|w| w.node.clone()).collect();
@@ -215,15 +217,14 @@ impl Committer {
         let mut merged = Vec::with_capacity(open.len());
         for mut work in open {
             let stored = loaded.remove(&work.node);
-            let known = match known.remove(&work.node) {
-                Some(known) => Ok(known),
-                None => {
-                    if work.is_known && stored.is_none() {
-                        // Somebody deleted it, and perhaps not it alone.
-                        self.gate.doubt();
-                    }
-                    read(&work.node, stored, now)
+            let known = if let Some(known) = known.remove(&work.node) {
+                Ok(known)
+            } else {
+                if work.is_known && stored.is_none() {
+                    // Somebody deleted it, and perhaps not it alone.
+                    self.gate.doubt();
                 }
+                read(&work.node, stored, now)
             };
             let Known {
                 mut document,
