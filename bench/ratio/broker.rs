@@ -231,7 +231,7 @@ pub(crate) async fn send(channel: &Channel, (key, body): &Prepared) -> Publisher
     send_to(channel, topology::Exchange::Results.name(), key, body).await
 }
 
-/// Waits until the broker has them all. (`wait_for_confirms` hung in some runs on a busy machine.)
+/// Waits until the broker has them all. (Not `wait_for_confirms`: suspected, not shown, of a hang.)
 pub(crate) async fn confirmed(confirms: Vec<PublisherConfirm>) {
     for confirm in confirms {
         assert!(within("a confirm", confirm).await.unwrap().is_ack());
