@@ -27,7 +27,8 @@ clippy: ## Lints, as errors
 doc: ## The documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-bench: ## Rates of the pure stages (criterion)
+bench: ## The server as ratios to ceilings of the same run (ARGS=--quick), and rates of the pure stages
+	$(CARGO) bench --locked --bench ratio -- $(ARGS)
 	$(CARGO) bench --locked --bench stages
 
 loadtest: ## A simulated fleet against the ingest, compared with a ledger; ARGS="--nodes 1000 --results 20"

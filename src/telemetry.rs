@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use metrics::Unit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::wire::Outcome;
 
@@ -129,19 +129,11 @@ impl Counts {
 }
 
 /// Counts every delivery in, and out by its outcome. One lock for all counts keeps every snapshot consistent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ledger {
     counts: Mutex<Counts>,
-    in_flight: watch::Sender<u64>,
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        Self {
-            counts: Mutex::default(),
-            in_flight: watch::Sender::new(0),
-        }
-    }
+    /// Told when the last delivery in flight ends.
+    idle: Notify,
 }
 
 impl Ledger {
@@ -169,16 +161,24 @@ impl Ledger {
 
     /// Waits until nothing is in flight.
     pub async fn settled(&self) {
-        let mut in_flight = self.in_flight.subscribe();
-        // The sender lives in `self`, so waiting cannot fail.
-        drop(in_flight.wait_for(|count| *count == 0).await);
+        loop {
+            // Made before the look: what it is told in between is not missed.
+            let idle = self.idle.notified();
+            if self.counts().in_flight() == 0 {
+                return;
+            }
+            idle.await;
+        }
     }
 
     fn record(&self, change: impl FnOnce(&mut Counts)) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut counts);
-        // Sent under the lock, so that the last value seen is the true one.
-        self.in_flight.send_replace(counts.in_flight());
+        let is_idle = counts.in_flight() == 0;
+        drop(counts);
+        if is_idle {
+            self.idle.notify_waiters();
+        }
     }
 
     /// Sets the exported counters to one snapshot.

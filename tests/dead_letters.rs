@@ -331,9 +331,16 @@ fn a_stop_leaves_the_rest() {
             .unwrap();
         let dead = dead_letters(broker);
         dead.stop.cancel();
-        let report = dead.drop_letters(&Job::default()).await.unwrap();
-        assert!(matches!(report.stopped, Some(DeadError::Stopped)));
-        assert_eq!((report.done, list(broker).await.len()), (0, 1));
+        // Whether it stops before it has its turn, or after.
+        let done = match dead.drop_letters(&Job::default()).await {
+            Ok(report) => {
+                assert!(matches!(report.stopped, Some(DeadError::Stopped)));
+                report.done
+            }
+            Err(DeadError::Stopped) => 0,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!((done, list(broker).await.len()), (0, 1));
     });
 }
 

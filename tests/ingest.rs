@@ -185,6 +185,41 @@ fn a_conflict_is_merged_with_the_foreign_edit() {
     });
 }
 
+/// Goal: a warm node is written without a read; a foreign edit since then is found by its conflict and survives, and
+/// a document that somebody deleted starts anew: what was remembered of it does not come back.
+#[test]
+fn a_warm_node_needs_no_read_and_trusts_no_memory() {
+    in_system(async {
+        let pipeline = Pipeline::start().await;
+        let put = async |plugin, seq| {
+            let result = value("web01", plugin, seq, &json!(seq));
+            pipeline.publish(&result).await;
+        };
+        put("rpms", 1).await;
+        pipeline.settled(1).await;
+        let loads = pipeline.store.loads();
+        put("rpms", 2).await;
+        pipeline.settled(2).await;
+        assert_eq!(pipeline.store.loads(), loads, "a warm node was read");
+
+        edit(&pipeline.store, "web01", "owner", json!("storage team"));
+        put("rpms", 3).await;
+        pipeline.settled(3).await;
+        let document = pipeline.document("web01");
+        assert_eq!(document["owner"], json!("storage team"));
+        assert_eq!(document["rpms"], json!(3));
+        assert_eq!(pipeline.store.loads(), loads + 1);
+
+        assert!(pipeline.store.delete(&name("web01")));
+        put("facter", 4).await;
+        pipeline.settled(4).await;
+        let document = pipeline.document("web01");
+        assert_eq!(document["facter"], json!(4));
+        assert!(document["owner"].is_null() && document["rpms"].is_null());
+        assert_eq!(pipeline.ended(Outcome::Stored), 4);
+    });
+}
+
 /// Goal: a document the store refuses becomes dead letters with node, plugin and reason; its neighbours are stored.
 #[test]
 fn a_refused_document_is_dead_lettered_alone() {

@@ -29,7 +29,7 @@ pub(super) enum Limit {
 
 /// Every key that has a limit. Upper ends are where a value can only be a slip, or where something else breaks:
 /// a delivery may not stay unsettled for RabbitMQ's consumer timeout of 30 min, so pauses end at 10 min.
-const LIMITS: [(&str, Limit); 30] = [
+const LIMITS: [(&str, Limit); 31] = [
     ("broker.partitions", Limit::Count(1, 256)),
     ("broker.heartbeat", Limit::Span(SECOND, 10 * MINUTE)),
     ("broker.connect_timeout", Limit::Span(100 * MS, 10 * MINUTE)),
@@ -51,6 +51,10 @@ const LIMITS: [(&str, Limit); 30] = [
     ("server.linger", Limit::Span(0, MINUTE)),
     ("server.writes_in_flight", Limit::Count(1, 256)),
     ("server.freshness", Limit::Span(0, 365 * DAY)),
+    (
+        "server.document_cache_bytes_max",
+        Limit::Bytes(0, 1024 * GIB),
+    ),
     ("server.conflict_retries_max", Limit::Count(0, 1000)),
     ("server.retry_max", Limit::Span(100 * MS, 10 * MINUTE)),
     ("server.refused_pause", Limit::Span(100 * MS, 10 * MINUTE)),

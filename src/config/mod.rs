@@ -120,7 +120,8 @@ impl Default for Store {
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Deliveries that may be unsettled in each partition queue's channel, 1 to 2,000 (the most a quorum queue
-    /// allows). Must cover `batch_count_max × writes_in_flight` over all partitions. Default 500.
+    /// allows). Must cover `batch_count_max × writes_in_flight` over all partitions. Default 2,000: the more a server
+    /// holds, the more of a backlog's results of one node meet and are one write.
     pub prefetch: u16,
     /// Bytes of messages held at once; past it the server stops pulling. Default 256 MiB.
     pub bytes_in_flight_max: usize,
@@ -144,6 +145,9 @@ pub struct Server {
     /// An unchanged result is written all the same (its `checked_at`) when the stored check is older. Default 15 min.
     #[serde(with = "span")]
     pub freshness: Duration,
+    /// Bytes of node documents kept as they were written last, so that a warm node's next write needs no read; 0
+    /// keeps none. Default 32 MiB, some 10,000 documents of 2 KB.
+    pub document_cache_bytes_max: usize,
     /// How often a conflicting document is read, merged and written again before its results go back to the
     /// broker. Default 10.
     pub conflict_retries_max: u32,
@@ -170,7 +174,7 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
-            prefetch: 500,
+            prefetch: 2000,
             bytes_in_flight_max: 256 * 1024 * 1024,
             message_bytes_max: 8_000_000,
             node_mailbox: 64,
@@ -180,6 +184,7 @@ impl Default for Server {
             linger: Duration::from_millis(20),
             writes_in_flight: 4,
             freshness: Duration::from_mins(15),
+            document_cache_bytes_max: 32 * 1024 * 1024,
             conflict_retries_max: 10,
             retry_max: Duration::from_secs(30),
             refused_pause: Duration::from_secs(30),

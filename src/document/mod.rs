@@ -141,6 +141,18 @@ impl NodeDocument {
         &self.bookkeeping.plugins
     }
 
+    /// About how much memory it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        /// Of a member or a plugin's state, its parts on the heap included.
+        const ENTRY: usize = 256;
+        let members = self.members.0.iter();
+        let values: usize = members
+            .map(|(key, value)| key.len() + value.get().len())
+            .sum();
+        let entries = self.members.0.len() + self.bookkeeping.plugins.len();
+        size_of::<Self>() + values + ENTRY * (entries + self.bookkeeping.others.len())
+    }
+
     /// Merges one result. `now` is the server's clock; an equal value checked less than `freshness` ago is not
     /// written again.
     pub fn apply(&mut self, result: &PluginResult, now: Timestamp, freshness: Duration) -> Applied {

@@ -21,8 +21,29 @@ pub(super) struct Mark {
     checked_at: Timestamp,
 }
 
-/// What is known of a node's stored results.
-pub(super) type Marks = BTreeMap<PluginName, Mark>;
+/// What is known of a node's stored results: a few plugins, for as many nodes as there are, so a plain list.
+#[derive(Debug, Default)]
+pub(super) struct Marks(Box<[(PluginName, Mark)]>);
+
+impl Marks {
+    fn get(&self, plugin: &PluginName) -> Option<&Mark> {
+        let found = self.0.iter().find(|(name, _)| name == plugin);
+        found.map(|(_, mark)| mark)
+    }
+
+    fn get_mut(&mut self, plugin: &PluginName) -> Option<&mut Mark> {
+        let found = self.0.iter_mut().find(|(name, _)| name == plugin);
+        found.map(|(_, mark)| mark)
+    }
+
+    /// Keeps what unchanged results confirmed before: the stored document does not tell of them.
+    fn keep_confirmed(&mut self, before: &Self) {
+        for (plugin, mark) in &mut self.0 {
+            let old = before.get(plugin).filter(|old| old.hash == mark.hash);
+            mark.seq = old.map_or(mark.seq, |old| mark.seq.max(old.seq));
+        }
+    }
+}
 
 /// The marks of a document as it was written or read.
 pub(super) fn marks_of(document: &NodeDocument) -> Marks {
@@ -35,11 +56,12 @@ pub(super) fn marks_of(document: &NodeDocument) -> Marks {
             .flatten(),
         checked_at: state.checked_at,
     };
-    document
-        .plugins()
-        .iter()
-        .map(|(plugin, state)| (plugin.clone(), mark(state)))
-        .collect()
+    let plugins = document.plugins().iter();
+    Marks(
+        plugins
+            .map(|(plugin, state)| (plugin.clone(), mark(state)))
+            .collect(),
+    )
 }
 
 /// Remembers that the stored content was confirmed by a result of `seq`.
@@ -58,6 +80,12 @@ pub(super) struct Pending<T> {
     pub(super) ticket: T,
     /// Tickets of older results, and of copies: they share its fate.
     pub(super) overtaken: Vec<T>,
+}
+
+/// A ticket that shares another's fate from now on.
+pub(super) trait Overtake {
+    /// Lets go of what only the newest result needs.
+    fn overtake(&mut self) {}
 }
 
 /// What became of a result that was offered.
@@ -89,12 +117,12 @@ pub(super) struct Coalescer<T> {
     phase: Phase,
 }
 
-impl<T> Coalescer<T> {
+impl<T: Overtake> Coalescer<T> {
     /// Nothing pending, nothing known.
     pub(super) fn new() -> Self {
         Self {
             pending: BTreeMap::new(),
-            marks: Marks::new(),
+            marks: Marks::default(),
             is_doubtful: false,
             phase: Phase::Idle,
         }
@@ -104,18 +132,17 @@ impl<T> Coalescer<T> {
     pub(super) fn offer(
         &mut self,
         result: PluginResult,
-        ticket: T,
+        mut ticket: T,
         now: Timestamp,
         freshness: Duration,
     ) -> Offered<T> {
         if let Some(pending) = self.pending.get_mut(&result.plugin) {
             if document::supersedes(result.seq, pending.result.seq, now) {
-                let overtaken = std::mem::replace(&mut pending.ticket, ticket);
-                pending.overtaken.push(overtaken);
+                std::mem::swap(&mut pending.ticket, &mut ticket);
                 pending.result = result;
-            } else {
-                pending.overtaken.push(ticket);
             }
+            ticket.overtake();
+            pending.overtaken.push(ticket);
             return Offered::Pending;
         }
         if let Some(outcome) = self.known_outcome(&result, now, freshness) {
@@ -172,10 +199,23 @@ impl<T> Coalescer<T> {
         is_due
     }
 
-    /// Hands out all that pends; a write is in flight until [`finish`](Self::finish).
-    pub(super) fn take(&mut self) -> Vec<Pending<T>> {
-        self.phase = Phase::Writing;
-        std::mem::take(&mut self.pending).into_values().collect()
+    /// Hands out all that pends; if that is anything, a write is in flight until [`finish`](Self::finish). What the marks tell to be stale
+    /// by now (it came while a write was in flight, when they told nothing) comes in the second list.
+    pub(super) fn take(&mut self, now: Timestamp) -> (Vec<Pending<T>>, Vec<Pending<T>>) {
+        let marks = &self.marks;
+        let (pending, stale): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
+            .into_values()
+            .partition(|pending| {
+                let plugin = pending.result.plugin.as_ref();
+                let mark = plugin.and_then(|plugin| marks.get(plugin));
+                mark.is_none_or(|mark| document::supersedes(pending.result.seq, mark.seq, now))
+            });
+        self.phase = if pending.is_empty() {
+            Phase::Idle
+        } else {
+            Phase::Writing
+        };
+        (pending, stale)
     }
 
     /// The write ended: with the marks of the document as it stands, or with nothing known.
@@ -183,18 +223,20 @@ impl<T> Coalescer<T> {
         self.phase = Phase::Idle;
         // Marks from before a write that may have taken place, or not, are as wrong as those of another server.
         let is_doubtful = std::mem::take(&mut self.is_doubtful);
-        self.marks = marks.filter(|_| !is_doubtful).unwrap_or_default();
+        let mut marks = marks.filter(|_| !is_doubtful).unwrap_or_default();
+        marks.keep_confirmed(&self.marks);
+        self.marks = marks;
     }
 
     /// Forgets what is known of the stored document: another server may have written it.
     pub(super) fn forget(&mut self) {
-        self.marks.clear();
+        self.marks = Marks::default();
         self.is_doubtful = self.phase == Phase::Writing;
     }
 
     /// Whether anything is known of the stored document.
     pub(super) fn is_known(&self) -> bool {
-        !self.marks.is_empty()
+        !self.marks.0.is_empty()
     }
 
     /// Whether nothing pends and nothing is in flight.
@@ -212,6 +254,9 @@ mod tests {
     use crate::wire::{Format, NodeName};
 
     const FRESHNESS: Duration = Duration::from_mins(15);
+
+    impl Overtake for char {}
+    impl Overtake for usize {}
 
     fn node() -> NodeName {
         "web01".parse().unwrap()
@@ -249,7 +294,7 @@ mod tests {
         }
         assert!(coalescer.announce());
         assert!(!coalescer.announce(), "the writer is told once");
-        let taken = coalescer.take();
+        let (taken, _) = coalescer.take(now());
         assert_eq!(taken.len(), 1);
         assert_eq!((taken[0].result.seq, taken[0].ticket), (Seq(3), 'c'));
         assert_eq!(taken[0].overtaken, ['a', 'b', 'd']);
@@ -274,7 +319,7 @@ mod tests {
             coalescer.offer(result("rpms", 7, 2), 'a', now(), FRESHNESS),
             Offered::Pending
         );
-        coalescer.take();
+        coalescer.take(now());
         // Content 1 is what the marks know, and content 2 is on its way to the store.
         assert_eq!(
             coalescer.offer(result("rpms", 8, 1), 'b', now(), FRESHNESS),
@@ -296,7 +341,9 @@ mod tests {
         for is_forgotten in [false, true] {
             let mut coalescer = Coalescer::new();
             coalescer.finish(Some(marks_of(&document)));
-            coalescer.take();
+            let changed = coalescer.offer(result("rpms", 6, 2), 'c', now(), FRESHNESS);
+            assert_eq!(changed, Offered::Pending);
+            coalescer.take(now());
             if is_forgotten {
                 coalescer.forget();
                 coalescer.finish(Some(marks_of(&document)));
@@ -304,8 +351,8 @@ mod tests {
                 coalescer.finish(None);
             }
             assert!(!coalescer.is_known());
-            assert_eq!(offer(&mut coalescer, 6), Offered::Pending);
-            coalescer.take();
+            assert_eq!(offer(&mut coalescer, 7), Offered::Pending);
+            coalescer.take(now());
             coalescer.finish(Some(marks_of(&document)));
             assert!(coalescer.is_known(), "the next write tells again");
         }
@@ -323,6 +370,40 @@ mod tests {
             coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS),
             Offered::Pending
         );
+        // What a write from before brings was perhaps overwritten since.
+        coalescer.take(now());
+        coalescer.forget();
+        coalescer.finish(Some(marks_of(&document)));
+        assert_eq!(
+            coalescer.offer(result("rpms", 7, 1), 'v', now(), FRESHNESS),
+            Offered::Pending
+        );
+    }
+
+    /// Goal: what an unchanged result confirmed is remembered across writes of other plugins, so that an older result
+    /// that comes late, even while a write is in flight, is stale.
+    #[test]
+    fn confirmed_content_is_not_taken_back() {
+        let mut document = NodeDocument::new(&node(), now());
+        document.apply(&result("rpms", 1, 1), now(), FRESHNESS);
+        let mut coalescer = Coalescer::new();
+        coalescer.finish(Some(marks_of(&document)));
+        let confirmed = coalescer.offer(result("rpms", 3, 1), 'c', now(), FRESHNESS);
+        assert_eq!(confirmed, Offered::Settled('c', Outcome::Unchanged));
+        assert_eq!(
+            coalescer.offer(result("dpkg", 4, 1), 'd', now(), FRESHNESS),
+            Offered::Pending
+        );
+        coalescer.take(now());
+        assert_eq!(
+            coalescer.offer(result("rpms", 2, 2), 'o', now(), FRESHNESS),
+            Offered::Pending
+        );
+        document.apply(&result("dpkg", 4, 1), now(), FRESHNESS);
+        coalescer.finish(Some(marks_of(&document)));
+        let (pending, stale) = coalescer.take(now());
+        assert!(pending.is_empty() && stale[0].ticket == 'o');
+        assert!(coalescer.is_idle());
     }
 
     proptest! {
@@ -335,7 +416,8 @@ mod tests {
             let mut document = NodeDocument::new(&node(), now());
             let mut out = Vec::new();
             let mut write = |coalescer: &mut Coalescer<usize>, out: &mut Vec<usize>| {
-                for pending in coalescer.take() {
+                let (pending, stale) = coalescer.take(now());
+                for pending in pending.into_iter().chain(stale) {
                     document.apply(&pending.result, now(), FRESHNESS);
                     out.push(pending.ticket);
                     out.extend(pending.overtaken);

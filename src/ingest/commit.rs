@@ -1,11 +1,11 @@
-//! The commit of one batch: load, merge, write, and settle each document by its own verdict.
+//! The commit of one batch: load what is not cached, merge, write, and settle each document by its own verdict.
 //!
 //! Claims come in; every one leaves settled, dead-lettered or (dropped) given back to the broker. Invariants: a
 //! ticket is settled only by its own document's verdict or by what was just read; whatever is not known to be
 //! written is read again before it is written again; a foreign edit is read and merged, never overwritten.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,13 +14,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::cache::{DocumentCache, Known, Times};
 use super::coalesce::{Marks, Pending, marks_of, raise};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
 use super::node::Claim;
 use super::ticket::Ticket;
 use crate::backoff::Backoff;
-use crate::document::{Applied, NodeDocument};
+use crate::document::{Applied, DocumentError, NodeDocument};
 use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
 use crate::telemetry::{self, StoreRequest};
 use crate::wire::{NodeName, Outcome};
@@ -35,6 +36,7 @@ pub(super) struct CommitSettings {
     pub(super) conflict_retries_max: u32,
     pub(super) retry_max: Duration,
     pub(super) hold_max: Duration,
+    pub(super) document_cache_bytes_max: usize,
 }
 
 /// Commits batches to the store.
@@ -44,6 +46,8 @@ pub(super) struct Committer {
     gate: StoreGate,
     dead_letters: DeadLetters,
     settings: CommitSettings,
+    /// Held only between two awaits.
+    cache: Mutex<DocumentCache>,
     /// The drain is over: what is not written by now goes back to the broker.
     give_up: CancellationToken,
 }
@@ -52,10 +56,12 @@ pub(super) struct Committer {
 #[derive(Debug)]
 struct Work {
     node: NodeName,
+    /// The subscription that the node was last heard by when its results were taken.
+    session: u64,
+    /// The gate's era when the document was read, or when what was known of it was taken.
+    era: u64,
     pending: Vec<Pending<Ticket>>,
     finished: oneshot::Sender<(Marks, u64)>,
-    /// The gate's era when the document was read last.
-    era: u64,
     /// Whether the node's actor knew the document when it handed this out.
     is_known: bool,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
@@ -83,8 +89,13 @@ impl Committer {
             gate,
             dead_letters,
             settings,
+            cache: Mutex::new(DocumentCache::new(settings.document_cache_bytes_max)),
             give_up,
         }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, DocumentCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Commits one batch; returns when every claim is settled or given back.
@@ -127,9 +138,12 @@ impl Committer {
 
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
     async fn attempt(&self, mut open: Vec<Work>) -> Attempt {
-        let mut era = self.gate.era();
-        let ids: Vec<NodeName> = open.iter().map(|work| work.node.clone()).collect();
-        let loaded = match self.timed(StoreRequest::Load, self.store.load(&ids)).await {
+        let era = self.gate.era();
+        for work in &mut open {
+            work.era = era;
+        }
+        let mut known = self.known(&open);
+        let loaded = match self.load_unknown(&mut open, &mut known).await {
             Ok(loaded) => loaded,
             Err(error) => {
                 return Attempt {
@@ -138,20 +152,9 @@ impl Committer {
                 };
             }
         };
-        if open
-            .iter()
-            .any(|work| work.is_known && !loaded.contains_key(&work.node))
-        {
-            // Somebody deleted a document that we knew, and perhaps not it alone.
-            era = self.gate.doubt(era);
-        }
-        for work in &mut open {
-            work.era = era;
-        }
         let now = Timestamp::now();
-        let (writes, merged) = self.merge(open, loaded, now).await;
+        let (writes, merged) = self.merge(open, &mut known, loaded, now).await;
         if writes.is_empty() {
-            self.gate.open();
             return Attempt::default();
         }
         match self
@@ -175,6 +178,52 @@ impl Committer {
         }
     }
 
+    /// What the cache has of these nodes. After a write was sent nothing is known until it is read.
+    fn known(&self, open: &[Work]) -> HashMap<NodeName, Known> {
+        let mut cache = self.cache();
+        open.iter()
+            .filter(|work| work.attempts == 0)
+            .filter_map(|work| Some((work.node.clone(), cache.take(&work.node, work.times())?)))
+            .collect()
+    }
+
+    /// Reads the documents that are not known. When one that its node's actor knew is gone, somebody deleted it, and
+    /// perhaps not it alone: whatever was known is doubtful then, and is read too.
+    async fn load_unknown(
+        &self,
+        open: &mut [Work],
+        known: &mut HashMap<NodeName, Known>,
+    ) -> Result<HashMap<NodeName, StoredDocument>, StoreError> {
+        let is_unknown = |work: &&Work| !known.contains_key(&work.node);
+        let unknown: Vec<NodeName> = open.iter().filter(is_unknown).map(node_of).collect();
+        let mut loaded = self.load(&unknown).await?;
+        let is_gone = |work: &Work| work.is_known && !loaded.contains_key(&work.node);
+        if open.iter().filter(is_unknown).any(is_gone) {
+            let doubtful: Vec<NodeName> = known.drain().map(|(node, _)| node).collect();
+            let era = open.first().map_or(0, |work| work.era);
+            let era = self.gate.doubt(era);
+            loaded.extend(self.load(&doubtful).await?);
+            for work in open {
+                work.era = era;
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn load(
+        &self,
+        nodes: &[NodeName],
+    ) -> Result<HashMap<NodeName, StoredDocument>, StoreError> {
+        if nodes.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let loaded = self
+            .timed(StoreRequest::Load, self.store.load(nodes))
+            .await?;
+        self.gate.open();
+        Ok(loaded)
+    }
+
     async fn timed<T>(
         &self,
         kind: StoreRequest,
@@ -191,6 +240,7 @@ impl Committer {
     async fn merge(
         &self,
         open: Vec<Work>,
+        known: &mut HashMap<NodeName, Known>,
         mut loaded: HashMap<NodeName, StoredDocument>,
         now: Timestamp,
     ) -> (Vec<Write>, Vec<Merged>) {
@@ -198,13 +248,16 @@ impl Committer {
         let mut merged = Vec::with_capacity(open.len());
         for mut work in open {
             let stored = loaded.remove(&work.node);
-            let revision = stored.as_ref().map(|stored| stored.revision.clone());
-            let document = match stored {
-                Some(stored) => NodeDocument::parse(&work.node, &stored.json),
-                None => Ok(NodeDocument::new(&work.node, now)),
+            let known = if let Some(known) = known.remove(&work.node) {
+                Ok(known)
+            } else {
+                read(&work.node, stored, now)
             };
-            let mut document = match document {
-                Ok(document) => document,
+            let Known {
+                mut document,
+                revision,
+            } = match known {
+                Ok(known) => known,
                 Err(error) => {
                     self.refuse(work, "not_a_document", &error.to_string())
                         .await;
@@ -218,11 +271,12 @@ impl Committer {
                 .map(|p| document.apply(&p.result, now, freshness))
                 .collect();
             if !applied.contains(&Applied::Changed) {
-                settle_all(Merged {
+                let merged = Merged {
                     work,
                     document,
                     applied,
-                });
+                };
+                self.settle_all(merged, revision);
                 continue;
             }
             match document.to_json(&work.node, now) {
@@ -252,9 +306,9 @@ impl Committer {
         let mut open = Vec::new();
         for merged in merged {
             match verdicts.remove(&merged.work.node) {
-                Some(Verdict::Stored(Revision(_))) => {
+                Some(Verdict::Stored(revision)) => {
                     telemetry::record_document();
-                    settle_all(merged);
+                    self.settle_all(merged, Some(revision));
                 }
                 Some(Verdict::Refused { error, reason }) => {
                     telemetry::record_refusal();
@@ -273,6 +327,47 @@ impl Committer {
             }
         }
         open
+    }
+
+    /// Settles all results of a document that stands as merged, tells the node what is known now, and keeps the
+    /// document for the node's next write.
+    fn settle_all(&self, merged: Merged, revision: Option<Revision>) {
+        let Merged {
+            work,
+            document,
+            applied,
+        } = merged;
+        let times = work.times();
+        let mut marks = marks_of(&document);
+        for (pending, applied) in work.pending.into_iter().zip(applied) {
+            if let (Applied::Unchanged, Some(plugin)) = (applied, &pending.result.plugin) {
+                raise(&mut marks, plugin, pending.result.seq);
+            }
+            let outcome = match applied {
+                Applied::Changed => Outcome::Stored,
+                Applied::Unchanged => Outcome::Unchanged,
+                // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
+                Applied::Present if work.attempts > 0 => {
+                    telemetry::record_read_back();
+                    Outcome::Stored
+                }
+                Applied::Stale | Applied::Present => Outcome::Stale,
+            };
+            let overtaken = if outcome == Outcome::Stale {
+                Outcome::Stale
+            } else {
+                Outcome::Superseded
+            };
+            pending.ticket.settle(outcome);
+            for ticket in pending.overtaken {
+                ticket.settle(overtaken);
+            }
+        }
+        let known = Known { document, revision };
+        // Before the node hears of it: its next claim may be taken at once.
+        self.cache().put(work.node, times, known);
+        // The node's actor may be gone; then nobody needs to know.
+        drop(work.finished.send((marks, times.era)));
     }
 
     /// The work, if it may be tried again; otherwise its results go back to the broker.
@@ -301,6 +396,19 @@ impl Committer {
     }
 }
 
+impl Work {
+    fn times(&self) -> Times {
+        Times {
+            session: self.session,
+            era: self.era,
+        }
+    }
+}
+
+fn node_of(work: &Work) -> NodeName {
+    work.node.clone()
+}
+
 /// What one pass left open.
 #[derive(Debug, Default)]
 struct Attempt {
@@ -312,47 +420,30 @@ impl From<Claim> for Work {
     fn from(claim: Claim) -> Self {
         Self {
             node: claim.node,
+            session: claim.session,
+            era: 0,
             pending: claim.pending,
             finished: claim.finished,
-            era: 0,
             is_known: claim.is_known,
             attempts: 0,
         }
     }
 }
 
-/// Settles all results of a document that stands as merged, and tells the node what is known now.
-fn settle_all(merged: Merged) {
-    let Merged {
-        work,
-        document,
-        applied,
-    } = merged;
-    let mut marks = marks_of(&document);
-    for (pending, applied) in work.pending.into_iter().zip(applied) {
-        if let (Applied::Unchanged, Some(plugin)) = (applied, &pending.result.plugin) {
-            raise(&mut marks, plugin, pending.result.seq);
-        }
-        let outcome = match applied {
-            Applied::Changed => Outcome::Stored,
-            Applied::Unchanged => Outcome::Unchanged,
-            // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
-            Applied::Present if work.attempts > 0 => {
-                telemetry::record_read_back();
-                Outcome::Stored
-            }
-            Applied::Stale | Applied::Present => Outcome::Stale,
-        };
-        let overtaken = if outcome == Outcome::Stale {
-            Outcome::Stale
-        } else {
-            Outcome::Superseded
-        };
-        pending.ticket.settle(outcome);
-        for ticket in pending.overtaken {
-            ticket.settle(overtaken);
-        }
-    }
-    // The node's actor may be gone; then nobody needs to know.
-    drop(work.finished.send((marks, work.era)));
+/// A node's document as it was read, or a new one.
+fn read(
+    node: &NodeName,
+    stored: Option<StoredDocument>,
+    now: Timestamp,
+) -> Result<Known, DocumentError> {
+    Ok(match stored {
+        Some(stored) => Known {
+            document: NodeDocument::parse(node, &stored.json)?,
+            revision: Some(stored.revision),
+        },
+        None => Known {
+            document: NodeDocument::new(node, now),
+            revision: None,
+        },
+    })
 }

@@ -10,6 +10,7 @@
 //! carries it (or proves it superfluous) is durable, or its dead letter is confirmed.
 
 mod batch;
+mod cache;
 mod coalesce;
 mod commit;
 mod dead_letter;
@@ -269,5 +270,6 @@ fn commit_settings(settings: &config::Server) -> CommitSettings {
         conflict_retries_max: settings.conflict_retries_max,
         retry_max: settings.retry_max,
         hold_max: settings.hold_max,
+        document_cache_bytes_max: settings.document_cache_bytes_max,
     }
 }

@@ -17,7 +17,7 @@ use super::router::Router;
 use super::ticket::Ticket;
 use super::writer::Ready;
 use crate::telemetry::NodeActorGuard;
-use crate::wire::{Content, NodeName, PluginResult};
+use crate::wire::{Content, NodeName, Outcome, PluginResult};
 
 /// One result for the node.
 #[derive(Debug, Message)]
@@ -38,6 +38,8 @@ pub(super) struct Take;
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) node: NodeName,
+    /// The subscription that the node was last heard by.
+    pub(super) session: u64,
     pub(super) pending: Vec<Pending<Ticket>>,
     /// Takes the marks of the document as it stands after the write, and the gate's era when it was read; dropped, it
     /// says that nothing is known.
@@ -121,18 +123,29 @@ impl NodeActor {
     }
 
     fn take(&mut self, ctx: &mut Context<Self>) -> Claim {
+        let is_known = self.coalescer.is_known();
+        let (pending, stale) = self.coalescer.take(Timestamp::now());
+        for pending in stale {
+            pending.ticket.settle(Outcome::Stale);
+            for ticket in pending.overtaken {
+                ticket.settle(Outcome::Stale);
+            }
+        }
         let (finished, outcome) = oneshot::channel();
-        let wait = outcome.into_actor(self);
-        ctx.spawn(wait.map(|known, actor, ctx| {
-            let (marks, era) = known.ok().unzip();
-            actor.coalescer.finish(marks);
-            actor.era = era.unwrap_or(actor.era);
-            actor.announce(0, ctx);
-        }));
+        if !pending.is_empty() {
+            let wait = outcome.into_actor(self);
+            ctx.spawn(wait.map(|known, actor, ctx| {
+                let (marks, era) = known.ok().unzip();
+                actor.coalescer.finish(marks);
+                actor.era = era.unwrap_or(actor.era);
+                actor.announce(0, ctx);
+            }));
+        }
         Claim {
             node: self.node.clone(),
-            is_known: self.coalescer.is_known(),
-            pending: self.coalescer.take(),
+            session: self.session,
+            is_known,
+            pending,
             finished,
         }
     }

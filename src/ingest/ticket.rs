@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::coalesce::Overtake;
 use super::receipts::ReceiptSender;
 use crate::broker::{Delivery, Properties, Settler};
 use crate::telemetry::Ledger;
@@ -117,6 +118,14 @@ impl Ticket {
             }
         }
         self.ledger.end(outcome);
+    }
+}
+
+impl Overtake for Ticket {
+    /// An overtaken message is never a dead letter: its bytes go, and with them its share of the budget.
+    fn overtake(&mut self) {
+        self.origin.body = Bytes::new();
+        self.permit = None;
     }
 }
 

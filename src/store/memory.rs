@@ -33,6 +33,7 @@ struct State {
     documents: BTreeMap<NodeName, (Revision, Box<RawValue>)>,
     load_faults: VecDeque<Fault>,
     write_faults: VecDeque<Fault>,
+    loads: u64,
     writes: u64,
 }
 
@@ -119,6 +120,11 @@ impl MemoryStore {
             Call::Load => state.load_faults.push_back(fault),
             Call::Write => state.write_faults.push_back(fault),
         }
+    }
+
+    /// How often [`Store::load`] was called.
+    pub fn loads(&self) -> u64 {
+        self.lock().loads
     }
 
     /// How often [`Store::write`] was called.
@@ -214,6 +220,7 @@ impl Store for MemoryStore {
         &self,
         ids: &[NodeName],
     ) -> Result<HashMap<NodeName, StoredDocument>, StoreError> {
+        self.lock().loads += 1;
         match self.next_fault(Call::Load) {
             Fault::Before(failure) | Fault::After(failure) => return Err(failure.error()),
             Fault::Delay(delay) => tokio::time::sleep(delay).await,

@@ -41,6 +41,12 @@ impl Service {
         Ok(Self { child, guard })
     }
 
+    /// The first process's id, as /proc has it.
+    #[allow(dead_code, reason = "the bench shares this file, and asks for it")]
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// Sends `signal` to the whole group.
     pub(crate) fn signal(&self, signal: Signal) {
         // An error says that the group is gone already.
