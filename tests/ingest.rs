@@ -274,6 +274,43 @@ fn a_refused_document_is_dead_lettered_alone() {
     });
 }
 
+/// Goal: a document at which the store fails however often it is asked is a dead letter in the end, not a loop; one at
+/// which it fails for reasons of its own comes again.
+#[test]
+fn a_document_that_always_fails_is_dead_lettered() {
+    in_system(async {
+        let mut config = quick_config();
+        config.server.conflict_retries_max = 2;
+        let store = MemoryStore::new();
+        let failed = |error: &str| Verdict::Failed {
+            error: error.to_owned(),
+            reason: "boom".to_owned(),
+        };
+        for _ in 0..3 {
+            let rows = HashMap::from([
+                (name("web02"), failed("unknown_error")),
+                (name("web03"), failed("internal_server_error")),
+            ]);
+            store.script(Call::Write, Fault::Rows(rows));
+        }
+        config.server.linger = Duration::from_millis(100);
+        let pipeline = Pipeline::start_with(config, store).await;
+        for node in ["web01", "web02", "web03"] {
+            pipeline.publish(&value(node, "rpms", 1, &json!(1))).await;
+        }
+        pipeline.settled(4).await;
+        assert_eq!(pipeline.ended(Outcome::Stored), 2);
+        assert_eq!(pipeline.ended(Outcome::DeadLettered), 1);
+        assert_eq!(pipeline.ended(Outcome::Requeued), 1);
+        let letter = pipeline.dead_letter().await;
+        assert_eq!(
+            letter.properties.headers["x-vogeler-reason"],
+            "unknown_error"
+        );
+        assert_eq!(pipeline.document("web03")["rpms"], json!(1));
+    });
+}
+
 /// Goal: every kind of bad message of the issue is a dead letter with its reason and its own bytes, and the good
 /// result behind them is stored.
 #[test]

@@ -28,6 +28,21 @@ use crate::wire::{NodeName, Outcome};
 
 /// First pause after a conflict or failure; it doubles from there.
 const RETRY_BASE: Duration = Duration::from_millis(50);
+/// Longest such pause: meanwhile one of the writes in flight does nothing for the other nodes.
+const ROW_RETRY_MAX: Duration = Duration::from_secs(1);
+/// Words of failed rows that tell of the store and not of the document: they pass. Any other that stays (CouchDB's
+/// `unknown_error`: a `validate_doc_update` that throws what it should not) is about the document.
+const STORE_TROUBLES: [&str; 9] = [
+    "away",
+    "error",
+    "internal_server_error",
+    "missing_revision",
+    "missing_row",
+    "no_database",
+    "protocol",
+    "timeout",
+    "unauthorized_request",
+];
 
 /// What commits go by.
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +130,7 @@ impl Committer {
             .filter(|claim| !claim.pending.is_empty())
             .map(Work::from)
             .collect();
-        let mut backoff = Backoff::new(RETRY_BASE, self.settings.retry_max);
+        let mut backoff = Backoff::new(RETRY_BASE, ROW_RETRY_MAX.min(self.settings.retry_max));
         let started = Instant::now();
         while !open.is_empty() {
             let turn = self.gate.turn().await;
@@ -318,9 +333,14 @@ impl Committer {
                     telemetry::record_conflict();
                     open.extend(self.again(merged.work, "conflict"));
                 }
-                Some(Verdict::Failed { error, .. }) => {
+                Some(Verdict::Failed { error, reason }) => {
                     telemetry::record_failed_row();
-                    open.extend(self.again(merged.work, &error));
+                    let is_hopeless = !STORE_TROUBLES.contains(&error.as_str());
+                    if is_hopeless && !self.may_try_again(&merged.work) {
+                        self.refuse(merged.work, &error, &reason).await;
+                    } else {
+                        open.extend(self.again(merged.work, &error));
+                    }
                 }
                 // A store that forgets a row says nothing about it.
                 None => open.extend(self.again(merged.work, "no verdict")),
@@ -370,9 +390,13 @@ impl Committer {
         drop(work.finished.send((marks, times.era)));
     }
 
+    fn may_try_again(&self, work: &Work) -> bool {
+        work.attempts <= self.settings.conflict_retries_max
+    }
+
     /// The work, if it may be tried again; otherwise its results go back to the broker.
     fn again(&self, work: Work, why: &str) -> Option<Work> {
-        if work.attempts <= self.settings.conflict_retries_max {
+        if self.may_try_again(&work) {
             return Some(work);
         }
         warn!(target: "vogeler::ingest::commit", node = %work.node, attempts = work.attempts, why, "gave up for now: results go back to the broker");
