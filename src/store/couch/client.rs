@@ -90,7 +90,8 @@ impl Client {
             store: location.clone(),
             reason,
         };
-        install_crypto();
+        // reqwest is built without a TLS provider of its own choice.
+        crate::tls::install_crypto_provider();
         let mut builder = reqwest::Client::builder()
             .timeout(timeout)
             .connect_timeout(timeout.min(CONNECT_TIMEOUT))
@@ -321,17 +322,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         .parse()
         .ok()?;
     Some(Duration::from_secs(seconds))
-}
-
-/// reqwest is built without a TLS provider of its own choice; ours is ring, once a process.
-fn install_crypto() {
-    if rustls::crypto::CryptoProvider::get_default().is_none()
-        && rustls::crypto::ring::default_provider()
-            .install_default()
-            .is_err()
-    {
-        tracing::trace!("another thread installed the TLS provider first");
-    }
 }
 
 /// An error with its causes: reqwest alone says little. The address in it has no credentials.
