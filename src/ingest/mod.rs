@@ -60,6 +60,7 @@ pub struct Server {
     stop: CancellationToken,
     give_up: CancellationToken,
     partitions: Partitions,
+    router: Arc<Router>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
     keeper: JoinHandle<()>,
@@ -136,7 +137,7 @@ impl Server {
         ));
         let intake = Intake::new(
             settings,
-            router,
+            Arc::clone(&router),
             dead_letters,
             receipts,
             Arc::clone(&ledger),
@@ -153,6 +154,7 @@ impl Server {
             stop,
             give_up,
             partitions,
+            router,
             writer,
             arbiters,
             keeper,
@@ -171,6 +173,11 @@ impl Server {
     /// Which partitions this server and the others agreed on, and every change of that.
     pub fn agreement(&self) -> watch::Receiver<Agreement> {
         self.partitions.agreement()
+    }
+
+    /// How many nodes have an actor.
+    pub fn active_nodes(&self) -> usize {
+        self.router.active()
     }
 
     /// How many deliveries came so far, and how they ended.
@@ -195,7 +202,8 @@ impl Server {
         self.keeper.abort();
         self.give_up.cancel();
         self.partitions.close().await;
-        drop(self.writer);
+        // Whoever holds these keeps the dead letters' publisher waiting for more.
+        drop((self.router, self.writer));
         for arbiter in self.arbiters {
             arbiter.stop();
         }

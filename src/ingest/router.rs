@@ -90,6 +90,11 @@ impl Router {
         warn!(target: "vogeler::ingest::router", %node, "the node's actor keeps dying; the result goes back to the broker");
     }
 
+    /// How many nodes have an actor.
+    pub(super) fn active(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Removes an actor that ends, if it is still the node's.
     pub(super) fn forget(&self, node: &NodeName, address: &Addr<NodeActor>) {
         self.nodes.remove_if(node, |_, current| current == address);

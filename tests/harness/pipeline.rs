@@ -158,6 +158,11 @@ impl Pipeline {
         self.server.take().unwrap().stop().await
     }
 
+    /// How many nodes have an actor.
+    pub(crate) fn active_nodes(&self) -> usize {
+        self.server.as_ref().unwrap().active_nodes()
+    }
+
     /// The node's document, or `null`.
     pub(crate) fn document(&self, node: &str) -> Value {
         let stored = self.store.document(&name(node));
