@@ -15,10 +15,12 @@ mod coalesce;
 mod commit;
 mod dead_letter;
 mod decode;
+mod flow;
 mod gate;
 mod intake;
 mod keeper;
 mod node;
+mod pace;
 mod partitions;
 mod receipts;
 mod router;
@@ -42,8 +44,10 @@ use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
+use flow::Flow;
 use gate::StoreGate;
 use intake::Intake;
+use pace::PaceBounds;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
 use router::{NodeSettings, Router};
@@ -121,10 +125,12 @@ impl Server {
             give_up.clone(),
         );
         let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
+        let flow = Arc::new(Flow::default());
         let writer = WriterActor::new(
             Arc::new(committer),
             batch_bounds(settings),
-            settings.writes_in_flight,
+            pace_bounds(settings),
+            Arc::clone(&flow),
             deliveries_max,
         )
         .start();
@@ -133,6 +139,7 @@ impl Server {
             handles,
             writer.clone(),
             gate.clone(),
+            flow,
             node_settings(settings),
         ));
         let intake = Intake::new(
@@ -269,6 +276,15 @@ fn batch_bounds(settings: &config::Server) -> BatchBounds {
         count_max: settings.batch_count_max,
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
+        linger_max: settings.linger_max,
+    }
+}
+
+fn pace_bounds(settings: &config::Server) -> PaceBounds {
+    PaceBounds {
+        count_max: settings.batch_count_max,
+        writes_max: settings.writes_in_flight,
+        write_target: settings.write_target,
     }
 }
 
