@@ -163,8 +163,8 @@ fn configuration_errors_are_one_helpful_line() {
             "vogeler: --broker: broker.dsn: \"redis\" is not a kind of broker; allowed are amqp://USER:PASSWORD@HOST:5672/VHOST, amqps://… (TLS) or memory: (one process)\n",
         ),
         (
-            ["--set", "server.writes_in_flight=200"],
-            "vogeler: server.batch_count_max × server.writes_in_flight (100 × 200) = 20000 must be at most broker.partitions × server.prefetch (8 × 2000) = 16000: with fewer deliveries than the writes can hold, batches never fill and only ever wait for server.linger\n",
+            ["--set", "server.prefetch=20"],
+            "vogeler: server.batch_count_max × server.writes_in_flight (100 × 4) = 400 must be at most broker.partitions × server.prefetch (16 × 20) = 320: with fewer deliveries than the writes can hold, batches never fill and only ever wait for server.linger\n",
         ),
     ] {
         assert_eq!(fails(vogeler(&run).args(args)), expected);

@@ -446,24 +446,38 @@ fn cut_sessions_lose_nothing() {
     });
 }
 
-/// Goal: an actor that was idle long enough goes, and a later result finds a fresh one.
+/// Goal: an actor that was idle long enough goes, and leaves what it knew: what comes later is judged without a read,
+/// unchanged, stale and new alike.
 #[test]
-fn idle_actors_go_and_come_back() {
+fn idle_actors_go_and_leave_what_they_knew() {
     in_system(async {
         let mut config = quick_config();
         config.server.node_idle = Duration::from_millis(30);
         let pipeline = Pipeline::start_with(config, MemoryStore::new()).await;
-        for seq in 1..=3_u64 {
+        let steps = [
+            (1_u64, 1, Outcome::Stored),
+            (3, 1, Outcome::Unchanged),
+            (2, 2, Outcome::Stale),
+            (4, 4, Outcome::Stored),
+        ];
+        let mut loads = 0;
+        for (settled, (seq, content, outcome)) in (1..).zip(steps) {
+            let before = pipeline.ended(outcome);
             pipeline
-                .publish(&value("web01", "rpms", seq, &json!(seq)))
+                .publish(&value("web01", "rpms", seq, &json!(content)))
                 .await;
-            pipeline.settled(seq).await;
+            pipeline.settled(settled).await;
+            assert_eq!(pipeline.ended(outcome), before + 1, "{outcome:?}");
             eventually("the idle actor is gone", async || {
                 (pipeline.active_nodes() == 0).then_some(())
             })
             .await;
         }
-        assert_eq!(pipeline.document("web01")["rpms"], json!(3));
-        assert_eq!(pipeline.ended(Outcome::Stored), 3);
+        assert_eq!(pipeline.document("web01")["rpms"], json!(4));
+        assert_eq!(
+            pipeline.store.loads(),
+            1,
+            "only the first found nothing known"
+        );
     });
 }

@@ -50,8 +50,8 @@ pub struct Broker {
     /// `amqp://user:password@host:5672/vhost`, `amqps://…`, or `memory:` (one process). Default
     /// `amqp://guest:guest@127.0.0.1:5672/%2f`, RabbitMQ's own.
     pub dsn: BrokerDsn,
-    /// Partition queues that results are spread over, 1 to 256; the server's side alone. Default 8: a few servers
-    /// can share them, and one server does not mind.
+    /// Partition queues that results are spread over, 1 to 256; the server's side alone. Default 16: some servers
+    /// can share them, and one that holds them all has 32,000 deliveries at once, in which a node's results meet.
     pub partitions: u16,
     /// `quorum` (default) or `classic`: how RabbitMQ keeps the partition queues and the dead letters.
     pub queue_type: QueueType,
@@ -73,7 +73,7 @@ impl Default for Broker {
     fn default() -> Self {
         Self {
             dsn: BrokerDsn::default(),
-            partitions: 8,
+            partitions: 16,
             queue_type: QueueType::Quorum,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
@@ -130,7 +130,8 @@ pub struct Server {
     pub message_bytes_max: usize,
     /// Results waiting for one node's actor before the router waits. Default 64.
     pub node_mailbox: usize,
-    /// A node's actor stops when it heard nothing for so long. Default 10 min.
+    /// A node's actor stops when it heard nothing for so long; what it knows of the node stays (some 300 bytes) until
+    /// `freshness` has passed. Default 10 s.
     #[serde(with = "span")]
     pub node_idle: Duration,
     /// Documents a write at most. Default 100: past it CouchDB gains little rate and much latency (measured).
@@ -186,7 +187,7 @@ impl Default for Server {
             bytes_in_flight_max: 256 * 1024 * 1024,
             message_bytes_max: 8_000_000,
             node_mailbox: 64,
-            node_idle: Duration::from_mins(10),
+            node_idle: Duration::from_secs(10),
             batch_count_max: 100,
             batch_bytes_max: 4 * 1024 * 1024,
             linger: Duration::from_millis(20),

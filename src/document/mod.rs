@@ -4,6 +4,8 @@
 //! values stay raw and are spliced at the top level. Invariants: no result is replaced by an older one, a failed
 //! plugin keeps its last good value, and every member that is not ours leaves as it came.
 
+mod states;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::wire::{
     Content, ContentHash, Format, NodeName, PluginError, PluginName, PluginResult, RunId, Seq,
 };
+pub use states::PluginStates;
 
 /// What the design calls our documents; the views look for it.
 const DOC_TYPE: &str = "SystemRecord";
@@ -80,7 +83,7 @@ pub enum Applied {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Bookkeeping {
     #[serde(default)]
-    plugins: BTreeMap<PluginName, PluginState>,
+    plugins: PluginStates,
     #[serde(flatten)]
     others: BTreeMap<String, serde_json::Value>,
 }
@@ -137,20 +140,23 @@ impl NodeDocument {
     }
 
     /// What is known of each plugin.
-    pub fn plugins(&self) -> &BTreeMap<PluginName, PluginState> {
+    pub fn plugins(&self) -> &PluginStates {
         &self.bookkeeping.plugins
     }
 
     /// About how much memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
-        /// Of a member or a plugin's state, its parts on the heap included.
-        const ENTRY: usize = 256;
-        let members = self.members.0.iter();
-        let values: usize = members
-            .map(|(key, value)| key.len() + value.get().len())
-            .sum();
-        let entries = self.members.0.len() + self.bookkeeping.plugins.len();
-        size_of::<Self>() + values + ENTRY * (entries + self.bookkeeping.others.len())
+        /// What an allocator adds to two small pieces.
+        const PIECES: usize = 32;
+        /// Of a member of the bookkeeping that this version does not know.
+        const OTHER: usize = 512;
+        let Bookkeeping { plugins, others } = &self.bookkeeping;
+        let member = |(key, value): &(String, Box<RawValue>)| {
+            size_of::<(String, Box<RawValue>)>() + key.len() + value.get().len() + PIECES
+        };
+        let members: usize = self.members.0.iter().map(member).sum();
+        let pieces = PIECES * (1 + plugins.iter().len());
+        size_of::<Self>() + members + plugins.bytes() + pieces + OTHER * others.len()
     }
 
     /// Merges one result. `now` is the server's clock; an equal value checked less than `freshness` ago is not
@@ -160,7 +166,7 @@ impl NodeDocument {
             self.note_error(None, result);
             return Applied::Changed;
         };
-        let state = self.bookkeeping.plugins.get(plugin);
+        let state = self.bookkeeping.plugins.get(plugin.as_str());
         if let Some(state) = state {
             if !supersedes(result.seq, state.seq, now) {
                 let is_present = result.seq == state.seq && is_content_of(result, state);
@@ -277,10 +283,11 @@ impl Members {
         self.0.iter().any(|(name, _)| name == key)
     }
 
-    fn set(&mut self, key: &str, value: Box<RawValue>) {
-        match self.0.iter_mut().find(|(name, _)| name == key) {
+    fn set<K: AsRef<str> + Into<String>>(&mut self, key: K, value: Box<RawValue>) {
+        let mut members = self.0.iter_mut();
+        match members.find(|(name, _)| name == key.as_ref()) {
             Some((_, slot)) => *slot = value,
-            None => self.0.push((key.to_owned(), value)),
+            None => self.0.push((key.into(), value)),
         }
     }
 
@@ -318,7 +325,7 @@ impl<'de> Deserialize<'de> for Members {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
                 let mut members = Members::default();
                 while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
-                    members.set(&key, value);
+                    members.set(key, value);
                 }
                 Ok(members)
             }

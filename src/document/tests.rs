@@ -148,7 +148,7 @@ fn unchanged_until_the_check_is_old() {
         document.apply(&value("rpms", 3, &bash), at(900), FRESHNESS),
         Applied::Changed
     );
-    assert_eq!(document.plugins()["rpms"].checked_at, at(900));
+    assert_eq!(document.plugins().get("rpms").unwrap().checked_at, at(900));
 }
 
 /// Goal: a value that somebody deleted from the document is written again, although its hash is known.

@@ -36,6 +36,11 @@ impl Marks {
         found.map(|(_, mark)| mark)
     }
 
+    /// Whether nothing is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Keeps what unchanged results confirmed before: the stored document does not tell of them.
     fn keep_confirmed(&mut self, before: &Self) {
         for (plugin, mark) in &mut self.0 {
@@ -118,11 +123,11 @@ pub(super) struct Coalescer<T> {
 }
 
 impl<T: Overtake> Coalescer<T> {
-    /// Nothing pending, nothing known.
-    pub(super) fn new() -> Self {
+    /// Nothing pending, and what was known when the node came to rest.
+    pub(super) fn new(marks: Marks) -> Self {
         Self {
             pending: BTreeMap::new(),
-            marks: Marks::default(),
+            marks,
             is_doubtful: false,
             phase: Phase::Idle,
         }
@@ -234,9 +239,14 @@ impl<T: Overtake> Coalescer<T> {
         self.is_doubtful = self.phase == Phase::Writing;
     }
 
+    /// Gives away what is known of the stored document.
+    pub(super) fn leave(&mut self) -> Marks {
+        std::mem::take(&mut self.marks)
+    }
+
     /// Whether anything is known of the stored document.
     pub(super) fn is_known(&self) -> bool {
-        !self.marks.0.is_empty()
+        !self.marks.is_empty()
     }
 
     /// Whether nothing pends and nothing is in flight.
@@ -285,7 +295,7 @@ mod tests {
     /// Goal: results of one plugin become one write of the newest; the others' tickets travel with it.
     #[test]
     fn the_newest_pends_and_carries_the_others() {
-        let mut coalescer = Coalescer::new();
+        let mut coalescer = Coalescer::new(Marks::default());
         for (seq, ticket) in [(2, 'b'), (1, 'a'), (3, 'c'), (3, 'd')] {
             assert_eq!(
                 coalescer.offer(result("rpms", seq, 0), ticket, now(), FRESHNESS),
@@ -305,7 +315,7 @@ mod tests {
     fn marks_settle_only_while_no_write_is_in_flight() {
         let mut document = NodeDocument::new(&node(), now());
         document.apply(&result("rpms", 5, 1), now(), FRESHNESS);
-        let mut coalescer = Coalescer::new();
+        let mut coalescer = Coalescer::new(Marks::default());
         coalescer.finish(Some(marks_of(&document)));
         let unchanged = coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS);
         assert_eq!(unchanged, Offered::Settled('u', Outcome::Unchanged));
@@ -339,7 +349,7 @@ mod tests {
             coalescer.offer(result("rpms", seq, 1), 't', now(), FRESHNESS)
         };
         for is_forgotten in [false, true] {
-            let mut coalescer = Coalescer::new();
+            let mut coalescer = Coalescer::new(Marks::default());
             coalescer.finish(Some(marks_of(&document)));
             let changed = coalescer.offer(result("rpms", 6, 2), 'c', now(), FRESHNESS);
             assert_eq!(changed, Offered::Pending);
@@ -363,7 +373,7 @@ mod tests {
     fn forgetting_makes_results_pend() {
         let mut document = NodeDocument::new(&node(), now());
         document.apply(&result("rpms", 5, 1), now(), FRESHNESS);
-        let mut coalescer = Coalescer::new();
+        let mut coalescer = Coalescer::new(Marks::default());
         coalescer.finish(Some(marks_of(&document)));
         coalescer.forget();
         assert_eq!(
@@ -386,7 +396,7 @@ mod tests {
     fn confirmed_content_is_not_taken_back() {
         let mut document = NodeDocument::new(&node(), now());
         document.apply(&result("rpms", 1, 1), now(), FRESHNESS);
-        let mut coalescer = Coalescer::new();
+        let mut coalescer = Coalescer::new(Marks::default());
         coalescer.finish(Some(marks_of(&document)));
         let confirmed = coalescer.offer(result("rpms", 3, 1), 'c', now(), FRESHNESS);
         assert_eq!(confirmed, Offered::Settled('c', Outcome::Unchanged));
@@ -412,7 +422,7 @@ mod tests {
         fn no_ticket_is_lost_or_doubled(
             steps in prop::collection::vec((0..3_u8, 1..30_u64, 0..3_u8, any::<bool>()), 1..60),
         ) {
-            let mut coalescer = Coalescer::new();
+            let mut coalescer = Coalescer::new(Marks::default());
             let mut document = NodeDocument::new(&node(), now());
             let mut out = Vec::new();
             let mut write = |coalescer: &mut Coalescer<usize>, out: &mut Vec<usize>| {

@@ -67,7 +67,8 @@ pub struct Server {
     router: Arc<Router>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
-    keeper: JoinHandle<()>,
+    /// The keeper of the store's gate, and the sweeper of idle actors: they never end by themselves.
+    watchers: [JoinHandle<()>; 2],
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
@@ -142,6 +143,7 @@ impl Server {
             flow,
             node_settings(settings),
         ));
+        let sweeper = tokio::task::spawn_local(Arc::clone(&router).sweep());
         let intake = Intake::new(
             settings,
             Arc::clone(&router),
@@ -164,7 +166,7 @@ impl Server {
             router,
             writer,
             arbiters,
-            keeper,
+            watchers: [keeper, sweeper],
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,
@@ -206,7 +208,9 @@ impl Server {
         if !settled {
             warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
         }
-        self.keeper.abort();
+        for watcher in &self.watchers {
+            watcher.abort();
+        }
         self.give_up.cancel();
         self.partitions.close().await;
         // Whoever holds these keeps the dead letters' publisher waiting for more.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use actix::prelude::*;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::coalesce::{Coalescer, Marks, Offered, Pending};
@@ -48,10 +47,30 @@ pub(super) struct Claim {
     pub(super) is_known: bool,
 }
 
+/// The node was not heard for long: its actor stops, unless something pends.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Retire;
+
 /// Stops the actor, unless something came in between.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct Retire;
+struct Stop;
+
+/// What is left of a node at rest: what is known of its document, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    marks: Marks,
+    session: u64,
+    era: u64,
+}
+
+impl Memory {
+    /// Whether nothing is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+}
 
 /// One active node.
 #[derive(Debug)]
@@ -60,26 +79,28 @@ pub(super) struct NodeActor {
     coalescer: Coalescer<Ticket>,
     session: u64,
     era: u64,
-    last_heard: Instant,
     router: Arc<Router>,
     _active: NodeActorGuard,
 }
 
 impl NodeActor {
-    pub(super) fn new(node: NodeName, router: Arc<Router>) -> Self {
+    pub(super) fn new(node: NodeName, memory: Memory, router: Arc<Router>) -> Self {
+        let Memory {
+            marks,
+            session,
+            era,
+        } = memory;
         Self {
             node,
-            coalescer: Coalescer::new(),
-            session: 0,
-            era: 0,
-            last_heard: Instant::now(),
+            coalescer: Coalescer::new(marks),
+            session,
+            era,
             router,
             _active: NodeActorGuard::new(),
         }
     }
 
     fn accept(&mut self, incoming: Incoming, ctx: &mut Context<Self>) {
-        self.last_heard = Instant::now();
         let era = self.router.era();
         if (incoming.session, era) != (self.session, self.era) {
             (self.session, self.era) = (incoming.session, era);
@@ -154,20 +175,6 @@ impl NodeActor {
             finished,
         }
     }
-
-    /// Stops the actor when it heard nothing for long. The map forgets it first, so nobody sends to it any more,
-    /// then what is still in its mailbox is handled before `Retire`.
-    fn retire_when_idle(&mut self, ctx: &mut Context<Self>) {
-        let idle = self.router.settings().node_idle;
-        if self.last_heard.elapsed() >= idle && self.coalescer.is_idle() {
-            self.router.forget(&self.node, &ctx.address());
-            // A full mailbox means that results came after all: the next check looks again.
-            if ctx.address().try_send(Retire).is_err() {
-                debug!(target: "vogeler::ingest::node", node = %self.node, "busy again");
-            }
-        }
-        ctx.run_later(idle, Self::retire_when_idle);
-    }
 }
 
 impl Actor for NodeActor {
@@ -175,7 +182,6 @@ impl Actor for NodeActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(self.router.settings().node_mailbox);
-        ctx.run_later(self.router.settings().node_idle, Self::retire_when_idle);
     }
 }
 
@@ -195,9 +201,33 @@ impl Handler<Take> for NodeActor {
 
 impl Handler<Retire> for NodeActor {
     type Result = ();
+    /// The map forgets the actor first, so nobody sends to it any more; then what is still in its mailbox is handled
+    /// before `Stop`. Only then, when it cannot write any more, it leaves what it knows: an actor that goes by what
+    /// another one knew, while that one goes on writing, would take new results for unchanged.
     fn handle(&mut self, _: Retire, ctx: &mut Context<Self>) {
         if self.coalescer.is_idle() {
+            self.router.forget(&self.node, &ctx.address());
+            if ctx.address().try_send(Stop).is_err() {
+                debug!(target: "vogeler::ingest::node", node = %self.node, "busy again");
+            }
+        }
+    }
+}
+
+impl Handler<Stop> for NodeActor {
+    type Result = ();
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        if self.coalescer.is_idle() {
+            let memory = Memory {
+                marks: self.coalescer.leave(),
+                session: self.session,
+                era: self.era,
+            };
+            self.router.rest(&self.node, memory);
             ctx.stop();
+        } else {
+            // Rare: something came after the sweep and before the map forgot. The map knows a fresh actor by then.
+            ctx.notify_later(Stop, self.router.settings().node_idle);
         }
     }
 }

@@ -1,24 +1,34 @@
 //! The router: finds the actor of a node, or starts it.
 //!
-//! A DashMap from node to address. Invariant: all results of a node go through one live actor; a closed address
-//! (a panic, a retired node) is replaced by a fresh actor and the message sent again.
+//! A DashMap from node to address, or to what is left of a node at rest. Invariant: all results of a node go through one
+//! live actor; a closed address (a panic, a retired node) is replaced by a fresh actor and the message sent again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::dev::SendError;
 use actix::prelude::*;
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::flow::Flow;
 use super::gate::StoreGate;
-use super::node::{Incoming, NodeActor};
+use super::node::{Incoming, Memory, NodeActor, Retire};
 use super::writer::WriterActor;
 use crate::wire::NodeName;
 
 /// How often a message is sent again because its actor had died; each time a fresh actor takes its place.
 const RESENDS_MAX: usize = 3;
+
+/// Idle actors are looked for so often in the time after which they count as idle: one stops at most a quarter late.
+const SWEEPS: u32 = 4;
+/// Nodes that are known at once, at most; past it a node is forgotten when its actor stops, and its next result costs a
+/// read. At some 300 bytes each at rest this is 300 MB.
+const KNOWN_NODES_MAX: usize = 1_000_000;
+/// Shortest pause between two sweeps.
+const SWEEP_EVERY_MIN: Duration = Duration::from_millis(10);
 
 /// What node actors go by.
 #[derive(Debug, Clone, Copy)]
@@ -31,12 +41,30 @@ pub(super) struct NodeSettings {
 /// Finds or starts node actors.
 #[derive(Debug)]
 pub(super) struct Router {
-    nodes: DashMap<NodeName, Addr<NodeActor>>,
+    nodes: DashMap<NodeName, Known>,
+    started: Instant,
     arbiters: Vec<ArbiterHandle>,
     writer: Addr<WriterActor>,
     gate: StoreGate,
     flow: Arc<Flow>,
     settings: NodeSettings,
+}
+
+/// A node that was heard lately.
+#[derive(Debug)]
+struct Known {
+    seat: Seat,
+    /// When it was last heard, in milliseconds since the router began.
+    heard_at: AtomicU64,
+}
+
+/// Who answers for a node.
+#[derive(Debug)]
+enum Seat {
+    /// Its actor.
+    Active(Addr<NodeActor>),
+    /// Nobody; a tenth of an actor's memory, and as good for a result that brings nothing new.
+    Resting(Memory),
 }
 
 impl Router {
@@ -50,6 +78,7 @@ impl Router {
     ) -> Self {
         Self {
             nodes: DashMap::new(),
+            started: Instant::now(),
             arbiters,
             writer,
             gate,
@@ -101,30 +130,96 @@ impl Router {
 
     /// How many nodes have an actor.
     pub(super) fn active(&self) -> usize {
-        self.nodes.len()
+        let is_active = |known: &Known| matches!(known.seat, Seat::Active(_));
+        self.nodes.iter().filter(|known| is_active(known)).count()
     }
 
     /// Removes an actor that ends, if it is still the node's.
     pub(super) fn forget(&self, node: &NodeName, address: &Addr<NodeActor>) {
-        self.nodes.remove_if(node, |_, current| current == address);
+        let is_same = |seat: &Seat| matches!(seat, Seat::Active(current) if current == address);
+        self.nodes.remove_if(node, |_, known| is_same(&known.seat));
+    }
+
+    /// Keeps what a node's actor, which ends, knew; unless the node has another one already.
+    pub(super) fn rest(&self, node: &NodeName, memory: Memory) {
+        if !memory.is_empty() && self.nodes.len() < KNOWN_NODES_MAX {
+            let known = || Known {
+                seat: Seat::Resting(memory),
+                heard_at: AtomicU64::new(self.now()),
+            };
+            self.nodes.entry(node.clone()).or_insert_with(known);
+        }
+    }
+
+    /// Asks actors whose node was not heard for long to stop, again and again (one that has something pending stays), and
+    /// forgets nodes at rest once nothing of what is known of them counts as fresh.
+    pub(super) async fn sweep(self: Arc<Self>) {
+        let idle = self.settings.node_idle;
+        loop {
+            tokio::time::sleep((idle / SWEEPS).max(SWEEP_EVERY_MIN)).await;
+            let before = |span| self.now().saturating_sub(milliseconds(span));
+            let (idle_before, stale_before) = (before(idle), before(self.settings.freshness));
+            self.nodes.retain(|_, known| {
+                let heard_at = *known.heard_at.get_mut();
+                match &known.seat {
+                    Seat::Active(address) if heard_at <= idle_before => {
+                        // A full mailbox means that results came after all: the next sweep looks again.
+                        drop(address.try_send(Retire));
+                        true
+                    }
+                    Seat::Active(_) => true,
+                    Seat::Resting(_) => heard_at > stale_before,
+                }
+            });
+        }
+    }
+
+    fn now(&self) -> u64 {
+        milliseconds(self.started.elapsed())
     }
 
     fn actor(self: &Arc<Self>, node: &NodeName) -> Addr<NodeActor> {
-        if let Some(address) = self.nodes.get(node) {
+        let now = self.now();
+        if let Some(known) = self.nodes.get(node)
+            && let Seat::Active(address) = &known.seat
+        {
+            known.heard_at.store(now, Ordering::Relaxed);
             return address.clone();
         }
-        self.nodes
-            .entry(node.clone())
-            .or_insert_with(|| self.start(node))
-            .clone()
+        let mut entry = self.nodes.entry(node.clone());
+        let memory = match &mut entry {
+            Entry::Vacant(_) => Memory::default(),
+            Entry::Occupied(known) => match &mut known.get_mut().seat {
+                // Somebody else was faster.
+                Seat::Active(address) => return address.clone(),
+                Seat::Resting(memory) => std::mem::take(memory),
+            },
+        };
+        let (address, known) = self.start(node, memory, now);
+        entry.insert(known);
+        address
     }
 
-    fn start(self: &Arc<Self>, node: &NodeName) -> Addr<NodeActor> {
-        let actor = NodeActor::new(node.clone(), Arc::clone(self));
+    fn start(
+        self: &Arc<Self>,
+        node: &NodeName,
+        memory: Memory,
+        now: u64,
+    ) -> (Addr<NodeActor>, Known) {
+        let actor = NodeActor::new(node.clone(), memory, Arc::clone(self));
         let index = usize::from(node.slot()) % self.arbiters.len().max(1);
-        match self.arbiters.get(index) {
+        let address = match self.arbiters.get(index) {
             Some(arbiter) => NodeActor::start_in_arbiter(arbiter, |_| actor),
             None => actor.start(),
-        }
+        };
+        let known = Known {
+            seat: Seat::Active(address.clone()),
+            heard_at: AtomicU64::new(now),
+        };
+        (address, known)
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -305,7 +305,7 @@ fn answer_in(
     run: RunId,
 ) -> Option<Answer> {
     let document = NodeDocument::parse(node, &document.json).ok()?;
-    let state = document.plugins().get(plugin)?;
+    let state = document.plugins().get(plugin.as_str())?;
     if state.run != Some(run) {
         return None;
     }
