@@ -61,7 +61,7 @@ impl Intake {
         let result = match decode(ticket.origin(), self.message_bytes_max, Timestamp::now()) {
             Ok(result) => result,
             Err(error) => {
-                telemetry::record_decode_error(error.reason());
+                telemetry::record_decode_error(&error);
                 let letter = DeadLetter {
                     ticket,
                     reason: error.reason().to_owned(),
