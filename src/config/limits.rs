@@ -29,7 +29,7 @@ pub(super) enum Limit {
 
 /// Every key that has a limit. Upper ends are where a value can only be a slip, or where something else breaks:
 /// a delivery may not stay unsettled for RabbitMQ's consumer timeout of 30 min, so pauses end at 10 min.
-const LIMITS: [(&str, Limit); 32] = [
+const LIMITS: [(&str, Limit); 34] = [
     ("broker.partitions", Limit::Count(1, 256)),
     ("broker.heartbeat", Limit::Span(SECOND, 10 * MINUTE)),
     ("broker.connect_timeout", Limit::Span(100 * MS, 10 * MINUTE)),
@@ -49,7 +49,9 @@ const LIMITS: [(&str, Limit); 32] = [
     ("server.batch_count_max", Limit::Count(1, 10_000)),
     ("server.batch_bytes_max", Limit::Bytes(KIB, 4 * GIB)),
     ("server.linger", Limit::Span(0, MINUTE)),
+    ("server.linger_max", Limit::Span(0, MINUTE)),
     ("server.writes_in_flight", Limit::Count(1, 256)),
+    ("server.write_target", Limit::Span(MS, MINUTE)),
     ("server.freshness", Limit::Span(0, 365 * DAY)),
     (
         "server.document_cache_bytes_max",

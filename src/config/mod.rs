@@ -140,8 +140,16 @@ pub struct Server {
     /// How long a batch that is not full waits for more. Default 20 ms.
     #[serde(with = "span")]
     pub linger: Duration,
-    /// Writes under way at once. Default 4.
+    /// How long a full batch waits while most results join nodes that wait already, as in a backlog with several
+    /// results of each node: they become one write. Default 500 ms; 0 never waits.
+    #[serde(with = "span")]
+    pub linger_max: Duration,
+    /// Writes under way at once, at most; batches that are not full use half of them. Default 4.
     pub writes_in_flight: usize,
+    /// A write that takes longer, or fails, halves the documents a write and the writes at once; good ones bring them
+    /// back step by step. Default 1 s.
+    #[serde(with = "span")]
+    pub write_target: Duration,
     /// An unchanged result is written all the same (its `checked_at`) when the stored check is older. Default 15 min.
     #[serde(with = "span")]
     pub freshness: Duration,
@@ -185,7 +193,9 @@ impl Default for Server {
             batch_count_max: 100,
             batch_bytes_max: 4 * 1024 * 1024,
             linger: Duration::from_millis(20),
+            linger_max: Duration::from_millis(500),
             writes_in_flight: 4,
+            write_target: Duration::from_secs(1),
             freshness: Duration::from_mins(15),
             document_cache_bytes_max: 32 * 1024 * 1024,
             conflict_retries_max: 10,

@@ -19,6 +19,17 @@ pub(super) struct BatchBounds {
     pub(super) bytes_max: usize,
     /// How long the first node waits for others.
     pub(super) linger: Duration,
+    /// How long a full batch waits while results coalesce.
+    pub(super) linger_max: Duration,
+}
+
+/// What goes on around the buffer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Surroundings {
+    /// The server is stopping.
+    pub(super) is_draining: bool,
+    /// Results join nodes that wait.
+    pub(super) is_coalescing: bool,
 }
 
 /// Nodes waiting to be written. `N` is how to reach one.
@@ -45,17 +56,37 @@ impl<N> BatchBuffer<N> {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Whether a batch should be cut, and why.
-    pub(super) fn due(&self, now: Instant, is_draining: bool) -> Option<FlushReason> {
+    /// Whether a batch should be cut, and why. A full one waits, for a while, as long as results coalesce: what it
+    /// would write now it would write again a moment later.
+    pub(super) fn due(&self, now: Instant, around: Surroundings) -> Option<FlushReason> {
+        let full = self.full();
+        let linger = if full.is_some() && around.is_coalescing && !around.is_draining {
+            self.bounds.linger_max
+        } else if full.is_some() {
+            return full;
+        } else {
+            self.bounds.linger
+        };
+        if self.waited(now)? >= linger {
+            return full.or(Some(FlushReason::Linger));
+        }
+        around.is_draining.then_some(FlushReason::Drain)
+    }
+
+    /// The bound that what waits has reached, if it has.
+    pub(super) fn full(&self) -> Option<FlushReason> {
         if self.waiting.len() >= self.bounds.count_max {
             Some(FlushReason::Count)
         } else if self.bytes >= self.bounds.bytes_max && !self.waiting.is_empty() {
             Some(FlushReason::Bytes)
-        } else if self.deadline().is_some_and(|deadline| deadline <= now) {
-            Some(FlushReason::Linger)
         } else {
-            (is_draining && !self.waiting.is_empty()).then_some(FlushReason::Drain)
+            None
         }
+    }
+
+    /// From now on a batch has so many documents at most.
+    pub(super) fn limit_count(&mut self, count_max: usize) {
+        self.bounds.count_max = count_max;
     }
 
     /// When the node that waits longest has lingered enough; none if none waits.
@@ -63,6 +94,11 @@ impl<N> BatchBuffer<N> {
         self.waiting
             .front()
             .map(|(_, _, since)| *since + self.bounds.linger)
+    }
+
+    fn waited(&self, now: Instant) -> Option<Duration> {
+        let (_, _, since) = self.waiting.front()?;
+        Some(now.saturating_duration_since(*since))
     }
 
     /// Cuts a batch within the bounds from the front; empty only if none waits.
@@ -95,28 +131,58 @@ mod tests {
             count_max: 3,
             bytes_max: 100,
             linger: Duration::from_millis(20),
+            linger_max: Duration::from_millis(500),
         }
     }
+
+    const QUIET: Surroundings = Surroundings {
+        is_draining: false,
+        is_coalescing: false,
+    };
+    const DRAINING: Surroundings = Surroundings {
+        is_draining: true,
+        is_coalescing: true,
+    };
+    const COALESCING: Surroundings = Surroundings {
+        is_draining: false,
+        is_coalescing: true,
+    };
 
     /// Goal: each bound cuts for its own reason, and none before.
     #[test]
     fn each_bound_cuts_for_its_reason() {
         let start = Instant::now();
         let mut buffer = BatchBuffer::new(bounds());
-        assert_eq!(buffer.due(start, true), None, "nothing waits");
+        assert_eq!(buffer.due(start, DRAINING), None, "nothing waits");
         buffer.push('a', 10, start);
-        assert_eq!(buffer.due(start, false), None);
-        assert_eq!(buffer.due(start, true), Some(FlushReason::Drain));
+        assert_eq!(buffer.due(start, QUIET), None);
+        assert_eq!(buffer.due(start, DRAINING), Some(FlushReason::Drain));
         assert_eq!(
-            buffer.due(start + Duration::from_millis(20), false),
+            buffer.due(start + Duration::from_millis(20), QUIET),
             Some(FlushReason::Linger)
         );
         buffer.push('b', 90, start);
-        assert_eq!(buffer.due(start, false), Some(FlushReason::Bytes));
+        assert_eq!(buffer.due(start, QUIET), Some(FlushReason::Bytes));
         buffer.push('c', 0, start);
-        assert_eq!(buffer.due(start, false), Some(FlushReason::Count));
+        assert_eq!(buffer.due(start, QUIET), Some(FlushReason::Count));
         assert_eq!(buffer.cut(), ['a', 'b', 'c']);
         assert_eq!(buffer.deadline(), None);
+    }
+
+    /// Goal: while results coalesce a full batch waits for its long linger, and one that is not full for its short one.
+    #[test]
+    fn a_full_batch_waits_while_results_coalesce() {
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut buffer = BatchBuffer::new(bounds());
+        buffer.push('a', 1, start);
+        assert_eq!(buffer.due(after(20), COALESCING), Some(FlushReason::Linger));
+        buffer.push('b', 1, after(10));
+        buffer.push('c', 1, after(10));
+        assert_eq!(buffer.due(after(499), COALESCING), None);
+        assert_eq!(buffer.due(after(499), QUIET), Some(FlushReason::Count));
+        assert_eq!(buffer.due(after(499), DRAINING), Some(FlushReason::Count));
+        assert_eq!(buffer.due(after(500), COALESCING), Some(FlushReason::Count));
     }
 
     proptest! {

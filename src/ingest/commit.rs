@@ -19,6 +19,7 @@ use super::coalesce::{Marks, Pending, marks_of, raise};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
 use super::node::Claim;
+use super::pace::Went;
 use super::ticket::Ticket;
 use crate::backoff::Backoff;
 use crate::document::{Applied, DocumentError, NodeDocument};
@@ -115,18 +116,20 @@ impl Committer {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Commits one batch; returns when every claim is settled or given back.
-    pub(super) async fn commit(&self, claims: Vec<Claim>) {
+    /// Commits one batch; returns when every claim is settled or given back, and says how the writes went.
+    pub(super) async fn commit(&self, claims: Vec<Claim>) -> Went {
         let mut letting_go = self.gate.letting_go();
+        let mut went = Went::default();
         tokio::select! {
             biased;
             () = self.give_up.cancelled() => {}
             _ = letting_go.wait_for(|is_letting_go| *is_letting_go) => {}
-            () = self.commit_all(claims) => {}
+            () = self.commit_all(claims, &mut went) => {}
         }
+        went
     }
 
-    async fn commit_all(&self, claims: Vec<Claim>) {
+    async fn commit_all(&self, claims: Vec<Claim>, went: &mut Went) {
         let mut open: Vec<Work> = claims
             .into_iter()
             .filter(|claim| !claim.pending.is_empty())
@@ -136,7 +139,7 @@ impl Committer {
         let started = Instant::now();
         while !open.is_empty() {
             let turn = self.gate.turn().await;
-            let attempt = self.attempt(open).await;
+            let attempt = self.attempt(open, went).await;
             open = attempt.open;
             if let Some(error) = attempt.error {
                 self.gate.close(&error);
@@ -154,7 +157,7 @@ impl Committer {
     }
 
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
-    async fn attempt(&self, mut open: Vec<Work>) -> Attempt {
+    async fn attempt(&self, mut open: Vec<Work>, went: &mut Went) -> Attempt {
         let era = self.gate.era();
         for work in &mut open {
             work.era = era;
@@ -175,10 +178,13 @@ impl Committer {
             return Attempt::default();
         }
         telemetry::record_write(&writes);
-        match self
+        let started = Instant::now();
+        let written = self
             .timed(StoreRequest::Write, self.store.write(writes))
-            .await
-        {
+            .await;
+        went.slowest = went.slowest.max(started.elapsed());
+        went.is_failed |= written.is_err();
+        match written {
             Ok(verdicts) => {
                 self.gate.open();
                 Attempt {

@@ -1,6 +1,7 @@
 //! The gauges that are read when `/metrics` is asked, rather than told of every change.
 //!
-//! Reads links, agreement and settings; changes nothing but gauges.
+//! Reads links, agreement, settings and what is held; changes nothing but gauges. Holds the byte budget and not the
+//! intake: who holds that keeps the server from ending.
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
-use super::partitions::Agreement;
-use crate::broker::Link;
+use super::partitions::{Agreement, Downstream, Partitions};
+use crate::broker::{Broker, Link};
 use crate::config::Config;
 use crate::telemetry::{Part, Partition, catalogue, record_up};
 
@@ -28,21 +29,21 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Reads these; `links` are the broker's and the store's; what is held is told by partition, and by the byte budget.
+    /// Reads from these parts of the server.
     pub(super) fn new(
         config: &Config,
-        agreement: watch::Receiver<Agreement>,
-        (broker, store): (watch::Receiver<Link>, watch::Receiver<Link>),
-        (held, budget): (Held, (Arc<Semaphore>, usize)),
-        stop: CancellationToken,
+        downstream: &Downstream,
+        partitions: &Partitions,
+        broker: &Arc<dyn Broker>,
+        store: watch::Receiver<Link>,
     ) -> Self {
         Self {
-            agreement,
-            broker,
+            agreement: partitions.agreement(),
+            broker: broker.link(),
             store,
-            held,
-            budget,
-            stop,
+            held: downstream.held.clone(),
+            budget: downstream.intake.budget(),
+            stop: downstream.stop.clone(),
             prefetch: config.server.prefetch,
             partitions: config.broker.partitions,
         }

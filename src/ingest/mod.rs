@@ -15,12 +15,14 @@ mod coalesce;
 mod commit;
 mod dead_letter;
 mod decode;
+mod flow;
 mod gate;
 mod gauges;
 mod held;
 mod intake;
 mod keeper;
 mod node;
+mod pace;
 mod partitions;
 mod receipts;
 mod router;
@@ -46,10 +48,12 @@ use crate::store::Store;
 use crate::telemetry::{Counts, Ledger};
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
+use flow::Flow;
 use gate::StoreGate;
 pub use gauges::Gauges;
 use held::Held;
 use intake::Intake;
+use pace::PaceBounds;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
 use router::{NodeSettings, Router};
@@ -130,10 +134,12 @@ impl Server {
             give_up.clone(),
         );
         let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
+        let flow = Arc::new(Flow::default());
         let writer = WriterActor::new(
             Arc::new(committer),
             batch_bounds(settings),
-            settings.writes_in_flight,
+            pace_bounds(settings),
+            Arc::clone(&flow),
             deliveries_max,
         )
         .start();
@@ -142,6 +148,7 @@ impl Server {
             handles,
             writer.clone(),
             gate.clone(),
+            flow,
             node_settings(settings),
         ));
         let intake = Intake::new(
@@ -152,18 +159,15 @@ impl Server {
             Arc::clone(&ledger),
         );
 
-        let (held, budget) = (Held::new(config.broker.partitions), intake.budget());
         let downstream = Downstream {
             intake,
-            held: held.clone(),
+            held: Held::new(config.broker.partitions),
             letting_go: gate.letting_go(),
             stop: stop.clone(),
             give_up: give_up.clone(),
         };
         let partitions = Partitions::start(config, &broker, &downstream);
-        let links = (broker.link(), store_link.clone());
-        let held = (held, budget);
-        let gauges = Gauges::new(config, partitions.agreement(), links, held, stop.clone());
+        let gauges = Gauges::new(config, &downstream, &partitions, &broker, gate.link());
         Ok(Self {
             stop,
             give_up,
@@ -291,6 +295,15 @@ fn batch_bounds(settings: &config::Server) -> BatchBounds {
         count_max: settings.batch_count_max,
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
+        linger_max: settings.linger_max,
+    }
+}
+
+fn pace_bounds(settings: &config::Server) -> PaceBounds {
+    PaceBounds {
+        count_max: settings.batch_count_max,
+        writes_max: settings.writes_in_flight,
+        write_target: settings.write_target,
     }
 }
 

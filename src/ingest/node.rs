@@ -103,13 +103,17 @@ impl NodeActor {
             freshness,
         ) {
             Offered::Settled(ticket, outcome) => ticket.settle(outcome),
-            Offered::Pending => self.announce(bytes, ctx),
+            Offered::Pending => {
+                let is_announced = self.announce(bytes, ctx);
+                self.router.flow().note(!is_announced);
+            }
         }
     }
 
-    fn announce(&mut self, bytes: usize, ctx: &mut Context<Self>) {
+    /// Tells the writer that something pends, if that is so and it was not told yet; says whether.
+    fn announce(&mut self, bytes: usize, ctx: &mut Context<Self>) -> bool {
         if !self.coalescer.announce() {
-            return;
+            return false;
         }
         let ready = Ready {
             node: ctx.address(),
@@ -126,6 +130,7 @@ impl NodeActor {
                 }
             }));
         }
+        true
     }
 
     fn take(&mut self, ctx: &mut Context<Self>) -> Claim {

@@ -11,6 +11,7 @@ use actix::prelude::*;
 use dashmap::DashMap;
 use tracing::warn;
 
+use super::flow::Flow;
 use super::gate::StoreGate;
 use super::node::{Incoming, NodeActor};
 use super::writer::WriterActor;
@@ -34,6 +35,7 @@ pub(super) struct Router {
     arbiters: Vec<ArbiterHandle>,
     writer: Addr<WriterActor>,
     gate: StoreGate,
+    flow: Arc<Flow>,
     settings: NodeSettings,
 }
 
@@ -43,6 +45,7 @@ impl Router {
         arbiters: Vec<ArbiterHandle>,
         writer: Addr<WriterActor>,
         gate: StoreGate,
+        flow: Arc<Flow>,
         settings: NodeSettings,
     ) -> Self {
         Self {
@@ -50,6 +53,7 @@ impl Router {
             arbiters,
             writer,
             gate,
+            flow,
             settings,
         }
     }
@@ -57,6 +61,11 @@ impl Router {
     /// Changes when what actors know of stored documents became doubtful.
     pub(super) fn era(&self) -> u64 {
         self.gate.era()
+    }
+
+    /// Where results that need a write are counted.
+    pub(super) fn flow(&self) -> &Flow {
+        &self.flow
     }
 
     pub(super) fn settings(&self) -> NodeSettings {

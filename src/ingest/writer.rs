@@ -9,9 +9,11 @@ use actix::prelude::*;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::batch::{BatchBounds, BatchBuffer};
+use super::batch::{BatchBounds, BatchBuffer, Surroundings};
 use super::commit::Committer;
+use super::flow::{Flow, LOOK_EVERY, Tendency};
 use super::node::{NodeActor, Take};
+use super::pace::{Pace, PaceBounds};
 use crate::telemetry::{self, CountedIn, FlushReason, catalogue};
 
 /// A node has something to write.
@@ -33,8 +35,10 @@ pub(super) struct Drain;
 pub(super) struct WriterActor {
     buffer: BatchBuffer<Addr<NodeActor>>,
     committer: Arc<Committer>,
+    pace: Pace,
+    flow: Arc<Flow>,
+    tendency: Tendency,
     writes_in_flight: usize,
-    writes_in_flight_max: usize,
     mailbox: usize,
     is_timer_armed: bool,
     is_draining: bool,
@@ -45,14 +49,17 @@ impl WriterActor {
     pub(super) fn new(
         committer: Arc<Committer>,
         bounds: BatchBounds,
-        writes_in_flight_max: usize,
+        pace: PaceBounds,
+        flow: Arc<Flow>,
         mailbox: usize,
     ) -> Self {
         Self {
             buffer: BatchBuffer::new(bounds),
             committer,
+            pace: Pace::new(pace),
+            flow,
+            tendency: Tendency::new(Instant::now()),
             writes_in_flight: 0,
-            writes_in_flight_max,
             mailbox,
             is_timer_armed: false,
             is_draining: false,
@@ -62,9 +69,22 @@ impl WriterActor {
     /// Starts as many commits as are due and allowed, and sees to it that somebody looks again.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        while self.writes_in_flight < self.writes_in_flight_max {
-            let Some(reason) = self.buffer.due(now, self.is_draining) else {
-                self.arm_timer(now, ctx);
+        let around = Surroundings {
+            is_draining: self.is_draining,
+            is_coalescing: self.tendency.is_coalescing(self.flow.counts(), now),
+        };
+        loop {
+            let is_full = self.buffer.full().is_some();
+            if self.writes_in_flight >= self.pace.writes(is_full || self.is_draining) {
+                return;
+            }
+            let Some(reason) = self.buffer.due(now, around) else {
+                let wake_at = if is_full {
+                    Some(now + LOOK_EVERY)
+                } else {
+                    self.buffer.deadline()
+                };
+                self.arm_timer(wake_at, now, ctx);
                 return;
             };
             let nodes = self.buffer.cut();
@@ -73,13 +93,13 @@ impl WriterActor {
     }
 
     /// The timer only asks; what is due is decided when it rings. A finished write asks too.
-    fn arm_timer(&mut self, now: Instant, ctx: &mut Context<Self>) {
-        let Some(deadline) = self.buffer.deadline() else {
+    fn arm_timer(&mut self, wake_at: Option<Instant>, now: Instant, ctx: &mut Context<Self>) {
+        let Some(wake_at) = wake_at else {
             return;
         };
         if !self.is_timer_armed {
             self.is_timer_armed = true;
-            ctx.run_later(deadline.saturating_duration_since(now), |actor, ctx| {
+            ctx.run_later(wake_at.saturating_duration_since(now), |actor, ctx| {
                 actor.is_timer_armed = false;
                 actor.pump(ctx);
             });
@@ -92,7 +112,8 @@ impl WriterActor {
         reason: FlushReason,
         ctx: &mut Context<Self>,
     ) {
-        telemetry::record_batch(reason, nodes.len());
+        let (documents, started) = (nodes.len(), Instant::now());
+        telemetry::record_batch(reason, documents);
         self.writes_in_flight += 1;
         let committer = Arc::clone(&self.committer);
         // A task of its own: a panic in it ends the commit (whose tickets give their deliveries back), not us.
@@ -101,12 +122,16 @@ impl WriterActor {
             let claims = futures::future::join_all(nodes.iter().map(|node| node.send(Take))).await;
             committer
                 .commit(claims.into_iter().flatten().collect())
-                .await;
+                .await
         });
-        ctx.spawn(task.into_actor(self).map(|ended, actor, ctx| {
-            if let Err(error) = ended {
-                error!(target: "vogeler::ingest::writer", %error, "a commit died; its results come again");
+        ctx.spawn(task.into_actor(self).map(move |ended, actor, ctx| {
+            match ended {
+                Ok(went) => actor.pace.ended(documents, started, went, Instant::now()),
+                Err(error) => {
+                    error!(target: "vogeler::ingest::writer", %error, "a commit died; its results come again");
+                }
             }
+            actor.buffer.limit_count(actor.pace.count());
             actor.writes_in_flight -= 1;
             actor.pump(ctx);
         }));
