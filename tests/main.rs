@@ -31,4 +31,5 @@ mod scale_out;
 mod shutdown;
 mod simulation;
 mod store;
+mod traces;
 mod verdicts;

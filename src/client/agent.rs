@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::command::{Decision, decide};
 use super::envelope::{EncodeError, Envelope};
@@ -20,8 +21,9 @@ use super::publish::Outbox;
 use super::spool::SpoolError;
 use crate::broker::Delivery;
 use crate::hash::{self, HashError};
+use crate::trace::{RunSpan, Step, TraceParent};
 use crate::wire::{
-    CLIENT_PLUGIN, Command, Content, Format, NodeName, PluginName, PluginResult, RunId,
+    CLIENT_PLUGIN, Command, Content, DecodeCommandError, Format, NodeName, PluginName, PluginResult,
 };
 
 /// How long a command rests before it goes back to the broker because its result cannot be kept: a full disk must
@@ -70,19 +72,47 @@ pub(super) enum KeepError {
 impl Agent {
     /// Answers one delivery of the command queue. Dropped early, it kills what it runs and gives the delivery back.
     pub(super) async fn serve(self: Arc<Self>, delivery: Delivery, stop: CancellationToken) {
+        let parent = TraceParent::of(&delivery.properties);
         let command = match Command::decode(&delivery.body) {
             Ok(command) => command,
-            Err(error) => {
-                let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::warn!(target: "vogeler::client", %error, bytes = delivery.body.len(), unread, "a command cannot be read and is ignored");
-                delivery.settler.ack();
-                return;
-            }
+            Err(error) => return self.ignore(delivery, &error, parent),
         };
-        let Some(answer) = self.answer(&command, &stop).await else {
+        // The run's id in every line that is logged from here on, whatever the level.
+        let log = command
+            .run
+            .map(|run| tracing::error_span!(target: "vogeler::client", "command", %run));
+        let log = log.unwrap_or_else(tracing::Span::none);
+        self.serve_command(command, parent, delivery, &stop)
+            .instrument(log)
+            .await;
+    }
+
+    fn ignore(&self, delivery: Delivery, error: &DecodeCommandError, parent: Option<TraceParent>) {
+        let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
+        let run = parent.map(|parent| tracing::field::display(parent.run));
+        tracing::warn!(target: "vogeler::client", run, %error, bytes = delivery.body.len(), unread, "a command cannot be read and is ignored");
+        delivery.settler.ack();
+    }
+
+    async fn serve_command(
+        &self,
+        command: Command,
+        parent: Option<TraceParent>,
+        delivery: Delivery,
+        stop: &CancellationToken,
+    ) {
+        tracing::debug!(target: "vogeler::client", plugin = %command.plugin, "command received");
+        let mut span = command
+            .run
+            .map(|run| RunSpan::start(Step::Plugin, run, parent));
+        let Some(answer) = self.answer(&command, stop).await else {
             return;
         };
-        match self.keep(command.plugin, command.run, answer).await {
+        if let Some(span) = &mut span {
+            self.note(span, &command, &answer);
+        }
+        let trace = span.as_ref().map(RunSpan::here);
+        match self.keep(command.plugin, trace, answer).await {
             Ok(()) => delivery.settler.ack(),
             Err(error) => {
                 tracing::error!(target: "vogeler::client", %error, "a result cannot be kept; its command goes back to the broker");
@@ -91,6 +121,16 @@ impl Agent {
                     () = stop.cancelled() => {}
                 }
             }
+        }
+    }
+
+    /// Tells the trace what came of a command.
+    fn note(&self, span: &mut RunSpan, command: &Command, answer: &Answer) {
+        span.set("vogeler.node", &self.node);
+        span.set("vogeler.plugin", &command.plugin);
+        if let Content::Error(error) = &answer.content {
+            span.set("vogeler.error", error.kind.as_str());
+            span.fail(&error.message);
         }
     }
 
@@ -174,11 +214,11 @@ impl Agent {
         }
     }
 
-    /// Puts the answer into the spool, as a result with the node's next sequence.
+    /// Puts the answer into the spool, as a result with the node's next sequence, of the run that `trace` is of.
     async fn keep(
         &self,
         plugin: PluginName,
-        run: Option<RunId>,
+        trace: Option<TraceParent>,
         answer: Answer,
     ) -> Result<(), KeepError> {
         let (node, zstd_bytes_min) = (self.node.clone(), self.zstd_bytes_min);
@@ -189,14 +229,14 @@ impl Agent {
                 plugin: Some(plugin),
                 seq: spool.next_seq(now),
                 collected_at: now,
-                run,
+                run: trace.map(|trace| trace.run),
                 format: answer.format,
                 duration_ms: answer
                     .duration
                     .and_then(|took| u64::try_from(took.as_millis()).ok()),
                 content: answer.content,
             };
-            let envelope = Envelope::seal(&result, zstd_bytes_min)?;
+            let envelope = Envelope::seal(&result, trace, zstd_bytes_min)?;
             spool.push(result.seq, &envelope)?;
             Ok::<_, KeepError>(())
         };

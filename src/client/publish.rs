@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::spool::Spool;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError};
+use crate::wire::RunId;
 
 /// The first pause after a failed publish is a share of this.
 const PAUSE_BASE: Duration = Duration::from_millis(250);
@@ -69,7 +70,8 @@ pub(super) async fn run(outbox: Outbox, broker: Arc<dyn Broker>, stop: Cancellat
                 }
             }
             Err(error) if stop.is_cancelled() => {
-                tracing::warn!(target: "vogeler::client", %error, "results stay in the spool until the next start");
+                let run = error.run();
+                tracing::warn!(target: "vogeler::client", run, %error, "results stay in the spool until the next start");
                 return;
             }
             Err(error) => {
@@ -88,26 +90,43 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
     let Some((seq, envelope)) = outbox.with(Spool::oldest).await? else {
         return Ok(false);
     };
-    broker.publish(envelope.message()).await?;
+    let run = envelope.run();
+    let published = broker.publish(envelope.message()).await;
+    published.map_err(|source| PublishError::Broker { source, run })?;
     outbox.with(move |spool| spool.done(seq)).await?;
-    tracing::debug!(target: "vogeler::client", seq = seq.0, "result published");
+    let run = run.map(tracing::field::display);
+    tracing::debug!(target: "vogeler::client", run, seq = seq.0, "result published");
     Ok(true)
 }
 
 /// Why the oldest result still waits.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
+    #[error("{source}")]
+    Broker {
+        source: BrokerError,
+        run: Option<RunId>,
+    },
     #[error("the spool cannot be read: {0}")]
     Spool(#[from] tokio::task::JoinError),
 }
 
+impl PublishError {
+    /// The run whose result waits, for the log.
+    fn run(&self) -> Option<tracing::field::DisplayValue<RunId>> {
+        match self {
+            Self::Broker { run, .. } => run.map(tracing::field::display),
+            Self::Spool(_) => None,
+        }
+    }
+}
+
 /// The first failure is news; the following ones say the same.
 fn log(error: &PublishError, tries: u32) {
+    let run = error.run();
     if tries == 0 {
-        tracing::warn!(target: "vogeler::client", %error, "a result cannot be published; it waits in the spool and is tried again");
+        tracing::warn!(target: "vogeler::client", run, %error, "a result cannot be published; it waits in the spool and is tried again");
     } else {
-        tracing::debug!(target: "vogeler::client", %error, tries, "a result still cannot be published");
+        tracing::debug!(target: "vogeler::client", run, %error, tries, "a result still cannot be published");
     }
 }

@@ -185,13 +185,25 @@ impl Spool {
             };
             self.bytes -= oldest.bytes;
             dropped += 1;
-            remove(&self.path(oldest.seq));
+            self.give_up(oldest.seq);
         }
         self.dropped += dropped;
         if dropped > 0 {
             tracing::warn!(target: "vogeler::client", dropped, dropped_total = self.dropped, "the spool is full: the oldest results are lost; is the broker away? raise client.spool_count_max or client.spool_bytes_max");
         }
         dropped
+    }
+
+    /// Removes a result that has no room any more, and says of which run it was.
+    fn give_up(&self, seq: Seq) {
+        let path = self.path(seq);
+        let envelope = fs::read(&path)
+            .ok()
+            .and_then(|bytes| Envelope::from_bytes(&bytes).ok());
+        let run = envelope.and_then(|envelope| envelope.run());
+        let run = run.map(tracing::field::display);
+        tracing::warn!(target: "vogeler::client", run, seq = seq.0, "a result is lost: the spool has no room for it");
+        remove(&path);
     }
 
     /// The oldest result that waits. Corrupt ones are set aside on the way.
