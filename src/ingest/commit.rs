@@ -246,8 +246,7 @@ impl Committer {
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let answer = request.await;
-        let error = answer.as_ref().err().map(StoreError::as_str);
-        telemetry::record_store_request(kind, started.elapsed(), error);
+        telemetry::record_store_request(kind, started.elapsed(), &answer);
         answer
     }
 

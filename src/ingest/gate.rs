@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::backoff::Backoff;
 use crate::broker::Link;
 use crate::store::StoreError;
-use crate::telemetry;
+use crate::telemetry::{self, Part};
 
 /// First pause after a failure; it doubles from there.
 const RETRY_BASE: Duration = Duration::from_millis(50);
@@ -106,7 +106,7 @@ impl StoreGate {
             return;
         }
         self.pause().backoff.reset();
-        telemetry::record_up("store", true);
+        telemetry::record_up(Part::Store, true);
         if matches!(was, Link::Down { .. }) {
             info!(target: "vogeler::ingest::gate", "the store is back");
         }
@@ -121,7 +121,7 @@ impl StoreGate {
         if matches!(was, Link::Down { .. }) {
             return;
         }
-        telemetry::record_up("store", false);
+        telemetry::record_up(Part::Store, false);
         match error {
             StoreError::Away { .. } => {
                 warn!(target: "vogeler::ingest::gate", %error, "paused: results wait until the store is back");

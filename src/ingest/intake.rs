@@ -62,7 +62,7 @@ impl Intake {
             Ok(result) => result,
             Err(error) => {
                 ticket.begin_span(ticket.run());
-                telemetry::record_decode_error(error.reason());
+                telemetry::record_decode_error(&error);
                 let letter = DeadLetter {
                     ticket,
                     reason: error.reason().to_owned(),

@@ -16,6 +16,7 @@ mod commit;
 mod dead_letter;
 mod decode;
 mod gate;
+mod gauges;
 mod intake;
 mod keeper;
 mod node;
@@ -43,6 +44,7 @@ use crate::telemetry::{Counts, Ledger};
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use gate::StoreGate;
+pub use gauges::Gauges;
 use intake::Intake;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
@@ -67,6 +69,7 @@ pub struct Server {
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
+    gauges: Arc<Gauges>,
     drain_timeout: Duration,
 }
 
@@ -150,6 +153,8 @@ impl Server {
             give_up: give_up.clone(),
         };
         let partitions = Partitions::start(config, &broker, &downstream);
+        let links = (broker.link(), store_link.clone());
+        let gauges = Gauges::new(config, partitions.agreement(), links, stop.clone());
         Ok(Self {
             stop,
             give_up,
@@ -161,6 +166,7 @@ impl Server {
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,
+            gauges: Arc::new(gauges),
             drain_timeout: settings.drain_timeout,
         })
     }
@@ -173,6 +179,11 @@ impl Server {
     /// Which partitions this server and the others agreed on, and every change of that.
     pub fn agreement(&self) -> watch::Receiver<Agreement> {
         self.partitions.agreement()
+    }
+
+    /// What is read at each scrape.
+    pub fn gauges(&self) -> Arc<Gauges> {
+        Arc::clone(&self.gauges)
     }
 
     /// How many nodes have an actor.

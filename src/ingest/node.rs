@@ -16,7 +16,7 @@ use super::coalesce::{Coalescer, Marks, Offered, Pending};
 use super::router::Router;
 use super::ticket::Ticket;
 use super::writer::Ready;
-use crate::telemetry::NodeActorGuard;
+use crate::telemetry::{CountedIn, catalogue};
 use crate::wire::{Content, NodeName, Outcome, PluginResult};
 
 /// One result for the node.
@@ -62,7 +62,7 @@ pub(super) struct NodeActor {
     era: u64,
     last_heard: Instant,
     router: Arc<Router>,
-    _active: NodeActorGuard,
+    _active: CountedIn,
 }
 
 impl NodeActor {
@@ -74,7 +74,7 @@ impl NodeActor {
             era: 0,
             last_heard: Instant::now(),
             router,
-            _active: NodeActorGuard::new(),
+            _active: CountedIn::new(&catalogue::NODE_ACTORS),
         }
     }
 
