@@ -20,6 +20,7 @@ mod accounting;
 mod broker;
 mod cli;
 mod client;
+mod client_metrics;
 mod conflicts;
 mod dashboards;
 mod dead_letters;

@@ -21,6 +21,7 @@ use super::publish::Outbox;
 use super::spool::SpoolError;
 use crate::broker::Delivery;
 use crate::hash::{self, HashError};
+use crate::telemetry::{CommandOutcome, Plugin as PluginLabel, PluginOutcome, catalogue as c};
 use crate::trace::{RunSpan, Step, TraceParent};
 use crate::wire::{
     CLIENT_PLUGIN, Command, Content, DecodeCommandError, Format, NodeName, PluginName, PluginResult,
@@ -91,6 +92,7 @@ impl Agent {
         let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
         let run = parent.map(|parent| tracing::field::display(parent.run));
         tracing::warn!(target: "vogeler::client", run, %error, bytes = delivery.body.len(), unread, "a command cannot be read and is ignored");
+        c::CLIENT_COMMANDS.of(CommandOutcome::Invalid).increment(1);
         delivery.settler.ack();
     }
 
@@ -105,16 +107,21 @@ impl Agent {
         let mut span = command
             .run
             .map(|run| RunSpan::start(Step::Plugin, run, parent));
-        let Some(answer) = self.answer(&command, stop).await else {
-            return;
+        let count = |outcome| c::CLIENT_COMMANDS.of(outcome).increment(1);
+        let Some((outcome, answer)) = self.answer(&command, stop).await else {
+            return count(CommandOutcome::Requeued);
         };
         if let Some(span) = &mut span {
             self.note(span, &command, &answer);
         }
         let trace = span.as_ref().map(RunSpan::here);
         match self.keep(command.plugin, trace, answer).await {
-            Ok(()) => delivery.settler.ack(),
+            Ok(()) => {
+                count(outcome);
+                delivery.settler.ack();
+            }
             Err(error) => {
+                count(CommandOutcome::Requeued);
                 tracing::error!(target: "vogeler::client", %error, "a result cannot be kept; its command goes back to the broker");
                 tokio::select! {
                     () = tokio::time::sleep(UNKEPT_PAUSE) => {}
@@ -165,21 +172,25 @@ impl Agent {
         })
     }
 
-    /// The answer to a command; none if the client stops before it began.
-    async fn answer(&self, command: &Command, stop: &CancellationToken) -> Option<Answer> {
+    /// The answer to a command, and what was done about it; none if the client stops before it began.
+    async fn answer(
+        &self,
+        command: &Command,
+        stop: &CancellationToken,
+    ) -> Option<(CommandOutcome, Answer)> {
         match decide(command, &self.registry, Timestamp::now()) {
             Decision::Run(plugin) => {
                 let permit = self.permit(stop).await?;
                 // It may have waited long for the permit.
                 let answer = match decide(command, &self.registry, Timestamp::now()) {
-                    Decision::Decline(error) => declined(error),
-                    _ => self.execute(plugin).await,
+                    Decision::Decline(outcome, error) => (outcome, declined(error)),
+                    _ => (CommandOutcome::Ran, self.execute(plugin).await),
                 };
                 drop(permit);
                 Some(answer)
             }
-            Decision::About => self.introduction().ok(),
-            Decision::Decline(error) => Some(declined(error)),
+            Decision::About => Some((CommandOutcome::Ran, self.introduction().ok()?)),
+            Decision::Decline(outcome, error) => Some((outcome, declined(error))),
         }
     }
 
@@ -199,6 +210,11 @@ impl Agent {
     async fn execute(&self, plugin: &Plugin) -> Answer {
         let execution = execute(plugin, self.limits).await;
         let millis = execution.duration.as_millis();
+        let label = PluginLabel::of(&plugin.name);
+        let outcome = PluginOutcome::from(&execution.content);
+        c::CLIENT_PLUGIN_RUNS.of((label, outcome)).increment(1);
+        let seconds = c::CLIENT_PLUGIN_SECONDS.of(label);
+        seconds.record(execution.duration.as_secs_f64());
         match &execution.content {
             Content::Value { json, .. } => {
                 tracing::info!(target: "vogeler::client", plugin = %plugin.name, millis, bytes = json.get().len(), "plugin ran");

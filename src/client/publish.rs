@@ -4,14 +4,16 @@
 //! tries again with back-off, for ever; the spool's bounds limit what may wait meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::spool::Spool;
+use super::vitals::Noted;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError};
+use crate::telemetry::{PublishOutcome, catalogue as c};
 use crate::wire::RunId;
 
 /// The first pause after a failed publish is a share of this.
@@ -24,11 +26,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Outbox {
     spool: Arc<Mutex<Spool>>,
     filled: Arc<Notify>,
+    noted: Noted,
 }
 
 impl Outbox {
     pub(super) fn new(spool: Spool) -> Self {
         Self {
+            noted: spool.noted(),
             spool: Arc::new(Mutex::new(spool)),
             filled: Arc::new(Notify::new()),
         }
@@ -43,6 +47,11 @@ impl Outbox {
         // Every method leaves the spool whole, so a panic elsewhere does not make it unusable.
         let call = move || f(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(call).await
+    }
+
+    /// What is known of spool and publishing.
+    pub(super) fn noted(&self) -> Noted {
+        self.noted.clone()
     }
 
     /// Wakes the publisher: something was pushed.
@@ -91,12 +100,28 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
         return Ok(false);
     };
     let run = envelope.run();
+    let started = Instant::now();
     let published = broker.publish(envelope.message()).await;
+    record(&published, started.elapsed());
     published.map_err(|source| PublishError::Broker { source, run })?;
+    outbox.noted.published();
     outbox.with(move |spool| spool.done(seq)).await?;
     let run = run.map(tracing::field::display);
     tracing::debug!(target: "vogeler::client", run, seq = seq.0, "result published");
     Ok(true)
+}
+
+fn record(published: &Result<(), BrokerError>, took: Duration) {
+    let outcome = match published {
+        Ok(()) => PublishOutcome::Confirmed,
+        Err(BrokerError::Unroutable { .. }) => PublishOutcome::Returned,
+        Err(_) => PublishOutcome::Failed,
+    };
+    c::CLIENT_PUBLISHED.of(outcome).increment(1);
+    if published.is_ok() {
+        let seconds = c::CLIENT_PUBLISH_SECONDS.get();
+        seconds.record(took.as_secs_f64());
+    }
 }
 
 /// Why the oldest result still waits.
