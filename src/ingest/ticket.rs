@@ -7,16 +7,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::debug;
 
 use super::coalesce::{Overtake, Pending};
+use super::held::Taken;
 use super::receipts::ReceiptSender;
 use crate::broker::{Delivery, Properties, Settler};
-use crate::telemetry::Ledger;
+use crate::telemetry::{Ledger, record_settled};
 use crate::trace::{self, RunSpan, Step, TraceParent};
-use crate::wire::{Content, Outcome, PluginResult, Receipt, RunId};
+use crate::wire::{Content, Outcome, PUBLISHED_HEADER, PluginResult, Receipt, RunId};
 
 /// A delivery's original message, kept for the dead letters.
 #[derive(Debug, Clone)]
@@ -38,21 +39,25 @@ pub(super) struct Ticket {
     receipts: ReceiptSender,
     /// Share of the server's byte budget, given back when the ticket ends.
     permit: Option<OwnedSemaphorePermit>,
+    /// When the client published it, in milliseconds of Unix time, where it says so.
+    published_ms: Option<i64>,
     /// From here to the settlement, where spans are exported and the result belongs to a run.
     span: Option<Box<RunSpan>>,
     /// Tells the partition's consumer, when dropped, that this delivery is settled.
-    _taken: TaskTrackerToken,
+    _taken: Taken,
 }
 
 impl Ticket {
     /// Counts the delivery in.
     pub(super) fn new(
         delivery: Delivery,
-        taken: TaskTrackerToken,
+        taken: Taken,
         ledger: Arc<Ledger>,
         receipts: ReceiptSender,
     ) -> Self {
         ledger.receive(delivery.redelivered);
+        let published = delivery.properties.headers.get(PUBLISHED_HEADER);
+        let published_ms = published.and_then(|text| text.parse().ok());
         let origin = Origin {
             body: delivery.body,
             properties: delivery.properties,
@@ -66,6 +71,7 @@ impl Ticket {
             ledger,
             receipts,
             permit: None,
+            published_ms,
             span: None,
             _taken: taken,
         }
@@ -127,6 +133,9 @@ impl Ticket {
             settler.requeue();
         } else {
             settler.ack();
+            if let Some(published_ms) = self.published_ms {
+                record_settled(outcome, published_ms, Timestamp::now());
+            }
             if let Some((run, receipt)) = self.receipt.take().map(|boxed| *boxed) {
                 self.receipts.send(
                     run,

@@ -104,7 +104,7 @@ fn finish(
         Ok(report) => {
             let summary = report.summary();
             span.set("vogeler.summary", &summary);
-            tracing::debug!(target: "vogeler::runner", run = %request.run, summary, "run ended");
+            tracing::debug!(target: "vogeler::runner", run = %request.run, summary, "the runner is done");
         }
         Err(error) => span.fail(error),
     }

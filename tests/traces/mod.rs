@@ -93,7 +93,7 @@ fn a_run_can_be_followed(log_format: &str) {
     let scene = Scene::on(installation(log_format));
 
     let (run, lines) = scene.run("good");
-    for word in ["command", "receipt", "run ended"] {
+    for word in ["command", "receipt", "the runner is done"] {
         assert!(says(&lines, word), "{word}: {lines:#?}");
     }
     let heard = ["command received", "plugin ran", "result published"];
