@@ -1,4 +1,4 @@
-//! What a client tells of itself: a real one on a RabbitMQ that comes and goes, scraped as Prometheus would.
+//! What a client tells of itself: a real one on a real RabbitMQ that comes and goes, scraped as Prometheus would.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use vogeler::telemetry::{Role, catalogue};
 use crate::harness::installation::Installation;
 use crate::harness::pipeline::in_system;
 use crate::harness::process::wait_until;
+use crate::harness::proxy::Proxy;
 use crate::harness::rabbit::Rabbit;
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -33,16 +34,18 @@ command = date +%s%N
 every = 1s
 ";
 
-/// A set-up whose HTTP side is the client's.
-fn installation(rabbit: &Rabbit, folder: &tempfile::TempDir) -> Installation {
-    let dsn = rabbit.fresh_vhost();
+/// A set-up whose HTTP side is the client's, and the way to its broker.
+fn installation(folder: &tempfile::TempDir) -> (Installation, Proxy) {
+    let mut dsn = Rabbit::shared().fresh_vhost();
+    let proxy = Proxy::tcp(dsn.port().unwrap());
+    dsn.set_port(Some(proxy.port())).unwrap();
     let store = format!("sqlite:{}", folder.path().join("store").display());
     let mut v = Installation::new(dsn.as_str(), &store);
     v.plugin_file("test.cfg", PLUGINS);
     let address = v.http_address();
     v.set("VOGELER_CLIENT_HTTP_LISTEN", &address);
     v.set("VOGELER_CLIENT_SPOOL_COUNT_MAX", SPOOL_COUNT_MAX);
-    v
+    (v, proxy)
 }
 
 /// Waits until a series has a value that will do.
@@ -159,10 +162,10 @@ fn commands_are_counted(v: &Installation) {
 
 /// While the broker is away results wait, the oldest go when there is no more room, and the probe says so; when it is
 /// back all that waits is published.
-fn the_spool_fills_and_drains(v: &Installation, rabbit: &mut Rabbit) {
+fn the_spool_fills_and_drains(v: &Installation, proxy: &Proxy) {
     is(v, "vogeler_client_spool_bytes_limit", SPOOL_BYTES_MAX);
     let dropped = v.metric("vogeler_client_spool_dropped_total").unwrap();
-    rabbit.stop();
+    proxy.refuse(true);
     is(v, "vogeler_up{part=\"broker\"}", 0.0);
     at_least(v, &of_publish("failed"), 1.0);
     at_least(v, "vogeler_client_spool_dropped_total", dropped + 1.0);
@@ -176,7 +179,7 @@ fn the_spool_fills_and_drains(v: &Installation, rabbit: &mut Rabbit) {
     assert_eq!(body["broker"]["ok"], false, "{body}");
     assert_eq!(v.get("/livez").map(|(status, _)| status), Some(200));
 
-    rabbit.start();
+    proxy.refuse(false);
     at_least(v, "vogeler_reconnects_total{part=\"broker\"}", 1.0);
     is(v, "vogeler_client_spool_messages", 0.0);
     ready(v, "spool", true);
@@ -186,13 +189,12 @@ fn the_spool_fills_and_drains(v: &Installation, rabbit: &mut Rabbit) {
 /// probes name what is wrong, and the client is alive all the time.
 #[test]
 fn a_client_tells_how_it_is() {
-    let mut rabbit = Rabbit::private();
     let folder = tempfile::tempdir().unwrap();
-    let v = installation(&rabbit, &folder);
+    let (v, proxy) = installation(&folder);
     let client = v.client(NODE, "web");
     it_publishes_once_there_is_a_queue(&v);
     commands_are_counted(&v);
-    the_spool_fills_and_drains(&v, &mut rabbit);
+    the_spool_fills_and_drains(&v, &proxy);
 
     let (_, exported) = v.get("/metrics").unwrap();
     for metric in catalogue::ALL {
