@@ -9,6 +9,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::coalesce::{Coalescer, Marks, Offered, Pending};
