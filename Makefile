@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo build test check fmt clippy doc bench loadtest
+.PHONY: help demo build test check fmt clippy doc bench loadtest dashboards
 
 help: ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -33,3 +33,6 @@ bench: ## The server as ratios to ceilings of the same run (ARGS=--quick), and r
 
 loadtest: ## A simulated fleet against the ingest, compared with a ledger; ARGS="--nodes 1000 --results 20"
 	$(CARGO) run --locked --quiet --release --bin vogeler-loadtest -- $(ARGS)
+
+dashboards: ## Write dashboards/*.json anew from tests/dashboards/boards
+	VOGELER_WRITE_DASHBOARDS=1 $(CARGO) test --locked --test main dashboards::drift

@@ -70,6 +70,11 @@ impl Installation {
         self.settings.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Where its servers answer HTTP.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
     /// The broker's DSN.
     pub(crate) fn broker(&self) -> &str {
         &self.broker
