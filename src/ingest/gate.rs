@@ -106,8 +106,8 @@ impl StoreGate {
             return;
         }
         self.pause().backoff.reset();
-        telemetry::record_up(Part::Store, true);
         if matches!(was, Link::Down { .. }) {
+            telemetry::record_reconnect(Part::Store);
             info!(target: "vogeler::ingest::gate", "the store is back");
         }
     }
@@ -121,7 +121,6 @@ impl StoreGate {
         if matches!(was, Link::Down { .. }) {
             return;
         }
-        telemetry::record_up(Part::Store, false);
         match error {
             StoreError::Away { .. } => {
                 warn!(target: "vogeler::ingest::gate", %error, "paused: results wait until the store is back");

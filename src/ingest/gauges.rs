@@ -2,13 +2,17 @@
 //!
 //! Reads links, agreement and settings; changes nothing but gauges.
 
-use tokio::sync::watch;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::held::Held;
 use super::partitions::Agreement;
 use crate::broker::Link;
 use crate::config::Config;
-use crate::telemetry::{Part, catalogue, record_up};
+use crate::telemetry::{Part, Partition, catalogue, record_up};
 
 /// Sets the gauges of a server at each scrape.
 #[derive(Debug)]
@@ -16,23 +20,28 @@ pub struct Gauges {
     agreement: watch::Receiver<Agreement>,
     broker: watch::Receiver<Link>,
     store: watch::Receiver<Link>,
+    held: Held,
+    budget: (Arc<Semaphore>, usize),
     stop: CancellationToken,
     prefetch: u16,
     partitions: u16,
 }
 
 impl Gauges {
-    /// Reads these; `links` are the broker's and the store's.
+    /// Reads these; `links` are the broker's and the store's; what is held is told by partition, and by the byte budget.
     pub(super) fn new(
         config: &Config,
         agreement: watch::Receiver<Agreement>,
         (broker, store): (watch::Receiver<Link>, watch::Receiver<Link>),
+        (held, budget): (Held, (Arc<Semaphore>, usize)),
         stop: CancellationToken,
     ) -> Self {
         Self {
             agreement,
             broker,
             store,
+            held,
+            budget,
             stop,
             prefetch: config.server.prefetch,
             partitions: config.broker.partitions,
@@ -57,6 +66,24 @@ impl Gauges {
         catalogue::SERVERS.get().set(servers);
         let limit = owned * f64::from(self.prefetch);
         catalogue::PREFETCH_LIMIT.get().set(limit);
+        self.export_held();
+    }
+
+    fn export_held(&self) {
+        let (budget, total) = &self.budget;
+        let in_flight = total.saturating_sub(budget.available_permits());
+        catalogue::BYTES_IN_FLIGHT.get().set(float(in_flight));
+        catalogue::BYTES_IN_FLIGHT_LIMIT.get().set(float(*total));
+        let now = Instant::now();
+        for (partition, (count, oldest)) in (0..).map(Partition).zip(self.held.all()) {
+            let age = oldest.map(|taken| now.saturating_duration_since(taken));
+            catalogue::QUEUE_MESSAGES_UNACKED
+                .of(partition)
+                .set(float(count));
+            catalogue::QUEUE_LAG_SECONDS
+                .of(partition)
+                .set(age.unwrap_or_default().as_secs_f64());
+        }
     }
 }
 

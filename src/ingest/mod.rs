@@ -17,12 +17,15 @@ mod dead_letter;
 mod decode;
 mod gate;
 mod gauges;
+mod held;
 mod intake;
 mod keeper;
 mod node;
 mod partitions;
 mod receipts;
 mod router;
+mod runs;
+mod survey;
 mod ticket;
 mod writer;
 
@@ -45,6 +48,7 @@ use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use gate::StoreGate;
 pub use gauges::Gauges;
+use held::Held;
 use intake::Intake;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
@@ -66,6 +70,7 @@ pub struct Server {
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
     keeper: JoinHandle<()>,
+    survey: JoinHandle<()>,
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
@@ -114,6 +119,7 @@ impl Server {
         let store_link = gate.link();
         let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
         let keeper = tokio::task::spawn_local(keeper);
+        let survey = survey::start(config, &broker, &store, gate.link());
 
         let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
         let committer = Committer::new(
@@ -146,15 +152,18 @@ impl Server {
             Arc::clone(&ledger),
         );
 
+        let (held, budget) = (Held::new(config.broker.partitions), intake.budget());
         let downstream = Downstream {
             intake,
+            held: held.clone(),
             letting_go: gate.letting_go(),
             stop: stop.clone(),
             give_up: give_up.clone(),
         };
         let partitions = Partitions::start(config, &broker, &downstream);
         let links = (broker.link(), store_link.clone());
-        let gauges = Gauges::new(config, partitions.agreement(), links, stop.clone());
+        let held = (held, budget);
+        let gauges = Gauges::new(config, partitions.agreement(), links, held, stop.clone());
         Ok(Self {
             stop,
             give_up,
@@ -163,6 +172,7 @@ impl Server {
             writer,
             arbiters,
             keeper,
+            survey,
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,
@@ -211,6 +221,7 @@ impl Server {
             warn!(target: "vogeler::ingest", given_back, "not all results could be written in time; the broker will deliver the rest again");
         }
         self.keeper.abort();
+        self.survey.abort();
         self.give_up.cancel();
         self.partitions.close().await;
         // Whoever holds these keeps the dead letters' publisher waiting for more.

@@ -27,6 +27,8 @@ pub(super) struct Incoming {
     pub(super) ticket: Ticket,
     /// The subscription it came by: a new one means that another server may have written in between.
     pub(super) session: u64,
+    /// When it was given to the router.
+    pub(super) sent_at: Instant,
 }
 
 /// The writer takes what pends.
@@ -80,6 +82,10 @@ impl NodeActor {
 
     fn accept(&mut self, incoming: Incoming, ctx: &mut Context<Self>) {
         self.last_heard = Instant::now();
+        let waited = self.last_heard.saturating_duration_since(incoming.sent_at);
+        catalogue::MAILBOX_WAIT_SECONDS
+            .get()
+            .record(waited.as_secs_f64());
         let era = self.router.era();
         if (incoming.session, era) != (self.session, self.era) {
             (self.session, self.era) = (incoming.session, era);
@@ -192,6 +198,7 @@ impl Handler<Retire> for NodeActor {
     type Result = ();
     fn handle(&mut self, _: Retire, ctx: &mut Context<Self>) {
         if self.coalescer.is_idle() {
+            catalogue::NODE_PASSIVATIONS.get().increment(1);
             ctx.stop();
         }
     }

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::catalogue as c;
-use super::words::{DecodeReason, FlushReason, Part, SplitReason, StoreRequest, StoreStatus};
-use crate::store::StoreError;
-use crate::wire::DecodeError;
+use super::words::{
+    DeadLetterReason, DecodeReason, FlushReason, Part, SplitReason, StoreRequest, StoreStatus,
+};
+use crate::store::{StoreError, Write};
+use crate::wire::{DecodeError, Outcome};
 
 /// A message could not be decoded.
 pub fn record_decode_error(error: &DecodeError) {
@@ -19,9 +23,54 @@ pub fn record_batch(reason: FlushReason, documents: usize) {
     c::BATCH_DOCUMENTS.get().record(documents as f64);
 }
 
-/// A document was written.
-pub fn record_document() {
+/// A delivery was settled that its client had published at `published_ms`. Clocks differ a little: a result from the
+/// future took no time.
+#[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
+pub fn record_settled(outcome: Outcome, published_ms: i64, now: Timestamp) {
+    if let Outcome::Stored | Outcome::Unchanged | Outcome::Superseded = outcome {
+        let took_ms = now.as_millisecond().saturating_sub(published_ms).max(0);
+        c::PUBLISHED_TO_STORED_SECONDS
+            .get()
+            .record(took_ms as f64 / 1000.0);
+    }
+}
+
+/// A request to write documents is sent.
+#[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
+pub fn record_write(writes: &[Write]) {
+    let bytes: usize = writes.iter().map(|write| write.json.get().len()).sum();
+    c::BATCH_BYTES.get().record(bytes as f64);
+}
+
+/// A document of so many bytes was written, just now.
+pub fn record_document(bytes: usize) {
     c::DOCUMENTS_WRITTEN.get().increment(1);
+    c::DOCUMENT_BYTES_WRITTEN.get().increment(bytes as u64);
+    let now = Timestamp::now();
+    c::LAST_WRITE_TIMESTAMP_SECONDS
+        .get()
+        .set(now.as_duration().as_secs_f64());
+}
+
+/// A document is about to be written again.
+pub fn record_retry() {
+    c::DOCUMENTS_RETRIED.get().increment(1);
+}
+
+/// A dead letter was published.
+pub fn record_dead_letter(reason: &str) {
+    let reason = DeadLetterReason::of_word(reason);
+    c::DEAD_LETTERS.of(reason).increment(1);
+}
+
+/// So many receipts were dropped, or could not be published.
+pub fn record_receipts_failed(count: usize) {
+    c::RECEIPTS_FAILED.get().increment(count as u64);
+}
+
+/// Broker or store came back.
+pub fn record_reconnect(part: Part) {
+    c::RECONNECTS.of(part).increment(1);
 }
 
 /// A document conflicted.
