@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use reqwest::StatusCode;
+use jiff::Timestamp;
 use serde_json::json;
-use vogeler::telemetry::{Declared, Kind, Role, catalogue};
+use vogeler::broker::topology;
+use vogeler::telemetry::{Declared, Kind, Role, catalogue as c};
+use vogeler::wire::{Content, ErrorKind, PUBLISHED_HEADER, PluginError, RunId};
 
-use crate::harness::pipeline::{in_system, message, name, result, value};
+use crate::harness::pipeline::{in_system, message, result, value};
 use crate::harness::scene::Scene;
 
 /// One line of a scrape: the metric's name, its labels, its value.
@@ -69,7 +71,7 @@ fn sample(line: &str) -> Sample {
 
 fn scrape(scene: &Scene) -> Scrape {
     let (status, text) = scene.v.get("/metrics").unwrap();
-    assert_eq!(status, StatusCode::OK.as_u16());
+    assert_eq!(status, 200);
     Scrape::read(&text)
 }
 
@@ -84,7 +86,7 @@ async fn until(scene: &Scene, metric: &dyn Declared, wanted: impl Fn(f64) -> boo
 /// Fails if the scrape differs from what the catalogue declares for a server.
 fn hold_to_the_catalogue(scrape: &Scrape) {
     let mut declared = BTreeSet::new();
-    for metric in catalogue::ALL.iter().copied() {
+    for metric in c::ALL.iter().copied() {
         let entry = metric.entry();
         if !Role::Server.exports(entry.role) {
             continue;
@@ -121,94 +123,94 @@ fn hold_to_the_catalogue(scrape: &Scrape) {
     assert_eq!(exported, declared, "exported and declared");
 }
 
+/// Publishes five results of three nodes, one of them in a run and published two seconds ago, one of a plugin that
+/// failed; and a message that is no result.
+async fn publish_some(scene: &Scene) {
+    let mut in_a_run = value("web01", "facts", 1, &json!({"os": "Debian"}));
+    in_a_run.run = Some(RunId::generate());
+    let key = topology::result_key(&in_a_run.node);
+    let mut old = message(&key, in_a_run.encode().unwrap());
+    let then = Timestamp::now().as_millisecond() - 2_000;
+    let headers = &mut old.properties.headers;
+    headers.insert(PUBLISHED_HEADER.to_owned(), then.to_string());
+    scene.broker.publish(old).await.unwrap();
+    let nodes = ["web01", "web02", "web03"];
+    scene.publish_all(&nodes, 1, &json!(["bash"])).await;
+    let failed = Content::Error(PluginError {
+        kind: ErrorKind::Timeout,
+        message: "slow".to_owned(),
+        exit: None,
+        stderr: None,
+    });
+    scene.publish(&result("web03", "facts", 2, failed)).await;
+    let no_result = message("000", b"no result".to_vec());
+    scene.broker.publish(no_result).await.unwrap();
+}
+
+/// What [`publish_some`] makes of a fresh server's metrics, summed over their labels.
+fn expected() -> Vec<(&'static dyn Declared, f64)> {
+    vec![
+        (&c::PLUGIN_RESULTS, 5.0),
+        (&c::RUNS, 1.0),
+        (&c::DECODE_ERRORS, 1.0),
+        (&c::DEAD_LETTERS, 1.0),
+        (&c::DEAD_LETTERS_WAITING, 1.0),
+        (&c::PUBLISHED_TO_STORED_SECONDS, 1.0),
+        (&c::MAILBOX_WAIT_SECONDS, 5.0),
+        (&c::PARTITIONS, 2.0),
+        (&c::PARTITIONS_OWNED, 2.0),
+        (&c::PREFETCH_LIMIT, 4000.0),
+        (&c::SERVERS, 1.0),
+        (&c::DRAINING, 0.0),
+        (&c::NODE_ACTORS, 0.0),
+        (&c::QUEUE_CONSUMERS, 2.0),
+        (&c::QUEUE_MESSAGES_READY, 0.0),
+        (&c::QUEUE_MESSAGES_UNACKED, 0.0),
+        (&c::QUEUE_LAG_SECONDS, 0.0),
+        (&c::BYTES_IN_FLIGHT, 0.0),
+        (&c::WRITES_IN_FLIGHT, 0.0),
+        (&c::UP, 2.0),
+        (&c::RECONNECTS, 0.0),
+    ]
+}
+
 /// Goal: a server under load exports each metric that is declared for it, with help and type, and nothing else: no
 /// metric, no label, no label value; and what it counted is what was done.
 #[test]
 fn a_server_exports_what_is_declared() {
     in_system(async {
-        let scene = Scene::new(&[("STORE_CREATE", "true")]).await;
-        scene
-            .v
-            .vogeler(&["admin", "setup", "--designs", "etc/vogeler/_design"])
-            .ok();
-        let mut in_a_run = value("web01", "facts", 1, &json!({"os": "Debian"}));
-        in_a_run.run = Some(vogeler::wire::RunId::generate());
-        let body = in_a_run.encode().unwrap();
-        let mut published = message(&vogeler::broker::topology::result_key(&name("web01")), body);
-        let ms = jiff::Timestamp::now().as_millisecond() - 2_000;
-        published
-            .properties
-            .headers
-            .insert(vogeler::wire::PUBLISHED_HEADER.to_owned(), ms.to_string());
-        scene.broker.publish(published).await.unwrap();
-        scene
-            .publish_all(&["web01", "web02", "web03"], 1, &json!(["bash"]))
-            .await;
-        let failed = vogeler::wire::PluginError {
-            kind: vogeler::wire::ErrorKind::Timeout,
-            message: "slow".to_owned(),
-            exit: None,
-            stderr: None,
-        };
-        scene
-            .publish(&result(
-                "web03",
-                "facts",
-                2,
-                vogeler::wire::Content::Error(failed),
-            ))
-            .await;
-        scene
-            .broker
-            .publish(message("000", b"no result".to_vec()))
-            .await
-            .unwrap();
+        let mut scene = Scene::new(&[("SERVER_NODE_IDLE", "1s")]).await;
+        let designs = ["admin", "setup", "--designs", "etc/vogeler/_design"];
+        scene.v.vogeler(&designs).ok();
+        publish_some(&scene).await;
         scene.until_ended("stored", 5.0).await;
         scene.until_ended("dead_lettered", 1.0).await;
-        // The looks at queues and nodes come every few seconds.
-        until(&scene, &catalogue::DEAD_LETTERS_WAITING, |letters| {
-            letters > 0.5
-        })
-        .await;
-
+        until(&scene, &c::NODE_PASSIVATIONS, |ended| ended >= 3.0).await;
+        until(&scene, &c::DEAD_LETTERS_WAITING, |letters| letters > 0.5).await;
         let seen = scrape(&scene);
+        let written = seen.sum(&c::DOCUMENTS_WRITTEN);
+        assert!(written >= 3.0, "{written}");
+        assert!(seen.sum(&c::BATCH_BYTES) >= 1.0);
+        assert!(seen.sum(&c::DOCUMENT_BYTES_WRITTEN) > 100.0 * written);
+        assert!(seen.sum(&c::LAST_WRITE_TIMESTAMP_SECONDS) > 1.7e9);
+        let took = scene.metric("vogeler_published_to_stored_seconds_sum");
+        assert!((2.0..60.0).contains(&took), "{took}");
+        let failed = r#"vogeler_plugin_results_total{plugin="facts",status="error"}"#;
+        assert!((scene.metric(failed) - 1.0).abs() < 0.5);
         hold_to_the_catalogue(&seen);
-        for (metric, wanted) in [
-            (&catalogue::PLUGIN_RESULTS as &dyn Declared, 5.0),
-            (&catalogue::RUNS, 1.0),
-            (&catalogue::DECODE_ERRORS, 1.0),
-            (&catalogue::DEAD_LETTERS, 1.0),
-            (&catalogue::PUBLISHED_TO_STORED_SECONDS, 1.0),
-            (&catalogue::MAILBOX_WAIT_SECONDS, 5.0),
-            (&catalogue::PARTITIONS, 2.0),
-            (&catalogue::PARTITIONS_OWNED, 2.0),
-            (&catalogue::PREFETCH_LIMIT, 4000.0),
-            (&catalogue::SERVERS, 1.0),
-            (&catalogue::DRAINING, 0.0),
-            (&catalogue::NODE_ACTORS, 3.0),
-            (&catalogue::QUEUE_CONSUMERS, 2.0),
-            (&catalogue::QUEUE_MESSAGES_UNACKED, 0.0),
-            (&catalogue::QUEUE_LAG_SECONDS, 0.0),
-            (&catalogue::BYTES_IN_FLIGHT, 0.0),
-            (&catalogue::WRITES_IN_FLIGHT, 0.0),
-            (&catalogue::UP, 2.0),
-        ] {
+        for (metric, wanted) in expected() {
             let sum = seen.sum(metric);
             assert!(
                 (sum - wanted).abs() < 0.5,
-                "{metric:?} is {sum}, not {wanted}"
+                "{metric:?}: {sum}, not {wanted}"
             );
         }
-        let written = seen.sum(&catalogue::DOCUMENTS_WRITTEN);
-        assert!((seen.sum(&catalogue::BATCH_BYTES) - 1.0) > -0.5 && written > 2.5);
-        assert!(seen.sum(&catalogue::DOCUMENT_BYTES_WRITTEN) > 100.0 * written);
-        let sum = |series: &str| scene.metric(series);
-        assert!(
-            (2.0..60.0).contains(&sum("vogeler_published_to_stored_seconds_sum")),
-            "two seconds and more"
-        );
-        let error = r#"vogeler_plugin_results_total{plugin="facts",status="error"}"#;
-        assert!((sum(error) - 1.0).abs() < 0.5);
+        // A server counts the nodes when it starts.
+        assert_eq!(scene.server.take().unwrap().stop().code(), Some(0));
+        scene.server = Some(scene.v.server());
+        let reporting = r#"vogeler_nodes{state="reporting"}"#;
+        until(&scene, &c::NODES, |nodes| nodes > 2.5).await;
+        assert_eq!(scene.metric(reporting).to_string(), "3");
         scene.end().await;
     });
 }
