@@ -109,6 +109,54 @@ fn boards_and_rules_use_what_is_exported() {
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
+/// The words in `text` between each `start` and the `end` that follows it.
+fn words_between<'a>(text: &'a str, start: &str, end: &str) -> Vec<&'a str> {
+    let lists = text
+        .split(start)
+        .skip(1)
+        .filter_map(|rest| rest.split_once(end));
+    lists.flat_map(|(list, _)| list.split(", ")).collect()
+}
+
+/// Goal: no legend and no grouping names a label that the metric does not have: Grafana would show one line without a name.
+#[test]
+fn legends_and_groups_name_labels_that_exist() {
+    let ours = ours();
+    for file in BOARDS {
+        for panel in panels(&board(file)) {
+            for target in panel["targets"].as_array().unwrap() {
+                let text = target["expr"].as_str().unwrap();
+                let used = selectors(text);
+                let Some(labels) = used
+                    .iter()
+                    .map(|used| ours.get(&used.metric))
+                    .collect::<Option<Vec<_>>>()
+                else {
+                    continue;
+                };
+                let mut named = words_between(text, "by (", ")");
+                named.extend(words_between(
+                    target["legendFormat"].as_str().unwrap(),
+                    "{{",
+                    "}}",
+                ));
+                for label in named {
+                    let is_known = TARGET_LABELS.contains(&label)
+                        || (label == "le" && text.contains("_bucket{"))
+                        || labels
+                            .iter()
+                            .any(|labels| labels.iter().any(|spec| spec.name == label));
+                    assert!(
+                        is_known,
+                        "{file}: {}: no label {label} in {text}",
+                        panel["title"]
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Goal: whoever adds a metric thinks of where it is seen: each is on a board or in a rule.
 #[test]
 fn every_metric_is_looked_at() {

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeSet;
 
-/// One vector selector: a metric, and the labels that its matchers and its grouping name.
+/// One vector selector: a metric and its label matchers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Selector {
     pub(super) metric: String,
-    /// Label, operator with quotes left out, value: as they stand in the braces.
+    /// Label, operator and value, the value without its quotes.
     pub(super) matchers: Vec<(String, String, String)>,
 }
 

@@ -70,14 +70,14 @@ impl Installation {
         self.settings.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Where its servers answer HTTP.
-    pub(crate) fn http_port(&self) -> u16 {
-        self.http_port
-    }
-
     /// The broker's DSN.
     pub(crate) fn broker(&self) -> &str {
         &self.broker
+    }
+
+    /// Where the HTTP side answers that [`get`](Self::get) asks: the server's, unless a test gives it to a client.
+    pub(crate) fn http_address(&self) -> String {
+        format!("127.0.0.1:{}", self.http_port)
     }
 
     /// Writes a plugin file that clients of this set-up read.
@@ -96,10 +96,7 @@ impl Installation {
             .env("PATH", "/usr/bin:/bin")
             .env("VOGELER_BROKER_DSN", &self.broker)
             .env("VOGELER_STORE_DSN", &self.store)
-            .env(
-                "VOGELER_HTTP_LISTEN",
-                format!("127.0.0.1:{}", self.http_port),
-            )
+            .env("VOGELER_HTTP_LISTEN", self.http_address())
             .env("VOGELER_CLIENT_PLUGINS", self.folder.path().join("plugins"))
             .env("VOGELER_BROKER_RECONNECT_MAX", "500ms")
             .env("VOGELER_SERVER_RETRY_MAX", "500ms")

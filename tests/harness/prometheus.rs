@@ -21,10 +21,11 @@ pub(crate) struct Prometheus {
 }
 
 /// Something to scrape, every second.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) job: &'static str,
-    pub(crate) port: u16,
+    /// `HOST:PORT`.
+    pub(crate) address: String,
     pub(crate) path: &'static str,
 }
 
@@ -99,13 +100,9 @@ fn configuration(targets: &[Target], rule_files: &[&str]) -> String {
         writeln!(text, "  - {}", root.join(file).display()).unwrap();
     }
     text.push_str("scrape_configs:\n");
-    for Target { job, port, path } in targets {
+    for Target { job, address, path } in targets {
         writeln!(text, "  - job_name: {job}\n    metrics_path: {path}").unwrap();
-        writeln!(
-            text,
-            "    static_configs: [{{targets: ['127.0.0.1:{port}']}}]"
-        )
-        .unwrap();
+        writeln!(text, "    static_configs: [{{targets: ['{address}']}}]").unwrap();
     }
     text
 }
