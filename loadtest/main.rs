@@ -3,12 +3,15 @@
 //! Without DSNs everything runs in this process on the memory broker and store; with them it loads the server that
 //! runs there (and starts none). Everything sent is kept in a ledger, and the exit code is 1 if the store disagrees.
 
-#[allow(dead_code, reason = "the runner of plans comes with the next commits")]
+#![allow(dead_code, reason = "the runner of plans comes with the next commits")]
+
+mod flavour;
 mod plan;
+mod roster;
+mod schedule;
+mod seeded;
 mod span;
-#[allow(dead_code, reason = "the runner of plans comes with the next commits")]
 mod stats;
-#[allow(dead_code, reason = "the runner of plans comes with the next commits")]
 mod verdict;
 
 use std::collections::HashMap;
