@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "the runner of plans comes with the next commits")]
 
 mod flavour;
+mod ledger;
 mod plan;
 mod roster;
 mod schedule;
@@ -13,6 +14,7 @@ mod seeded;
 mod span;
 mod stats;
 mod verdict;
+mod verify;
 
 use std::collections::HashMap;
 use std::process::ExitCode;
