@@ -3,13 +3,17 @@
 //! Without DSNs everything runs in this process on the memory broker and store; with them it loads the server that
 //! runs there (and starts none). Everything sent is kept in a ledger, and the exit code is 1 if the store disagrees.
 
-#[allow(dead_code, reason = "the runner of plans comes with the next commits")]
+#![allow(dead_code, reason = "the runner of plans comes with the next commits")]
+
+mod faults;
+mod live;
 mod plan;
+mod report;
+mod services;
 mod span;
-#[allow(dead_code, reason = "the runner of plans comes with the next commits")]
 mod stats;
-#[allow(dead_code, reason = "the runner of plans comes with the next commits")]
 mod verdict;
+mod watch;
 
 use std::collections::HashMap;
 use std::process::ExitCode;
