@@ -6,13 +6,19 @@
 #![allow(dead_code, reason = "the runner of plans comes with the next commits")]
 
 mod faults;
+mod flavour;
+mod ledger;
 mod live;
 mod plan;
 mod report;
+mod roster;
+mod schedule;
+mod seeded;
 mod services;
 mod span;
 mod stats;
 mod verdict;
+mod verify;
 mod watch;
 
 use std::collections::HashMap;

@@ -12,7 +12,7 @@ use super::{Connections, Flavour, Length, Plan, PluginKind, PluginPlan};
 /// Nodes at most: the ledger and the names are in memory.
 const NODES_MAX: usize = 100_000;
 /// Results at most: a ledger entry each, some 200 bytes.
-const RESULTS_MAX: usize = 20_000_000;
+const RESULTS_MAX: usize = 5_000_000;
 /// Real clients at most: each has a connection, a folder and runs processes.
 const REAL_CLIENTS_MAX: usize = 1_000;
 /// Connections at most; each is a file descriptor here and one at the broker.
