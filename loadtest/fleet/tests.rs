@@ -137,3 +137,102 @@ fn a_load_of_everything_is_good() {
         assert!(stats.published_to_stored.quantile(0.5) > Some(Duration::ZERO));
     });
 }
+
+/// Goal: a broker that stands still for a second is not flattered: what was due meanwhile counts from when it was due,
+/// goes out all the same, and is not blamed on the tester.
+#[test]
+fn waiting_counts_from_when_a_result_was_due() {
+    actix::System::new().block_on(async {
+        let plan = Plan {
+            length: "{ rate = 150, duration = \"3s\" }"
+                .parse::<toml::Value>()
+                .unwrap()
+                .try_into()
+                .unwrap(),
+            real_clients: 0,
+            runners: Vec::new(),
+            leaves: 0,
+            ..plan()
+        };
+        let broker = MemoryBroker::new();
+        let paused = broker.clone();
+        let pause = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            paused.pause(true);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            paused.pause(false);
+        });
+        let Loaded { fleet, verdict, .. } = load(&plan, MemoryStore::new(), broker).await;
+        pause.await.unwrap();
+        assert!(verdict.is_good(), "{verdict:#?}");
+        let stats = &fleet.stats;
+        assert_eq!(stats.sent.get(), fleet.schedule.sendings.len() as u64);
+        assert_eq!(stats.confirmed.get(), stats.sent.get());
+        let waited = |latency: &crate::stats::Latency, share| latency.quantile(share).unwrap();
+        // A third of all was due in that second, evenly: a sixth waited for half of it at least.
+        assert!(
+            waited(&stats.publish_to_confirmed, 0.85) > Duration::from_millis(450),
+            "{stats:?}"
+        );
+        assert!(waited(&stats.tester_lag, 0.85) < waited(&stats.publish_to_confirmed, 0.85) / 2);
+    });
+}
+
+/// Goal: sessions that break again and again, so that the broker delivers again what was settled or not, explain
+/// themselves: nothing is lost, and receipts too many or too few are no findings.
+#[test]
+fn broken_sessions_lose_nothing() {
+    actix::System::new().block_on(async {
+        let plan = Plan {
+            faults: vec!["cut_broker@1s+2s".parse().unwrap()],
+            ..plan()
+        };
+        let broker = MemoryBroker::new();
+        let cut = broker.clone();
+        let cuts = tokio::spawn(async move {
+            for number in 0..20 {
+                tokio::time::sleep(Duration::from_millis(150)).await;
+                cut.cut_sessions(&topology::results_queue_name(number % PARTITIONS));
+            }
+        });
+        let Loaded { fleet, verdict, .. } = load(&plan, MemoryStore::new(), broker).await;
+        cuts.await.unwrap();
+        assert!(verdict.is_good(), "{verdict:#?}");
+        assert!(
+            fleet.ledger.book().deleted.is_empty(),
+            "nothing is deleted where copies may come again"
+        );
+    });
+}
+
+/// Goal: stopped early, the fleet ends at once, and calls what it gave up on unconfirmed.
+#[test]
+fn a_stop_ends_the_fleet() {
+    actix::System::new().block_on(async {
+        let fleet = Fleet::new(&plan(), Arc::default()).unwrap();
+        let store = MemoryStore::new();
+        let target = Target {
+            // Nobody declared the partition queues: nothing is routable.
+            brokers: Brokers::Memory(MemoryBroker::new()),
+            store: Arc::new(store.clone()),
+            deleter: Deleter::Memory(store),
+            queues: vec![topology::results_queue_name(0)],
+        };
+        let stop = CancellationToken::new();
+        let later = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            later.cancel();
+        });
+        let began = Instant::now();
+        fleet.run(&target, &stop).await.unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            began.elapsed()
+        );
+        let stats = &fleet.stats;
+        assert_eq!(stats.confirmed.get(), 0);
+        assert!(stats.unconfirmed.get() > 0);
+    });
+}

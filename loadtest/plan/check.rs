@@ -13,6 +13,8 @@ use super::{Connections, Flavour, Length, Plan, PluginKind, PluginPlan};
 const NODES_MAX: usize = 100_000;
 /// Results at most: a ledger entry each, some 200 bytes.
 const RESULTS_MAX: usize = 5_000_000;
+/// Messages that become dead letters at most: half of what one look goes through.
+const POISON_MAX: usize = 10_000;
 /// Real clients at most: each has a connection, a folder and runs processes.
 const REAL_CLIENTS_MAX: usize = 1_000;
 /// Connections at most; each is a file descriptor here and one at the broker.
@@ -207,7 +209,9 @@ impl Plan {
         }
         let results = self.length.results(self.ramp);
         check.holds(results > 0, "length", "no result", "make it longer")?;
-        check.count("length (results)", results, RESULTS_MAX)
+        check.count("length (results)", results, RESULTS_MAX)?;
+        let poison = share_of(results, self.poison_rate);
+        check.count("poison_rate (messages)", poison, POISON_MAX)
     }
 
     fn check_runners(&self, check: &Check<'_>) -> Result<(), PlanError> {
@@ -255,6 +259,16 @@ impl Plan {
             rule.trim(),
         )
     }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate"
+)]
+fn share_of(count: usize, share: f64) -> usize {
+    (count as f64 * share) as usize
 }
 
 fn check_plugin(check: &Check<'_>, plugin: &PluginPlan) -> Result<(), PlanError> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::PlanError;
-#[allow(unused_imports, reason = "the faults come with the next commits")]
+
 pub(crate) use fault::{FaultKind, FaultPlan};
 pub(crate) use length::Length;
 

@@ -93,7 +93,7 @@ impl Case<'_> {
         self.judge_queues(&mut verdict).await?;
         let book = self.ledger.book();
         dead::judge(&book, &letters, self.plan.redelivers(), &mut verdict);
-        verdict.counters_disagree = counters::judge(&book, counts);
+        verdict.counters_disagree = counters::judge(&book, counts, self.plan.redelivers());
         drop(book);
         Ok(verdict)
     }
