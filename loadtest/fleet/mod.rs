@@ -16,6 +16,7 @@ mod real;
 mod runner;
 mod tap;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ pub(crate) struct Fleet {
     /// What is counted.
     pub(crate) stats: Arc<Stats>,
     generators: Arc<[Generator]>,
+    /// Where in the roster each node is.
+    numbers: Arc<HashMap<NodeName, usize>>,
 }
 
 /// How it went.
@@ -145,7 +148,10 @@ impl Fleet {
     /// The fleet of a checked plan.
     pub(crate) fn new(plan: &Plan, stats: Arc<Stats>) -> anyhow::Result<Self> {
         let roster = Roster::new(plan).context("a name of the plan")?;
+        let members = roster.members.iter().enumerate();
+        let numbers = members.map(|(number, member)| (member.name.clone(), number));
         Ok(Self {
+            numbers: Arc::new(numbers.collect()),
             schedule: Arc::new(Schedule::new(plan, &roster)),
             generators: Generator::of_plan(plan).into(),
             roster: Arc::new(roster),
@@ -167,11 +173,7 @@ impl Fleet {
         plugin: &PluginName,
         version: u32,
     ) -> Option<String> {
-        let member = self
-            .roster
-            .members
-            .iter()
-            .find(|member| member.name == *node)?;
+        let member = &self.roster.members[*self.numbers.get(node)?];
         let plugin = self.roster.plugins.iter().position(|name| name == plugin)?;
         Some(self.generators[plugin].value(&member.machine, version))
     }

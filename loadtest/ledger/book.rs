@@ -161,7 +161,7 @@ pub(crate) struct Book {
     pub(crate) nodes: Names<NodeName>,
     /// Plugin names.
     pub(crate) plugins: Names<PluginName>,
-    /// The entries of each node and plugin, in the order they were first sent.
+    /// The entries of each node and plugin, by sequence.
     pub(crate) series: HashMap<(u32, u32), Vec<EntryId>>,
     /// The plugins of each node.
     pub(crate) of_node: HashMap<u32, Vec<u32>>,
@@ -185,7 +185,7 @@ impl Book {
         &mut self.entries[id.0 as usize]
     }
 
-    /// The entries of a node and plugin.
+    /// The entries of a node and plugin, by sequence.
     pub(crate) fn series_of(&self, node: u32, plugin: u32) -> impl Iterator<Item = &Entry> {
         let ids = self
             .series

@@ -35,18 +35,16 @@ impl Ledger {
             book.plugins.number(&sent.plugin),
         );
         let series = book.series.entry((node, plugin)).or_default();
-        let copy = series
-            .iter()
-            .rev()
-            .find(|id| book.entries[id.0 as usize].seq == sent.seq);
-        if let Some(id) = copy {
-            return *id;
-        }
+        let seq_of = |id: &EntryId| book.entries[id.0 as usize].seq;
+        let place = match series.binary_search_by_key(&sent.seq, seq_of) {
+            Ok(copy) => return series[copy],
+            Err(place) => place,
+        };
         let id = EntryId(u32::try_from(book.entries.len()).unwrap_or(u32::MAX));
         if series.is_empty() {
             book.of_node.entry(node).or_default().push(plugin);
         }
-        series.push(id);
+        series.insert(place, id);
         if let Some(run) = &sent.run {
             let run = book.runs.number(run);
             book.by_run.insert((run, node, plugin), id);

@@ -149,8 +149,7 @@ impl<'a> Series<'a> {
         let entries = numbers
             .into_iter()
             .flat_map(|(node, plugin)| scale.book.series_of(node, plugin));
-        let mut live: Vec<&Entry> = entries.filter(|entry| deleted < Some(entry.seq)).collect();
-        live.sort_by_key(|entry| entry.seq);
+        let live = entries.filter(|entry| deleted < Some(entry.seq)).collect();
         Self {
             scale,
             node,
