@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::plan::{FaultKind, FaultPlan};
 use crate::services::{Given, Services};
+use crate::watch::counts::Lives;
 use crate::watch::sample::Timeline;
 
 /// What a fault harms.
@@ -143,7 +144,7 @@ async fn begin(kind: FaultKind, services: &Services, timeline: &Timeline) -> any
         FaultKind::CutBroker => services.broker.refuse(true),
         FaultKind::KillServer => {
             services.server.kill().await?;
-            timeline.lives().end();
+            timeline.lives(Lives::end);
         }
         _ => services.store.harm(kind),
     }

@@ -1,14 +1,13 @@
 //! Live progress on a terminal: rate, backlog, p99, what is open. Reads only; where nobody looks it shows nothing.
 
 use std::io::IsTerminal as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use crate::plan::Plan;
 use crate::report::float;
+use crate::run::Asked;
 use crate::stats::Stats;
 use crate::watch::sample::{Sample, Timeline};
 
@@ -16,16 +15,16 @@ const EVERY: Duration = Duration::from_millis(500);
 
 /// Shows how it goes on stderr until `stop`.
 pub(crate) async fn show(
-    plan: &Plan,
-    stats: &Arc<Stats>,
-    timeline: &Arc<Timeline>,
+    asked: &Asked<'_>,
+    stats: &Stats,
+    timeline: &Timeline,
     started: Instant,
     stop: &CancellationToken,
 ) {
-    if !std::io::stderr().is_terminal() {
+    if asked.quiet || !std::io::stderr().is_terminal() {
         return;
     }
-    let planned = plan.length.results(plan.ramp) as u64;
+    let planned = asked.plan.length.results(asked.plan.ramp) as u64;
     let bar = ProgressBar::new(planned);
     let style = ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -62,8 +62,6 @@ pub(crate) struct EntryId(pub(super) u32);
 pub(crate) struct Entry {
     /// Which node.
     pub(crate) node: u32,
-    /// Which plugin.
-    pub(crate) plugin: u32,
     /// Whether a receipt is due.
     pub(crate) has_run: bool,
     /// Its sequence.

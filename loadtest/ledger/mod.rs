@@ -51,7 +51,6 @@ impl Ledger {
         }
         book.entries.push(Entry {
             node,
-            plugin,
             has_run: sent.run.is_some(),
             seq: sent.seq,
             hash: sent.hash,

@@ -11,9 +11,10 @@ use super::{
     millis,
 };
 use crate::faults::FaultRecord;
+use crate::fleet::Sent;
 use crate::plan::Plan;
 use crate::stats::{Latency, ServerCounts, Stats};
-use crate::verdict::{RunnerOutcome, Verdict};
+use crate::verdict::Verdict;
 use crate::watch::sample::{Sample, WATCHED};
 
 /// Seconds that a peak rate is taken over.
@@ -32,11 +33,7 @@ pub(crate) struct Run<'a> {
     pub(crate) stats: &'a Stats,
     pub(crate) server: ServerCounts,
     pub(crate) server_restarts: u64,
-    /// When the fleet had sent all.
-    pub(crate) load_seconds: f64,
-    /// When the server had settled all, or it was not waited for any longer.
-    pub(crate) settled_seconds: f64,
-    pub(crate) runners: Vec<RunnerOutcome>,
+    pub(crate) sent: Sent,
     pub(crate) faults: Vec<FaultRecord>,
     pub(crate) verdict: Verdict,
     pub(crate) timeline: Vec<Sample>,
@@ -69,7 +66,7 @@ impl Run<'_> {
             rates,
             latencies,
             resources,
-            runners: self.runners,
+            runners: self.sent.runners,
             faults: faults.collect(),
             verdict: self.verdict,
             bounds: Vec::new(),
@@ -82,8 +79,8 @@ impl Run<'_> {
 
     fn totals(&self) -> Totals {
         Totals {
-            load_seconds: self.load_seconds,
-            settled_seconds: self.settled_seconds,
+            load_seconds: self.sent.load.as_secs_f64(),
+            settled_seconds: self.settled_seconds(),
             sent: self.stats.sent.get(),
             confirmed: self.stats.confirmed.get(),
             failed_publishes: self.stats.failed_publishes.get(),
@@ -102,6 +99,13 @@ impl Run<'_> {
         float(crate::watch::counts::settled(&self.server))
     }
 
+    /// When the server had settled all that it ever did, to the second.
+    fn settled_seconds(&self) -> f64 {
+        let most = self.timeline.last().map_or(0, |last| last.settled);
+        let reached = self.timeline.iter().find(|sample| sample.settled == most);
+        reached.map_or(self.sent.settled.as_secs_f64(), |sample| sample.at)
+    }
+
     fn rates(&self) -> Rates {
         let saved = [Outcome::Unchanged, Outcome::Superseded, Outcome::Stale];
         let saved: u64 = saved
@@ -110,8 +114,8 @@ impl Run<'_> {
             .sum();
         let settled = self.settled();
         Rates {
-            sent: ratio(float(self.stats.sent.get()), self.load_seconds),
-            settled: ratio(settled, self.settled_seconds),
+            sent: ratio(float(self.stats.sent.get()), self.sent.load.as_secs_f64()),
+            settled: ratio(settled, self.settled_seconds()),
             settled_peak: peak(&self.timeline),
             dedup: ratio(float(saved), settled),
             writes_per_result: ratio(float(self.server.documents_written), settled),

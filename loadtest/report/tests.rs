@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::fleet::Sent;
 use crate::stats::{ServerCounts, Stats};
 use crate::verdict::Finding;
 
@@ -55,9 +56,11 @@ pub(crate) fn good() -> Report {
         stats: &stats,
         server,
         server_restarts: 0,
-        load_seconds: 10.0,
-        settled_seconds: 20.0,
-        runners: Vec::new(),
+        sent: Sent {
+            runners: Vec::new(),
+            load: Duration::from_secs(10),
+            settled: Duration::from_secs(25),
+        },
         faults: Vec::new(),
         verdict: Verdict {
             checked: 100,

@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use url::Url;
+use vogeler::broker::topology;
 use vogeler::config::Config;
 
 use crate::faults::Part;
@@ -85,10 +86,12 @@ impl Services {
     pub(crate) async fn start(plan: &Plan, given: &Given, log: &Path) -> anyhow::Result<Self> {
         let config = server::config(&plan.server)?;
         let touches = |part| plan.faults.iter().any(|fault| Part::of(fault.kind) == part);
-        let broker =
-            BrokerService::start(given.broker.as_deref(), touches(Part::Connections)).await?;
+        // Both take seconds to start.
+        let (broker, store) = tokio::try_join!(
+            BrokerService::start(given.broker.as_deref(), touches(Part::Connections)),
+            StoreService::start(given, touches(Part::Store)),
+        )?;
         broker.set_up(&config).await?;
-        let store = StoreService::start(given, touches(Part::Store)).await?;
         let server = match &given.metrics {
             Some(metrics) => ServerService::given(metrics.clone())?,
             None => ServerService::start(&Start {
@@ -105,6 +108,13 @@ impl Services {
             server,
             config,
         })
+    }
+
+    /// The partition queues.
+    pub(crate) fn queues(&self) -> Vec<String> {
+        let settings = &self.config.broker;
+        let queues = topology::results_queues(settings.partitions, settings.queue_type);
+        queues.into_iter().map(|queue| queue.name).collect()
     }
 
     /// Ends what was started here.

@@ -84,6 +84,11 @@ impl StoreService {
         local_port(&self.direct, PORT_DEFAULT)
     }
 
+    /// Whether it speaks CouchDB's protocol.
+    pub(crate) fn is_couch(&self) -> bool {
+        self.direct.starts_with("couch")
+    }
+
     /// Past the proxy, for looks that meet no faults.
     pub(crate) fn direct(&self) -> anyhow::Result<Arc<dyn Store>> {
         let dsn = self.direct.parse()?;

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use vogeler::broker::{Broker, topology};
+use vogeler::broker::Broker;
 
 use super::counts::{self, Lives};
 use super::procfs::{Usage, Watched, Whose};
@@ -79,14 +79,10 @@ impl Timeline {
         lock(&self.samples).clone()
     }
 
-    /// The newest one.
-    pub(crate) fn last(&self) -> Option<Sample> {
-        lock(&self.samples).last().cloned()
-    }
-
-    /// The server's counts over its lives.
-    pub(crate) fn lives(&self) -> MutexGuard<'_, Lives> {
-        lock(&self.lives)
+    /// Looks at, or changes, the server's counts over its lives. (A guard that is handed out may be held for longer than
+    /// it looks, and meet itself.)
+    pub(crate) fn lives<T>(&self, look: impl FnOnce(&mut Lives) -> T) -> T {
+        look(&mut lock(&self.lives))
     }
 }
 
@@ -110,12 +106,10 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// Looks at all once, so that what was before the load does not count.
     pub(crate) async fn new(
-        services: Arc<Services>,
-        stats: Arc<Stats>,
-        timeline: Arc<Timeline>,
+        services: &Arc<Services>,
+        stats: &Arc<Stats>,
+        timeline: &Arc<Timeline>,
     ) -> anyhow::Result<Self> {
-        let settings = &services.config.broker;
-        let queues = topology::results_queues(settings.partitions, settings.queue_type);
         let on = |port: Option<u16>| port.map(|port| Watched::new(Whose::Port(port)));
         let watched = [
             Some(Watched::new(Whose::Process(std::process::id()))),
@@ -125,10 +119,10 @@ impl Sampler {
         ];
         let sampler = Self {
             broker: services.broker.direct()?,
-            queues: queues.into_iter().map(|queue| queue.name).collect(),
-            services,
-            stats,
-            timeline,
+            queues: services.queues(),
+            services: Arc::clone(services),
+            stats: Arc::clone(stats),
+            timeline: Arc::clone(timeline),
             watched,
             stored: Interval::default(),
             lag: Interval::default(),
@@ -152,8 +146,7 @@ impl Sampler {
     async fn sample(&mut self, started: Instant, late: Duration) {
         let at = started.elapsed().as_secs_f64();
         let ((), ready) = tokio::join!(self.scrape(), self.ready());
-        let answered = self.timeline.lives().total();
-        let is_up = self.timeline.lives().is_up();
+        let (answered, is_up) = self.timeline.lives(|lives| (lives.total(), lives.is_up()));
         let sample = Sample {
             at,
             sent: self.stats.sent.get(),
@@ -177,9 +170,10 @@ impl Sampler {
     }
 
     async fn scrape(&self) {
-        let number = self.timeline.lives().number();
+        let number = self.timeline.lives(|lives| lives.number());
         let answer = tokio::time::timeout(PATIENCE, self.services.server.counts()).await;
-        self.timeline.lives().see(number, answer.ok().flatten());
+        let answer = answer.ok().flatten();
+        self.timeline.lives(|lives| lives.see(number, answer));
     }
 
     async fn ready(&self) -> Option<u64> {
