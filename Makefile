@@ -31,5 +31,6 @@ bench: ## The server as ratios to ceilings of the same run (ARGS=--quick), and r
 	$(CARGO) bench --locked --bench ratio -- $(ARGS)
 	$(CARGO) bench --locked --bench stages
 
-loadtest: ## A simulated fleet against the ingest, compared with a ledger; ARGS="--nodes 1000 --results 20"
+loadtest: ## A simulated fleet against a server, verified with a ledger; ARGS=smoke, ARGS="blowout --seed 7", ARGS=--help
+	$(CARGO) build --locked --quiet --release --bins
 	$(CARGO) run --locked --quiet --release --bin vogeler-loadtest -- $(ARGS)

@@ -19,7 +19,9 @@ pub(crate) const FILES: [(&str, &str); 4] = [
     ("cpu.svg", "Cores used"),
 ];
 
-const SIZE: (u32, u32) = (960, 320);
+const SIZE: (u32, u32) = (1000, 320);
+/// Of these the legend's, to the right.
+const LEGEND: u32 = 180;
 /// Well told apart by the colour-blind, too (Okabe and Ito).
 const COLOURS: [RGBColor; 4] = [
     RGBColor(0, 114, 178),
@@ -163,50 +165,48 @@ where
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let mut builder = ChartBuilder::on(&root);
+        let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND);
+        let mut builder = ChartBuilder::on(&plot);
         let builder = builder.caption(title, (FONT, 18)).margin(10);
-        let mut chart = builder
-            .x_label_area_size(36)
-            .y_label_area_size(70)
-            .build_cartesian_2d(0.0..seconds, values)?;
-        let (least, most) = {
-            let range = chart.y_range();
-            (range.start, range.end)
-        };
+        let builder = builder.x_label_area_size(36).y_label_area_size(60);
+        let mut chart = builder.build_cartesian_2d(0.0..seconds, values)?;
+        let whole = chart.y_range();
         for fault in &report.faults {
-            let corners = [
-                (fault.record.began, least),
-                (fault.record.ended.min(seconds), most),
-            ];
+            let (began, ended) = (fault.record.began, fault.record.ended.min(seconds));
+            let corners = [(began, whole.start), (ended, whole.end)];
             chart.draw_series([Rectangle::new(corners, SHADE.mix(0.25).filled())])?;
         }
         let mut mesh = chart.configure_mesh();
-        mesh.light_line_style(BLACK.mix(0.05))
-            .x_desc("seconds")
-            .label_style((FONT, 13))
-            .draw()?;
-        for ((name, pieces), colour) in lines.iter().zip(COLOURS) {
-            for (index, piece) in pieces.iter().enumerate() {
-                let series = chart.draw_series(LineSeries::new(
-                    piece.iter().copied(),
-                    colour.stroke_width(2),
-                ))?;
-                if index == 0 {
-                    series.label(name).legend(move |(x, y)| {
-                        PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3))
-                    });
-                }
+        let mesh = mesh.light_line_style(BLACK.mix(0.05)).x_desc("seconds");
+        let mesh = mesh.x_label_formatter(&label).y_label_formatter(&label);
+        mesh.label_style((FONT, 13)).draw()?;
+        for ((_, pieces), colour) in lines.iter().zip(COLOURS) {
+            for piece in pieces {
+                let points = piece.iter().copied();
+                chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
             }
         }
-        let mut labels = chart.configure_series_labels();
-        let labels = labels
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.2));
-        labels.label_font((FONT, 13)).draw()?;
+        for ((index, (name, _)), colour) in (0..).zip(lines).zip(COLOURS) {
+            let y = 60 + 24 * index;
+            legend.draw(&PathElement::new([(0, y), (18, y)], colour.stroke_width(3)))?;
+            legend.draw(&Text::new(name.as_str(), (26, y - 6), (FONT, 13)))?;
+        }
         root.present()?;
     }
     Ok(svg)
+}
+
+/// Whole numbers, and small ones with a digit more.
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "plotters hands it over so"
+)]
+fn label(value: &f64) -> String {
+    if *value >= 10.0 || value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub(crate) struct StoreService {
 }
 
 impl StoreService {
-    /// Starts a store unless one is given, and sets the run's own database up.
+    /// Starts a store unless one is given, and sets the database up: what is missing in it is added.
     pub(super) async fn start(given: &Given, with_proxy: bool) -> anyhow::Result<Self> {
         let own = if given.store.is_none() {
             Some(own_database(given.couch.as_deref()).await?)
@@ -65,12 +65,10 @@ impl StoreService {
             server_dsn,
             own,
         };
-        if service.own.is_some() {
-            let store = service.direct()?;
-            let done = store.setup(Some(Path::new(DESIGNS))).await;
-            store.close().await;
-            done.context("cannot set up the store")?;
-        }
+        let store = service.direct()?;
+        let done = store.setup(Some(Path::new(DESIGNS))).await;
+        store.close().await;
+        done.context("cannot set up the store")?;
         Ok(service)
     }
 

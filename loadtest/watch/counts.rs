@@ -106,8 +106,12 @@ impl Lives {
         self.current = scrape;
     }
 
-    /// The server was killed: what comes next is a new one.
+    /// The server was killed: what comes next is a new one. What was in flight is with the broker again, as if it had been
+    /// given back, so the accounting identity holds over all lives as it does in each.
     pub(crate) fn end(&mut self) {
+        if let Some(requeued) = self.current.ended.get_mut(Outcome::Requeued as usize) {
+            *requeued += self.current.in_flight;
+        }
         self.ended = plus(&self.ended, &self.current);
         self.current = ServerCounts::default();
         self.is_up = false;
@@ -201,6 +205,9 @@ mod tests {
         );
         assert_eq!(total.in_flight, 9);
         assert!(!total.is_complete);
+        // What the killed one held is accounted for.
+        let ended: u64 = total.ended.iter().sum();
+        assert_eq!(total.received, ended + total.in_flight);
     }
 
     /// Goal: a restart that nobody announced is seen by a count that fell.

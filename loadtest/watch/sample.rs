@@ -131,8 +131,9 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// Takes a sample each second until `stop`, and a last one then.
+    /// Takes a sample now, each second until `stop`, and a last one then.
     pub(crate) async fn run(mut self, started: Instant, stop: CancellationToken) {
+        self.sample(started, Duration::ZERO).await;
         let mut ticks = tokio::time::interval_at((started + EVERY).into(), EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while let Some(due) = stop.run_until_cancelled(ticks.tick()).await {
