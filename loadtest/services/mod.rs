@@ -91,23 +91,24 @@ impl Services {
             BrokerService::start(given.broker.as_deref(), touches(Part::Connections)),
             StoreService::start(given, touches(Part::Store)),
         )?;
-        broker.set_up(&config).await?;
-        let server = match &given.metrics {
-            Some(metrics) => ServerService::given(metrics.clone())?,
-            None => ServerService::start(&Start {
-                settings: &plan.server,
-                broker_dsn: broker.dsn(),
-                store_dsn: store.server_dsn(),
-                log,
-            })?,
+        let started = async {
+            broker.set_up(&config).await?;
+            start_server(plan, given, &broker, &store, log).await
         };
-        server.wait_until_ready(READY_PATIENCE).await?;
-        Ok(Self {
-            broker,
-            store,
-            server,
-            config,
-        })
+        match started.await {
+            Ok(server) => Ok(Self {
+                broker,
+                store,
+                server,
+                config,
+            }),
+            Err(error) => {
+                // The first error is the one to tell.
+                drop(store.stop().await);
+                broker.stop().await;
+                Err(error)
+            }
+        }
     }
 
     /// The partition queues.
@@ -124,6 +125,27 @@ impl Services {
         self.broker.stop().await;
         deleted
     }
+}
+
+/// A server that is ready, started unless one is given.
+async fn start_server(
+    plan: &Plan,
+    given: &Given,
+    broker: &BrokerService,
+    store: &StoreService,
+    log: &Path,
+) -> anyhow::Result<ServerService> {
+    let server = match &given.metrics {
+        Some(metrics) => ServerService::given(metrics.clone())?,
+        None => ServerService::start(&Start {
+            settings: &plan.server,
+            broker_dsn: broker.dsn(),
+            store_dsn: store.server_dsn(),
+            log,
+        })?,
+    };
+    server.wait_until_ready(READY_PATIENCE).await?;
+    Ok(server)
 }
 
 /// Installs the services that are missing, as the tests do.
