@@ -35,14 +35,19 @@ pub(crate) enum Deleter {
 pub(super) async fn leave(light: Arc<Light>, deleter: Deleter, node: u32) {
     let name = &light.fleet.roster.members[node as usize].name;
     if !light.fleet.plan.redelivers() && is_settled(&light, node, name).await {
-        match deleter.delete(name).await {
-            Ok(true) => light.fleet.ledger.deleted(name),
-            Ok(false) => {}
-            // Whether it is deleted is unknown: it must not come back.
-            Err(error) => {
-                tracing::error!(%error, node = %name, "the document of a node that left cannot be deleted");
-                return;
+        // While the store is away it is unknown whether the document is deleted: the node cannot come back.
+        let is_gone = loop {
+            match deleter.delete(name).await {
+                Ok(is_gone) => break is_gone,
+                Err(error) if light.is_stopped() => {
+                    tracing::error!(%error, node = %name, "the document of a node that left cannot be deleted");
+                    return;
+                }
+                Err(_) => tokio::time::sleep(PAUSE).await,
             }
+        };
+        if is_gone {
+            light.fleet.ledger.deleted(name);
         }
     }
     light.set_leaving(node, false);

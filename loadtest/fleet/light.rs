@@ -72,8 +72,7 @@ pub(super) async fn run(fleet: &Fleet, target: &Target, start: Start, stop: &Can
     let lines = outlets(&light, target, &mut tasks);
     dispatch(&light, target, &lines, &mut tasks).await;
     drop(lines);
-    let faults = fleet.plan.faults.iter().map(|fault| fault.at + fault.lasts);
-    let faults_end = start.instant + faults.max().unwrap_or_default();
+    let faults_end = start.instant + fleet.plan.faults_end();
     let deadline = Instant::now().max(faults_end) + fleet.plan.settle_timeout;
     let all = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout_at(deadline, all).await.is_err() {
@@ -131,6 +130,7 @@ async fn dispatch(
         }
         let node = sending.node as usize;
         if light.is_leaving(sending.node) {
+            // It is not back yet: its new life begins with the first message after the deletion.
             continue;
         }
         if !std::mem::replace(&mut started[node], true) {

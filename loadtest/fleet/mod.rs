@@ -210,8 +210,7 @@ impl Fleet {
 
     /// Waits until each confirmed result has its receipt, or none is to be expected any more.
     async fn settle(&self, target: &Target, start: Start, stop: &CancellationToken) {
-        let faults = self.plan.faults.iter().map(|fault| fault.at + fault.lasts);
-        let faults_end = start.instant + faults.max().unwrap_or_default();
+        let faults_end = start.instant + self.plan.faults_end();
         let deadline = Instant::now().max(faults_end) + self.plan.settle_timeout;
         let broker = target.brokers.open();
         let (mut told, mut told_at) = (0, Instant::now());

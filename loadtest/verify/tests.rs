@@ -381,6 +381,11 @@ async fn wrong_counters_are_found() {
         [("counters disagree", 1)],
         "the identity"
     );
+    // A life that was killed takes what it had in flight with it, but nothing ends that was not received.
+    world.counts.is_complete = false;
+    assert_eq!(world.found().await, []);
+    world.counts.received -= 2;
+    assert_eq!(world.found().await, [("counters disagree", 1)]);
 }
 
 /// Goal: an older result that came late, after an unchanged one that the server was made to forget, is told apart from
