@@ -35,7 +35,8 @@ otlp: ## The export of traces (cargo feature otlp): lints, and its tests with a 
 	$(CARGO) clippy --locked --all-targets --features otlp -- -D warnings
 	$(CARGO) test --locked --features otlp trace
 
-loadtest: ## A simulated fleet against the ingest, compared with a ledger; ARGS="--nodes 1000 --results 20"
+loadtest: ## A simulated fleet against a server, verified with a ledger; ARGS=smoke, ARGS="blowout --seed 7", ARGS=--help
+	$(CARGO) build --locked --quiet --release --bins
 	$(CARGO) run --locked --quiet --release --bin vogeler-loadtest -- $(ARGS)
 
 dashboards: ## Write dashboards/*.json anew from tests/dashboards/boards

@@ -10,6 +10,11 @@ use vogeler::log;
 use vogeler::shutdown::Shutdown;
 use vogeler::trace::Export;
 
+/// glibc's allocator keeps what a burst of results took, in small pieces: with 100,000 nodes at rest 183 MB were resident
+/// with it, and 116 MB with mimalloc.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(cli) => cli::finish(start(cli)),

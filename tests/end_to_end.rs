@@ -9,6 +9,7 @@ use vogeler::broker::{self, Message, Properties};
 use vogeler::config;
 
 use crate::harness::installation::Installation;
+use crate::harness::load::Load;
 use crate::harness::pipeline::{eventually, in_system};
 use crate::harness::pouch;
 use crate::harness::process::wait_until;
@@ -261,24 +262,18 @@ fn kill_9_of_the_server_loses_nothing() {
     let v = installation();
     v.vogeler(&["admin", "setup"]).ok();
     let mut server = v.server();
-    let mut load = v.loadtest(&["--nodes", "300", "--results", "8", "--timeout", "90s"]);
+    let load = Load::start(&v, 300, 8);
     for stored in [100.0, 50.0] {
         let is_busy = wait_until(PATIENCE, || {
             v.metric("vogeler_results_total{outcome=\"stored\"}")
                 .unwrap_or(0.0)
                 >= stored
         });
-        assert!(is_busy, "{}\n{}", load.log(), server.log());
+        assert!(is_busy, "{}", server.log());
         server.kill();
         server = v.server();
     }
-    let status = load.wait(Duration::from_mins(2));
-    assert!(status.success(), "{}\n{}", load.log(), server.log());
-    assert!(
-        load.log().contains("lost               0"),
-        "{}",
-        load.log()
-    );
+    assert_eq!(load.lost(), [], "{}", server.log());
     assert_eq!(server.stop().code(), Some(0));
 }
 
@@ -288,15 +283,14 @@ fn sigterm_under_load_loses_nothing() {
     let v = installation();
     v.vogeler(&["admin", "setup"]).ok();
     let server = v.server();
-    let mut load = v.loadtest(&["--nodes", "200", "--results", "5", "--timeout", "90s"]);
+    let load = Load::start(&v, 200, 5);
     assert!(wait_until(PATIENCE, || v
         .metric("vogeler_results_total{outcome=\"stored\"}")
         .unwrap_or(0.0)
         >= 50.0));
     assert_eq!(server.stop().code(), Some(0));
     let server = v.server();
-    let status = load.wait(Duration::from_mins(2));
-    assert!(status.success(), "{}\n{}", load.log(), server.log());
+    assert_eq!(load.lost(), [], "{}", server.log());
 }
 
 /// Goal: without its database the server stays alive, is not ready and says why; `admin setup` mends it, no restart.
@@ -310,14 +304,9 @@ fn a_missing_database_is_waited_for() {
     });
     assert!(is_unready, "{}", server.log());
     assert_eq!(v.get("/livez").map(|(status, _)| status), Some(200));
-    let mut load = v.loadtest(&["--nodes", "5", "--results", "1", "--timeout", "60s"]);
+    let load = Load::start(&v, 5, 1);
     v.vogeler(&["admin", "setup"]).ok();
-    assert!(
-        load.wait(Duration::from_secs(90)).success(),
-        "{}\n{}",
-        load.log(),
-        server.log()
-    );
+    assert_eq!(load.lost(), [], "{}", server.log());
     assert!(wait_until(PATIENCE, || v
         .get("/readyz")
         .is_some_and(|(status, _)| status == 200)));

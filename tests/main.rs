@@ -27,6 +27,7 @@ mod dead_letters;
 mod demo;
 mod end_to_end;
 mod ingest;
+mod loadtest;
 mod metrics;
 mod outages;
 mod scale_out;

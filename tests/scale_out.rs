@@ -21,6 +21,7 @@ use vogeler::telemetry::{Counts, Ledger};
 use vogeler::wire::{NodeName, Outcome};
 
 use crate::harness::installation::Installation;
+use crate::harness::load::Load;
 use crate::harness::pipeline::{eventually, in_system, message, name, quick_config, value};
 use crate::harness::pouch;
 use crate::harness::process::wait_until;
@@ -371,7 +372,7 @@ fn killing_a_server_moves_its_partitions() {
     };
     let is_even = wait_until(PATIENCE, || (owned(&one), owned(&two)) == (4, 4));
     assert!(is_even, "{}\n{}", first.log(), second.log());
-    let mut load = one.loadtest(&["--nodes", "300", "--results", "8", "--timeout", "90s"]);
+    let load = Load::start(&one, 300, 8);
     let stored = |v: &Installation| {
         let series = "vogeler_results_total{outcome=\"stored\"}";
         v.metric(series).unwrap_or(0.0)
@@ -388,13 +389,7 @@ fn killing_a_server_moves_its_partitions() {
     assert!(killed.elapsed() < BALANCED_WITHIN, "{:?}", killed.elapsed());
     assert_eq!(two.metric("vogeler_partitions_owned"), Some(8.0));
     assert!(two.metric("vogeler_rebalances_total") >= Some(1.0));
-    let status = load.wait(Duration::from_mins(2));
-    assert!(status.success(), "{}\n{}", load.log(), second.log());
-    assert!(
-        load.log().contains("lost               0"),
-        "{}",
-        load.log()
-    );
+    assert_eq!(load.lost(), [], "{}", second.log());
     assert_eq!(second.stop().code(), Some(0));
 }
 

@@ -17,6 +17,8 @@ const SMALL: usize = 2_000;
 const LARGE: usize = 20_000;
 /// Number of the first node with large results.
 const LARGE_NODES: usize = 500_000;
+/// Longest wait for the actors of idle nodes to stop.
+const IDLE_PATIENCE: Duration = Duration::from_secs(30);
 /// Results of each node where results coalesce.
 const TEN: usize = 10;
 /// Results a second that the latency is measured with at most: past it RabbitMQ's own queueing is measured.
@@ -326,7 +328,10 @@ impl Bench<'_> {
             self.rabbit.publish(&messages).await;
             self.server.drain(before, messages.len()).await;
         }
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        let deadline = Instant::now() + IDLE_PATIENCE;
+        while self.server.count("vogeler_node_actors ").await > 0.0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
         self.samples
             .add("actors", self.server.count("vogeler_node_actors ").await);
         self.samples.add("rss", self.server.rss());

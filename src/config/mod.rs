@@ -131,7 +131,7 @@ pub struct Server {
     /// Results waiting for one node's actor before the router waits. Default 64.
     pub node_mailbox: usize,
     /// A node's actor stops when it heard nothing for so long; what it knows of the node stays (some 300 bytes) until
-    /// `freshness` has passed. Default 10 s.
+    /// `freshness` has passed. Default 5 s.
     #[serde(with = "span")]
     pub node_idle: Duration,
     /// Documents a write at most. Default 100: past it CouchDB gains little rate and much latency (measured).
@@ -190,7 +190,7 @@ impl Default for Server {
             bytes_in_flight_max: 256 * 1024 * 1024,
             message_bytes_max: 8_000_000,
             node_mailbox: 64,
-            node_idle: Duration::from_secs(10),
+            node_idle: Duration::from_secs(5),
             batch_count_max: 100,
             batch_bytes_max: 4 * 1024 * 1024,
             linger: Duration::from_millis(20),

@@ -11,7 +11,6 @@ use serde_json::Value;
 use super::process::{free_port, wait_until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vogeler");
-const LOADTEST: &str = env!("CARGO_BIN_EXE_vogeler-loadtest");
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One set-up: a broker, a store, a folder.
@@ -80,6 +79,11 @@ impl Installation {
         format!("127.0.0.1:{}", self.http_port)
     }
 
+    /// The store's DSN.
+    pub(crate) fn store(&self) -> &str {
+        &self.store
+    }
+
     /// Writes a plugin file that clients of this set-up read.
     pub(crate) fn plugin_file(&self, name: &str, text: &str) {
         let folder = self.folder.path().join("plugins");
@@ -117,11 +121,6 @@ impl Installation {
             std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
         }
         Self::answer(&mut self.command(link.to_str().unwrap(), args))
-    }
-
-    /// Starts the load tester.
-    pub(crate) fn loadtest(&self, args: &[&str]) -> Running {
-        self.start(self.command(LOADTEST, args), "loadtest")
     }
 
     fn answer(command: &mut Command) -> Answer {

@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 
 pub(crate) mod audit;
 pub(crate) mod installation;
+pub(crate) mod load;
 pub(crate) mod pipeline;
 pub(crate) mod pouch;
 pub(crate) mod process;

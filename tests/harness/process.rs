@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,11 @@ pub(crate) fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool
         std::thread::sleep(Duration::from_millis(50));
     }
     true
+}
+
+/// Where services keep their folders: the load tester, which shares this file, has no folder of Cargo's.
+pub(crate) fn scratch() -> PathBuf {
+    option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
 /// A loopback port that nothing listens on now.

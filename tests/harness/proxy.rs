@@ -85,10 +85,13 @@ pub(crate) struct Request {
 struct State {
     rules: Vec<Rule>,
     requests: VecDeque<Request>,
+    /// Bytes of their bodies.
+    bytes: usize,
 }
 
-/// Requests kept at most; the oldest go.
+/// Requests kept at most, and bytes of their bodies; the oldest go.
 const REQUESTS_MAX: usize = 10_000;
+const BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// A running proxy; it ends when dropped.
 #[derive(Debug)]
@@ -301,9 +304,13 @@ impl Way {
             rule.fault.clone()
         });
         let at = Instant::now();
+        state.bytes += body.len();
         state.requests.push_back(Request { at, line, body });
-        if state.requests.len() > REQUESTS_MAX {
-            state.requests.pop_front();
+        while state.requests.len() > REQUESTS_MAX || state.bytes > BYTES_MAX {
+            let Some(oldest) = state.requests.pop_front() else {
+                break;
+            };
+            state.bytes -= oldest.body.len();
         }
         fault
     }

@@ -68,7 +68,7 @@ impl Rabbit {
         super::install_services();
         let folder = tempfile::Builder::new()
             .prefix("rabbit-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .tempdir_in(super::process::scratch())
             .expect("no folder for RabbitMQ")
             .keep();
         let epmd_port = free_port();

@@ -14,7 +14,7 @@ use crate::config::keys::{Keys, VARIABLE_PREFIX};
 use crate::config::{Config, ConfigError, Origin, limits};
 
 /// Variables that belong to tests and benches, not to the configuration.
-const FOREIGN_PREFIXES: [&str; 2] = ["VOGELER_TEST_", "VOGELER_BENCH_"];
+const FOREIGN_PREFIXES: [&str; 3] = ["VOGELER_TEST_", "VOGELER_BENCH_", "VOGELER_LOADTEST_"];
 /// Others may read the file.
 const WORLD_READABLE: u32 = 0o004;
 

@@ -1,0 +1,244 @@
+//! The fleet: light and real clients, runners, and the listener that hears what became of it all.
+//!
+//! ```text
+//! schedule ──▶ light (dispatcher ▶ outlets) ──▶ broker ──▶ server under test ──▶ receipts ──▶ listener
+//!              real (clients behind taps) ──▶    │                                              │
+//!              runner ──commands──▶              └── attempts, confirms ──▶ ledger, stats ◀─────┘
+//! ```
+//!
+//! Invariant: what is due is sent when it is due, whatever the server does, and noted in the ledger before.
+
+mod leave;
+mod light;
+mod listen;
+mod message;
+mod real;
+mod runner;
+mod tap;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use vogeler::broker::{self, Broker};
+use vogeler::config;
+use vogeler::store::Store;
+use vogeler::wire::{NodeName, PluginName};
+
+use crate::flavour::{self, Generator};
+use crate::ledger::Ledger;
+use crate::plan::Plan;
+use crate::roster::Roster;
+use crate::schedule::Schedule;
+use crate::stats::Stats;
+use crate::verdict::RunnerOutcome;
+pub(crate) use leave::Deleter;
+
+/// Between two looks at whether all is settled.
+const SETTLED_PAUSE: Duration = Duration::from_millis(200);
+/// After a fault receipts may be lost: all is settled when the queues are empty and no receipt came for so long.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Opens connections to the broker.
+#[derive(Debug, Clone)]
+pub(crate) enum Brokers {
+    /// A RabbitMQ: a connection each.
+    Amqp(config::Broker),
+    /// One that lives in this process.
+    #[cfg(test)]
+    Memory(vogeler::broker::memory::MemoryBroker),
+}
+
+impl Brokers {
+    /// A connection of its own.
+    pub(crate) fn open(&self) -> Arc<dyn Broker> {
+        match self {
+            Self::Amqp(config) => broker::open(config),
+            #[cfg(test)]
+            Self::Memory(broker) => Arc::new(broker.clone()),
+        }
+    }
+}
+
+/// What the fleet talks to.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// Where clients and runners publish.
+    pub(crate) brokers: Brokers,
+    /// Where runners look up nodes.
+    pub(crate) store: Arc<dyn Store>,
+    /// Deletes documents of nodes that leave.
+    pub(crate) deleter: Deleter,
+    /// The partition queues.
+    pub(crate) queues: Vec<String>,
+}
+
+/// A fleet that is ready to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Fleet {
+    /// What to do.
+    pub(crate) plan: Arc<Plan>,
+    /// Who is in it.
+    pub(crate) roster: Arc<Roster>,
+    /// What the light clients send.
+    pub(crate) schedule: Arc<Schedule>,
+    /// What was sent.
+    pub(crate) ledger: Arc<Ledger>,
+    /// What is counted.
+    pub(crate) stats: Arc<Stats>,
+    generators: Arc<[Generator]>,
+    /// Where in the roster each node is.
+    numbers: Arc<HashMap<NodeName, usize>>,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// Each runner's run.
+    pub(crate) runners: Vec<RunnerOutcome>,
+    /// From the first message due to the last one confirmed or given up.
+    pub(crate) load: Duration,
+    /// Until everything was settled, or nobody waited any longer.
+    pub(crate) settled: Duration,
+}
+
+/// When the load began.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start {
+    instant: Instant,
+    wall: Timestamp,
+}
+
+impl Start {
+    fn now() -> Self {
+        Self {
+            instant: Instant::now(),
+            wall: Timestamp::now(),
+        }
+    }
+
+    /// That many microseconds after it.
+    fn at(self, micros: u64) -> Instant {
+        self.instant + Duration::from_micros(micros)
+    }
+
+    fn micros(self) -> u64 {
+        u64::try_from(self.instant.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// How long ago something was due.
+    fn since(self, micros: u64) -> Duration {
+        self.instant
+            .elapsed()
+            .saturating_sub(Duration::from_micros(micros))
+    }
+
+    /// A sequence: microseconds since the epoch.
+    fn seq(self, collected: u64, skew: i64) -> u64 {
+        let start = u64::try_from(self.wall.as_microsecond()).unwrap_or(0);
+        (start + collected).saturating_add_signed(skew)
+    }
+}
+
+impl Fleet {
+    /// The fleet of a checked plan.
+    pub(crate) fn new(plan: &Plan, stats: Arc<Stats>) -> anyhow::Result<Self> {
+        let roster = Roster::new(plan).context("a name of the plan")?;
+        let members = roster.members.iter().enumerate();
+        let numbers = members.map(|(number, member)| (member.name.clone(), number));
+        Ok(Self {
+            numbers: Arc::new(numbers.collect()),
+            schedule: Arc::new(Schedule::new(plan, &roster)),
+            generators: Generator::of_plan(plan).into(),
+            roster: Arc::new(roster),
+            plan: Arc::new(plan.clone()),
+            ledger: Arc::default(),
+            stats,
+        })
+    }
+
+    /// Names what this fleet prints.
+    pub(crate) fn fingerprint(&self) -> String {
+        flavour::fingerprint(&self.plan, &self.roster.machines())
+    }
+
+    /// Makes a value again that a light client sent.
+    pub(crate) fn remake(
+        &self,
+        node: &NodeName,
+        plugin: &PluginName,
+        version: u32,
+    ) -> Option<String> {
+        let member = &self.roster.members[*self.numbers.get(node)?];
+        let plugin = self.roster.plugins.iter().position(|name| name == plugin)?;
+        Some(self.generators[plugin].value(&member.machine, version))
+    }
+
+    /// Sends everything, and waits until it is settled, or the plan's patience is over.
+    pub(crate) async fn run(
+        &self,
+        target: &Target,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Sent> {
+        // Ends whatever of the fleet still works when this returns, however it does.
+        let over = stop.child_token();
+        let guard = over.clone().drop_guard();
+        let start = Start::now();
+        let listener = listen::Listener::start(self, target, start, &over).await?;
+        let clients = real::Clients::start(self, target, start, &over)?;
+        let runners = runner::run_all(self, target, start, &over);
+        let (runners, load) = tokio::join!(runners, async {
+            light::run(self, target, start, &over).await;
+            start.instant.elapsed()
+        });
+        self.settle(target, start, &over).await;
+        let settled = start.instant.elapsed();
+        let ended = clients.stop().await;
+        drop(guard);
+        listener.stop().await;
+        ended?;
+        Ok(Sent {
+            runners,
+            load,
+            settled,
+        })
+    }
+
+    /// Waits until each confirmed result has its receipt, or none is to be expected any more.
+    async fn settle(&self, target: &Target, start: Start, stop: &CancellationToken) {
+        let faults_end = start.instant + self.plan.faults_end();
+        let deadline = Instant::now().max(faults_end) + self.plan.settle_timeout;
+        let broker = target.brokers.open();
+        let (mut told, mut told_at) = (0, Instant::now());
+        while Instant::now() < deadline && !stop.is_cancelled() {
+            if Instant::now() >= faults_end && self.ledger.unsettled() == 0 {
+                break;
+            }
+            let settled = self.stats.settled();
+            if settled != told {
+                (told, told_at) = (settled, Instant::now());
+            }
+            let is_quiet = self.plan.redelivers() && told_at.max(faults_end).elapsed() > QUIET;
+            if is_quiet && is_empty(broker.as_ref(), &target.queues).await {
+                break;
+            }
+            tokio::time::sleep(SETTLED_PAUSE).await;
+        }
+        broker.close().await;
+    }
+}
+
+/// Whether nothing waits in these queues, as far as the broker says.
+async fn is_empty(broker: &dyn Broker, queues: &[String]) -> bool {
+    let names: Vec<&str> = queues.iter().map(String::as_str).collect();
+    let depths = broker.depth(&names).await.unwrap_or_default();
+    let is_empty = |depth: &Option<broker::QueueDepth>| depth.is_some_and(|depth| depth.ready == 0);
+    depths.len() == names.len() && depths.iter().all(is_empty)
+}
+
+#[cfg(test)]
+mod tests;

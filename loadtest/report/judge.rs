@@ -1,0 +1,158 @@
+//! Whether a run passes: what the verifier found, the plan's bounds, and whether the tester itself kept up.
+//!
+//! Invariant: a run in which the tester was the bottleneck does not pass, however good its figures look.
+
+use std::time::Duration;
+
+use vogeler::config::span;
+
+use super::{Bound, Report, float};
+
+/// Everything that had to hold, in the order of importance.
+pub(crate) fn bounds(report: &Report) -> Vec<Bound> {
+    let mut bounds = verified(report);
+    bounds.extend(planned(report));
+    bounds.extend(runs(report));
+    bounds.extend(tester(report));
+    bounds
+}
+
+fn bound(
+    what: impl Into<String>,
+    limit: impl Into<String>,
+    measured: impl Into<String>,
+    holds: bool,
+) -> Bound {
+    Bound {
+        what: what.into(),
+        limit: limit.into(),
+        measured: measured.into(),
+        holds,
+    }
+}
+
+/// What must be 0 always. A run that compared nothing has shown nothing.
+fn verified(report: &Report) -> Vec<Bound> {
+    let zero = |what: &str, count: u64| bound(what, "0", count.to_string(), count == 0);
+    let verdict = &report.verdict;
+    let found = verdict
+        .categories()
+        .into_iter()
+        .map(|(what, found)| zero(what, found.len() as u64));
+    let mut bounds: Vec<Bound> = found.collect();
+    bounds.push(zero("never confirmed", report.totals.unconfirmed));
+    bounds.push(bound(
+        "messages compared",
+        "1 or more",
+        verdict.checked.to_string(),
+        verdict.checked > 0,
+    ));
+    bounds
+}
+
+fn planned(report: &Report) -> Vec<Bound> {
+    let limits = &report.plan.bounds;
+    let mut bounds = Vec::new();
+    if let Some(limit) = limits.p99_published_to_stored {
+        let times = report.latencies.published_to_stored;
+        bounds.push(within(
+            "published → stored, p99",
+            limit,
+            (times.count > 0).then_some(times.p99),
+        ));
+    }
+    if let Some(limit) = limits.rate_min {
+        let rate = report.rates.settled;
+        bounds.push(bound(
+            "settled a second",
+            format!("{limit:.0} or more"),
+            format!("{rate:.0}"),
+            rate >= limit,
+        ));
+    }
+    if let Some(limit) = limits.recovery {
+        for fault in &report.faults {
+            let what = format!("recovery from {}", fault.record.kind);
+            bounds.push(within(
+                &what,
+                limit,
+                fault.recovery.map(|seconds| seconds * 1e3),
+            ));
+        }
+    }
+    bounds
+}
+
+/// A time in ms against its limit; one that was never measured is not within.
+fn within(what: &str, limit: Duration, measured: Option<f64>) -> Bound {
+    let holds = measured.is_some_and(|millis| millis <= limit.as_secs_f64() * 1e3);
+    let measured = measured.map_or_else(|| "never".to_owned(), super::text::time);
+    bound(what, span::format(limit), measured, holds)
+}
+
+/// Every operator's run is answered by all nodes; where faults interrupt, a deadline may pass.
+fn runs(report: &Report) -> Option<Bound> {
+    let runners = &report.runners;
+    if runners.is_empty() || !report.plan.faults.is_empty() {
+        return None;
+    }
+    let whole = runners
+        .iter()
+        .filter(|run| run.error.is_none() && run.answered == run.expected)
+        .count();
+    let all = runners.len();
+    Some(bound(
+        "runs that all nodes answered",
+        all.to_string(),
+        whole.to_string(),
+        whole == all,
+    ))
+}
+
+/// Whether it was the server that was measured, and not the tester.
+fn tester(report: &Report) -> Vec<Bound> {
+    let limits = &report.plan.bounds;
+    let dropped = report.totals.dropped;
+    let lag = report.latencies.tester_lag;
+    let tester = report
+        .resources
+        .iter()
+        .find(|resources| resources.who == "tester");
+    let share = tester.map_or(0.0, |tester| {
+        tester.cores / float(report.setting.cores.max(1))
+    });
+    vec![
+        bound(
+            "messages the tester had no room for",
+            "0",
+            dropped.to_string(),
+            dropped == 0,
+        ),
+        within(
+            "lag of the tester, p99",
+            limits.p99_tester_lag,
+            Some(lag.p99),
+        ),
+        bound(
+            "CPU of the tester, share of all cores",
+            format!("{:.0} %", limits.tester_cpu_max * 100.0),
+            format!("{:.0} %", share * 100.0),
+            share <= limits.tester_cpu_max,
+        ),
+    ]
+}
+
+/// Why the figures are the tester's and not the server's, if so.
+pub(crate) fn bottleneck(report: &Report) -> Option<String> {
+    let missed: Vec<String> = tester(report)
+        .into_iter()
+        .filter(|bound| !bound.holds)
+        .map(|bound| {
+            format!(
+                "{}: {} (bound: {})",
+                bound.what, bound.measured, bound.limit
+            )
+        })
+        .collect();
+    (!missed.is_empty()).then(|| format!("The tester was the bottleneck: {}", missed.join("; ")))
+}

@@ -1,0 +1,288 @@
+//! Makes the report from what was counted and sampled. Pure.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use jiff::Timestamp;
+use vogeler::wire::Outcome;
+
+use super::{
+    FORMAT, Fault, Latencies, Rates, Report, Resources, Setting, Times, Totals, float, judge,
+    millis,
+};
+use crate::faults::FaultRecord;
+use crate::fleet::Sent;
+use crate::plan::Plan;
+use crate::stats::{Latency, ServerCounts, Stats};
+use crate::verdict::Verdict;
+use crate::watch::sample::{Sample, WATCHED};
+
+/// Seconds that a peak rate is taken over.
+const PEAK_SECONDS: f64 = 10.0;
+/// A backlog of so many seconds of load is no backlog.
+const SECONDS_UNDER_WAY: f64 = 1.0;
+
+/// All that a report is made from.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    /// With the seed and faults of the command line.
+    pub(crate) plan: &'a Plan,
+    pub(crate) fingerprint: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) setting: Setting,
+    pub(crate) stats: &'a Stats,
+    pub(crate) server: ServerCounts,
+    pub(crate) server_restarts: u64,
+    pub(crate) sent: Sent,
+    pub(crate) faults: Vec<FaultRecord>,
+    pub(crate) verdict: Verdict,
+    pub(crate) timeline: Vec<Sample>,
+}
+
+impl Run<'_> {
+    /// The report, judged.
+    pub(crate) fn report(self) -> Report {
+        let totals = self.totals();
+        let rates = self.rates();
+        let resources = self.resources();
+        let latencies = Latencies {
+            publish_to_confirmed: times(&self.stats.publish_to_confirmed),
+            published_to_stored: times(&self.stats.published_to_stored),
+            tester_lag: times(&self.stats.tester_lag),
+        };
+        let under_way = self.plan.length.rate() * SECONDS_UNDER_WAY;
+        let faults = self.faults.into_iter().map(|record| Fault {
+            recovery: recovery(&record, &self.timeline, under_way),
+            record,
+        });
+        let mut report = Report {
+            format: FORMAT,
+            passed: false,
+            plan: self.plan.clone(),
+            fingerprint: self.fingerprint,
+            started_at: self.started_at,
+            setting: self.setting,
+            totals,
+            rates,
+            latencies,
+            resources,
+            runners: self.sent.runners,
+            faults: faults.collect(),
+            verdict: self.verdict,
+            bounds: Vec::new(),
+            timeline: self.timeline,
+        };
+        report.bounds = judge::bounds(&report);
+        report.passed = report.bounds.iter().all(|bound| bound.holds);
+        report
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            load_seconds: self.sent.load.as_secs_f64(),
+            settled_seconds: self.settled_seconds(),
+            sent: self.stats.sent.get(),
+            confirmed: self.stats.confirmed.get(),
+            failed_publishes: self.stats.failed_publishes.get(),
+            unconfirmed: self.stats.unconfirmed.get(),
+            dropped: self.stats.dropped.get(),
+            receipts: by_outcome(|outcome| self.stats.settled_as(outcome)),
+            received: self.server.received,
+            redelivered: self.server.redelivered,
+            outcomes: by_outcome(|outcome| self.server.of(outcome)),
+            documents: self.server.documents_written,
+            server_restarts: self.server_restarts,
+        }
+    }
+
+    fn settled(&self) -> f64 {
+        float(crate::watch::counts::settled(&self.server))
+    }
+
+    /// When the server had settled all that it ever did, to the second.
+    fn settled_seconds(&self) -> f64 {
+        let most = self.timeline.last().map_or(0, |last| last.settled);
+        let reached = self.timeline.iter().find(|sample| sample.settled == most);
+        reached.map_or(self.sent.settled.as_secs_f64(), |sample| sample.at)
+    }
+
+    fn rates(&self) -> Rates {
+        let saved = [Outcome::Unchanged, Outcome::Superseded, Outcome::Stale];
+        let saved: u64 = saved
+            .into_iter()
+            .map(|outcome| self.server.of(outcome))
+            .sum();
+        let settled = self.settled();
+        Rates {
+            sent: ratio(float(self.stats.sent.get()), self.sent.load.as_secs_f64()),
+            settled: ratio(settled, self.settled_seconds()),
+            settled_peak: peak(&self.timeline),
+            dedup: ratio(float(saved), settled),
+            writes_per_result: ratio(float(self.server.documents_written), settled),
+        }
+    }
+
+    fn resources(&self) -> Vec<Resources> {
+        let settled = self.settled();
+        let one = |(index, who): (usize, &&str)| {
+            let seen: Vec<_> = self
+                .timeline
+                .iter()
+                .filter_map(|sample| Some((sample.at, sample.usage[index]?)))
+                .collect();
+            let (seconds, last) = seen.last()?;
+            let busiest = seen.windows(2).map(|pair| {
+                ratio(
+                    pair[1].1.cpu_seconds - pair[0].1.cpu_seconds,
+                    pair[1].0 - pair[0].0,
+                )
+            });
+            Some(Resources {
+                who: (*who).to_owned(),
+                cpu_seconds: last.cpu_seconds,
+                cores: ratio(last.cpu_seconds, *seconds),
+                cores_peak: busiest.fold(0.0, f64::max),
+                cpu_micros_per_result: ratio(last.cpu_seconds * 1e6, settled),
+                rss_mb_peak: seen
+                    .iter()
+                    .map(|(_, usage)| usage.rss_mb)
+                    .fold(0.0, f64::max),
+            })
+        };
+        WATCHED.iter().enumerate().filter_map(one).collect()
+    }
+}
+
+fn by_outcome(count: impl Fn(Outcome) -> u64) -> BTreeMap<String, u64> {
+    Outcome::ALL
+        .into_iter()
+        .map(|outcome| (outcome.as_str().to_owned(), count(outcome)))
+        .collect()
+}
+
+/// 0 of nothing.
+fn ratio(part: f64, of: f64) -> f64 {
+    if of > 0.0 { part / of } else { 0.0 }
+}
+
+fn times(latency: &Latency) -> Times {
+    percentiles(&latency.snapshot())
+}
+
+fn percentiles(histogram: &Histogram<u64>) -> Times {
+    let within = |share| millis(histogram.value_at_quantile(share));
+    if histogram.is_empty() {
+        return Times::default();
+    }
+    Times {
+        count: histogram.len(),
+        p50: within(0.5),
+        p90: within(0.9),
+        p99: within(0.99),
+        p999: within(0.999),
+        max: millis(histogram.max()),
+    }
+}
+
+/// The best rate of any ten seconds, or of the whole if it is shorter.
+fn peak(timeline: &[Sample]) -> f64 {
+    let rate = |(index, from): (usize, &Sample)| {
+        let later = timeline[index..]
+            .iter()
+            .find(|to| to.at - from.at >= PEAK_SECONDS - 0.5);
+        later.map(|to| {
+            ratio(
+                float(to.settled.saturating_sub(from.settled)),
+                to.at - from.at,
+            )
+        })
+    };
+    let best = timeline
+        .iter()
+        .enumerate()
+        .filter_map(rate)
+        .fold(0.0, f64::max);
+    match timeline {
+        [first, .., last] if best == 0.0 => ratio(
+            float(last.settled.saturating_sub(first.settled)),
+            last.at - first.at,
+        ),
+        _ => best,
+    }
+}
+
+/// Seconds from the end of a fault until the backlog was no more than before it, or than what is always under way.
+/// A second sample in a row must agree: just after a restart a queue may look empty.
+fn recovery(fault: &FaultRecord, timeline: &[Sample], under_way: f64) -> Option<f64> {
+    let before = timeline
+        .iter()
+        .rev()
+        .find(|sample| sample.at <= fault.began);
+    let normal = before
+        .and_then(Sample::backlog)
+        .map_or(0.0, float)
+        .max(under_way);
+    let is_normal = |sample: &Sample| {
+        sample
+            .backlog()
+            .is_some_and(|backlog| float(backlog) <= normal)
+    };
+    let after: Vec<&Sample> = timeline
+        .iter()
+        .filter(|sample| sample.at >= fault.ended)
+        .collect();
+    let found = after.iter().enumerate().find(|(index, sample)| {
+        is_normal(sample) && after.get(index + 1).is_none_or(|next| is_normal(next))
+    });
+    found.map(|(_, sample)| sample.at - fault.ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+
+    /// Goal: recovery ends when the backlog stays down, and is none if it never does.
+    #[test]
+    fn recovery_waits_for_the_backlog() {
+        let fault = FaultRecord {
+            kind: "kill_server".to_owned(),
+            began: 2.5,
+            ended: 4.5,
+        };
+        let backlog = |at: f64, ready: u64| Sample {
+            ready: Some(ready),
+            in_flight: Some(0),
+            ..sample(at, 0)
+        };
+        let mut timeline = vec![backlog(1.0, 5), backlog(2.0, 50), backlog(3.0, 900)];
+        // A queue that looks empty for a moment.
+        timeline.extend([
+            backlog(5.0, 0),
+            backlog(6.0, 800),
+            backlog(7.0, 90),
+            backlog(8.0, 20),
+        ]);
+        assert_eq!(recovery(&fault, &timeline, 100.0), Some(2.5));
+        assert_eq!(recovery(&fault, &timeline, 0.0), Some(3.5));
+        assert_eq!(recovery(&fault, &timeline[..5], 10.0), None);
+    }
+
+    /// Goal: a peak is the best of ten seconds, or the mean of a shorter run.
+    #[test]
+    fn a_peak_is_the_best_of_ten_seconds() {
+        let line = |rates: &[u64]| -> Vec<Sample> {
+            let mut settled = 0;
+            let second = |(second, rate): (usize, &u64)| {
+                settled += rate;
+                sample(float(second as u64), settled)
+            };
+            rates.iter().enumerate().map(second).collect()
+        };
+        assert!((peak(&line(&[0, 10, 10, 10])) - 10.0).abs() < 0.01);
+        let mut rates = vec![10; 30];
+        rates.extend([100; 11]);
+        assert!((peak(&line(&rates)) - 100.0).abs() < 0.01);
+        assert!(peak(&[]).abs() < 0.01);
+    }
+}

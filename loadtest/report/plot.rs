@@ -1,0 +1,261 @@
+//! Plots over time as SVG: rate, lag, depth, CPU; faults are shaded.
+//!
+//! Every second of the run is a point; a second that was not measured (a service was away) is a gap, not a zero.
+
+use std::path::Path;
+
+use anyhow::anyhow;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
+
+use super::{Report, float};
+use crate::watch::sample::{Sample, WATCHED};
+
+/// File and title of each plot.
+pub(crate) const FILES: [(&str, &str); 4] = [
+    ("rate.svg", "Results a second"),
+    ("lag.svg", "Time since a result was due, in ms"),
+    ("depth.svg", "Messages waiting and held"),
+    ("cpu.svg", "Cores used"),
+];
+
+const SIZE: (u32, u32) = (1000, 320);
+/// Of these the legend's, to the right.
+const LEGEND: u32 = 180;
+/// Well told apart by the colour-blind, too (Okabe and Ito).
+const COLOURS: [RGBColor; 4] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+];
+const SHADE: RGBColor = RGBColor(230, 159, 0);
+const FONT: &str = "sans-serif";
+/// A logarithmic axis has no 0.
+const MILLIS_MIN: f64 = 0.1;
+
+/// A line: its name, and where it is not interrupted.
+type Line = (String, Vec<Vec<(f64, f64)>>);
+
+/// Writes all plots into `folder`.
+pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
+    let timeline = &report.timeline;
+    let lines = [
+        rates(timeline),
+        lags(timeline),
+        depths(timeline),
+        cpus(timeline),
+    ];
+    for ((file, title), lines) in FILES.into_iter().zip(lines) {
+        let is_logarithmic = file == "lag.svg";
+        let svg = draw(report, title, &lines, is_logarithmic)
+            .map_err(|error| anyhow!("{file} cannot be drawn: {error}"))?;
+        std::fs::write(folder.join(file), svg)?;
+    }
+    Ok(())
+}
+
+fn rates(timeline: &[Sample]) -> Vec<Line> {
+    let rate = |name: &str, count: fn(&Sample) -> u64| {
+        line(
+            name,
+            timeline.windows(2).map(|pair| {
+                let seconds = pair[1].at - pair[0].at;
+                let grown = float(count(&pair[1]).saturating_sub(count(&pair[0])));
+                (pair[1].at, (seconds > 0.0).then(|| grown / seconds))
+            }),
+        )
+    };
+    vec![
+        rate("sent", |sample| sample.sent),
+        rate("confirmed", |sample| sample.confirmed),
+        rate("settled", |sample| sample.settled),
+        rate("documents written", |sample| sample.documents),
+    ]
+}
+
+fn lags(timeline: &[Sample]) -> Vec<Line> {
+    let of = |name: &str, value: fn(&Sample) -> Option<f64>| {
+        line(
+            name,
+            timeline.iter().map(|sample| {
+                (
+                    sample.at,
+                    value(sample).map(|millis| millis.max(MILLIS_MIN)),
+                )
+            }),
+        )
+    };
+    vec![
+        of("stored, p50", |sample| Some(sample.stored_ms?[0])),
+        of("stored, p99", |sample| Some(sample.stored_ms?[1])),
+        of("lag of the tester, p99", |sample| sample.tester_lag_ms),
+    ]
+}
+
+fn depths(timeline: &[Sample]) -> Vec<Line> {
+    let of = |name: &str, value: fn(&Sample) -> Option<u64>| {
+        line(
+            name,
+            timeline
+                .iter()
+                .map(|sample| (sample.at, value(sample).map(float))),
+        )
+    };
+    vec![
+        of("waiting in the queues", |sample| sample.ready),
+        of("held by the server", |sample| sample.in_flight),
+    ]
+}
+
+fn cpus(timeline: &[Sample]) -> Vec<Line> {
+    let one = |(index, who): (usize, &&str)| {
+        line(
+            who,
+            timeline.windows(2).map(|pair| {
+                let used = pair[1].usage[index].zip(pair[0].usage[index]);
+                let cores = used.map(|(now, before)| {
+                    (now.cpu_seconds - before.cpu_seconds) / (pair[1].at - pair[0].at)
+                });
+                (pair[1].at, cores.filter(|cores| cores.is_finite()))
+            }),
+        )
+    };
+    WATCHED.iter().enumerate().map(one).collect()
+}
+
+/// Points with gaps as pieces without.
+fn line(name: &str, points: impl Iterator<Item = (f64, Option<f64>)>) -> Line {
+    let mut pieces = vec![Vec::new()];
+    for (at, value) in points {
+        match (value, pieces.last_mut()) {
+            (Some(value), Some(piece)) => piece.push((at, value)),
+            _ => pieces.push(Vec::new()),
+        }
+    }
+    pieces.retain(|piece| !piece.is_empty());
+    (name.to_owned(), pieces)
+}
+
+type Drawn = Result<String, Box<dyn std::error::Error>>;
+
+fn draw(report: &Report, title: &str, lines: &[Line], is_logarithmic: bool) -> Drawn {
+    let values = lines
+        .iter()
+        .flat_map(|(_, pieces)| pieces.iter().flatten().map(|(_, value)| *value));
+    let most = values.fold(0.0, f64::max).max(1.0) * 1.1;
+    if is_logarithmic {
+        chart(report, title, lines, (MILLIS_MIN..most).log_scale())
+    } else {
+        chart(report, title, lines, 0.0..most)
+    }
+}
+
+fn chart<Y>(report: &Report, title: &str, lines: &[Line], values: Y) -> Drawn
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    let seconds = report
+        .timeline
+        .last()
+        .map_or(1.0, |sample| sample.at)
+        .max(1.0);
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE)?;
+        let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND);
+        let mut builder = ChartBuilder::on(&plot);
+        let builder = builder.caption(title, (FONT, 18)).margin(10);
+        let builder = builder.x_label_area_size(36).y_label_area_size(60);
+        let mut chart = builder.build_cartesian_2d(0.0..seconds, values)?;
+        let whole = chart.y_range();
+        for fault in &report.faults {
+            let (began, ended) = (fault.record.began, fault.record.ended.min(seconds));
+            let corners = [(began, whole.start), (ended, whole.end)];
+            chart.draw_series([Rectangle::new(corners, SHADE.mix(0.25).filled())])?;
+        }
+        let mut mesh = chart.configure_mesh();
+        let mesh = mesh.light_line_style(BLACK.mix(0.05)).x_desc("seconds");
+        let mesh = mesh.x_label_formatter(&label).y_label_formatter(&label);
+        mesh.label_style((FONT, 13)).draw()?;
+        for ((_, pieces), colour) in lines.iter().zip(COLOURS) {
+            for piece in pieces {
+                let points = piece.iter().copied();
+                chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+            }
+        }
+        for ((index, (name, _)), colour) in (0..).zip(lines).zip(COLOURS) {
+            let y = 60 + 24 * index;
+            legend.draw(&PathElement::new([(0, y), (18, y)], colour.stroke_width(3)))?;
+            legend.draw(&Text::new(name.as_str(), (26, y - 6), (FONT, 13)))?;
+        }
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+/// Whole numbers, and small ones with a digit more.
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "plotters hands it over so"
+)]
+fn label(value: &f64) -> String {
+    if *value >= 10.0 || value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{good, sample};
+    use super::*;
+    use crate::faults::FaultRecord;
+
+    /// Goal: what was not measured is a gap in the line.
+    #[test]
+    fn what_is_unknown_is_a_gap() {
+        let mut timeline: Vec<Sample> =
+            (0..5).map(|second| sample(float(second), second)).collect();
+        timeline[2].ready = None;
+        let (name, pieces) = depths(&timeline).remove(0);
+        assert_eq!(name, "waiting in the queues");
+        assert_eq!(
+            pieces,
+            [vec![(0.0, 0.0), (1.0, 0.0)], vec![(3.0, 0.0), (4.0, 0.0)]]
+        );
+    }
+
+    /// Goal: all plots are drawn, with their lines named and the fault shaded; an empty run is no error.
+    #[test]
+    fn plots_are_drawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut report = good();
+        let record = FaultRecord {
+            kind: "kill_server".to_owned(),
+            began: 5.0,
+            ended: 7.0,
+        };
+        report.faults.push(super::super::Fault {
+            record,
+            recovery: None,
+        });
+        write(&report, folder.path()).unwrap();
+        for (file, title) in FILES {
+            let svg = std::fs::read_to_string(folder.path().join(file)).unwrap();
+            assert!(svg.starts_with("<svg") && svg.contains(title), "{svg}");
+            assert!(svg.contains("#E69F00"), "{svg}");
+        }
+        let rate = std::fs::read_to_string(folder.path().join("rate.svg")).unwrap();
+        assert!(
+            ["sent", "settled", "polyline"]
+                .iter()
+                .all(|part| rate.contains(part))
+        );
+        report.timeline.clear();
+        write(&report, folder.path()).unwrap();
+    }
+}

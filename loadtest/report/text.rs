@@ -1,0 +1,272 @@
+//! The report for people: aligned tables for a terminal, Markdown for a file.
+
+use super::tables;
+use super::{Report, judge, plot};
+
+/// Findings of a category that are shown; report.json has all.
+const SHOWN_MAX: usize = 10;
+
+/// A time in ms, as short as it can be told.
+pub(super) fn time(millis: f64) -> String {
+    match millis {
+        ms if ms < 10.0 => format!("{ms:.2} ms"),
+        ms if ms < 1_000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.2} s", ms / 1e3),
+    }
+}
+
+/// A count with its thousands apart.
+pub(super) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+pub(super) fn cores(cores: f64) -> String {
+    format!("{cores:.2}")
+}
+
+/// The whole report for a terminal.
+pub(crate) fn terminal(report: &Report) -> String {
+    let mut text = String::new();
+    for (name, value) in facts(report) {
+        line(&mut text, &format!("{name:<12}{value}"));
+    }
+    for table in tables::all(report) {
+        line(&mut text, "");
+        let columns = if table.head.len() == 2 {
+            Align::Text
+        } else {
+            Align::Figures
+        };
+        text.push_str(&align(&table.head, &table.rows, columns));
+    }
+    for finding in findings(report) {
+        line(&mut text, &format!("  {finding}"));
+    }
+    line(&mut text, "");
+    line(&mut text, &conclusion(report));
+    text
+}
+
+/// The whole report as Markdown, with the plots that lie beside it.
+pub(crate) fn markdown(report: &Report) -> String {
+    let mut text = String::new();
+    line(
+        &mut text,
+        &format!(
+            "# Load test: {}\n\n{}\n\n{}\n",
+            report.plan.name,
+            report.plan.description,
+            conclusion(report)
+        ),
+    );
+    line(&mut text, "| | |\n|---|---|");
+    for (name, value) in facts(report) {
+        line(&mut text, &format!("| {name} | {value} |"));
+    }
+    for table in tables::all(report) {
+        line(&mut text, &format!("\n## {}\n", table.title));
+        line(&mut text, &format!("| {} |", table.head.join(" | ")));
+        line(&mut text, &format!("|{}", "---|".repeat(table.head.len())));
+        for row in &table.rows {
+            let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            line(&mut text, &format!("| {} |", cells.join(" | ")));
+        }
+    }
+    let found: Vec<String> = findings(report)
+        .map(|finding| format!("- {finding}"))
+        .collect();
+    if !found.is_empty() {
+        line(&mut text, &format!("\n## Findings\n\n{}", found.join("\n")));
+    }
+    line(&mut text, "\n## Over time\n");
+    for (file, title) in plot::FILES {
+        line(&mut text, &format!("![{title}]({file})\n"));
+    }
+    line(&mut text, NOTES);
+    text
+}
+
+const NOTES: &str = "\
+Times count from when a result was due by the schedule, so a slow tester or broker is in them. The time until a result \
+is stored is an upper bound: its receipt waits `server.receipt_linger` for company, and is counted when it is here. \
+The plan, its seed, every finding and every second of the run are in `report.json`.";
+
+fn line(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+/// What was run, where, and with what.
+fn facts(report: &Report) -> Vec<(&'static str, String)> {
+    let (plan, setting) = (&report.plan, &report.setting);
+    let fleet = format!(
+        "{} nodes, {} of them real clients, {:?}",
+        plan.nodes, plan.real_clients, plan.connections
+    );
+    vec![
+        (
+            "plan",
+            format!(
+                "{}, seed {}, fingerprint {}",
+                plan.name, plan.seed, report.fingerprint
+            ),
+        ),
+        ("fleet", fleet),
+        ("started at", report.started_at.to_string()),
+        ("machine", setting.machine.clone()),
+        ("build", setting.build.clone()),
+        ("broker", setting.broker.clone()),
+        ("store", setting.store.clone()),
+    ]
+}
+
+/// The findings, a line each, some of each category; and what faults explain.
+fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
+    let shown = report
+        .verdict
+        .categories()
+        .into_iter()
+        .flat_map(|(category, found)| {
+            let lines = found.iter().take(SHOWN_MAX).map(move |finding| {
+                let plugin = finding.plugin.iter().map(|plugin| format!("/{plugin}"));
+                let seq = finding.seq.iter().map(|seq| format!(" seq {seq}"));
+                let whose: String = std::iter::once(finding.node.clone())
+                    .chain(plugin)
+                    .chain(seq)
+                    .collect();
+                format!("{category}: {whose}: {}", finding.what)
+            });
+            let rest = found.len().saturating_sub(SHOWN_MAX);
+            lines.chain((rest > 0).then(|| format!("{category}: {rest} more, in report.json")))
+        });
+    let verdict = &report.verdict;
+    let explained = [
+        (
+            verdict.receipts_lost_to_faults,
+            "receipts were lost to faults; the store told what became of their results",
+        ),
+        (
+            verdict.unchanged_forgotten,
+            "older results were taken for new after an unchanged one that a fault made the server forget",
+        ),
+    ];
+    shown.chain(
+        explained
+            .into_iter()
+            .filter(|(number, _)| *number > 0)
+            .map(|(number, what)| format!("{number} {what}")),
+    )
+}
+
+fn conclusion(report: &Report) -> String {
+    let missed = report.bounds.iter().filter(|bound| !bound.holds).count();
+    let verdict = if report.passed {
+        "PASSED: all bounds hold.".to_owned()
+    } else {
+        format!("FAILED: {missed} of {} bounds missed.", report.bounds.len())
+    };
+    judge::bottleneck(report).map_or(verdict.clone(), |why| format!("{verdict} {why}."))
+}
+
+/// What stands in the columns after the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Align {
+    /// Figures, to the right.
+    Figures,
+    /// Text, to the left.
+    Text,
+}
+
+/// A table in lines.
+pub(super) fn align(head: &[&str], rows: &[Vec<String>], align: Align) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells
+            .chain([head[column].chars().count()])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    let mut row = |cells: Vec<&str>| {
+        let cells = cells
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, width))| {
+                if column == 0 || align == Align::Text {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            });
+        let cells: Vec<String> = cells.collect();
+        line(&mut text, cells.join("  ").trim_end());
+    };
+    row(head.to_vec());
+    for cells in rows {
+        row(cells.iter().map(String::as_str).collect());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::good;
+    use super::*;
+    use crate::verdict::Finding;
+
+    /// Goal: times and counts are told shortly and without loss of what matters.
+    #[test]
+    fn figures_are_readable() {
+        assert_eq!(
+            [0.5, 12.4, 999.0, 12_345.0].map(time),
+            ["0.50 ms", "12 ms", "999 ms", "12.35 s"]
+        );
+        assert_eq!(
+            [0, 999, 1_000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+    }
+
+    /// Goal: both forms say how it ended and why, and name the finding.
+    #[test]
+    fn a_missed_bound_is_told() {
+        let mut report = good();
+        assert!(terminal(&report).contains("PASSED: all bounds hold."));
+        report.verdict.lost.push(Finding {
+            node: "web1".to_owned(),
+            plugin: Some("facter".to_owned()),
+            seq: Some(7),
+            what: "not in the store".to_owned(),
+        });
+        report.totals.dropped = 1;
+        report.bounds = judge::bounds(&report);
+        report.passed = false;
+        for text in [terminal(&report), markdown(&report)] {
+            assert!(text.contains("FAILED: 2 of"), "{text}");
+            assert!(text.contains("The tester was the bottleneck"), "{text}");
+            assert!(
+                text.contains("lost: web1/facter seq 7: not in the store"),
+                "{text}"
+            );
+        }
+        let markdown = markdown(&report);
+        let tables = markdown.lines().filter(|line| line.starts_with('|'));
+        let widths: Vec<usize> = tables.map(|line| line.matches('|').count()).collect();
+        assert!(widths.len() > 30, "{markdown}");
+        assert!(
+            plot::FILES
+                .iter()
+                .all(|(file, _)| markdown.contains(&format!("]({file})")))
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! One run: services up, load and faults, settled, verified, reported, services down.
+//!
+//! Invariant: whatever fails on the way, what was started here ends, and the run's own database is deleted.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use vogeler::config;
+
+use crate::faults;
+use crate::fleet::{Brokers, Deleter, Fleet, Target};
+use crate::live;
+use crate::plan::Plan;
+use crate::report::make::Run;
+use crate::report::{Report, Setting};
+use crate::services::{Given, Services};
+use crate::stats::Stats;
+use crate::verdict::Verdict;
+use crate::verify::Case;
+use crate::watch::procfs;
+use crate::watch::sample::{Sampler, Timeline};
+
+/// The fleet is back soon after a fault: it is not what is tested.
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// What does not hold at once may hold a moment later; after so long it is a finding.
+const VERIFY_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What a run is asked for.
+pub(crate) struct Asked<'a> {
+    /// With the seed and faults of the command line.
+    pub(crate) plan: &'a Plan,
+    /// What runs already.
+    pub(crate) given: &'a Given,
+    /// Where the server's log goes.
+    pub(crate) folder: &'a Path,
+    /// Nobody looks.
+    pub(crate) quiet: bool,
+}
+
+/// Runs the plan; an error says why it could not be run to its end.
+pub(crate) async fn run(asked: &Asked<'_>, stop: &CancellationToken) -> anyhow::Result<Report> {
+    std::fs::create_dir_all(asked.folder)
+        .with_context(|| format!("--report {}", asked.folder.display()))?;
+    let log = asked.folder.join("server.log");
+    // An earlier run's.
+    drop(std::fs::remove_file(&log));
+    let services = Arc::new(Services::start(asked.plan, asked.given, &log).await?);
+    let report = load(asked, &services, stop).await;
+    let services = Arc::into_inner(services).context("a service is still in use")?;
+    let stopped = services.stop().await;
+    let report = report?;
+    stopped?;
+    Ok(report)
+}
+
+/// Load, faults and samples at the same time; then the verdict and the report.
+async fn load(
+    asked: &Asked<'_>,
+    services: &Arc<Services>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Report> {
+    let plan = asked.plan;
+    let stats = Arc::new(Stats::default());
+    let timeline = Arc::new(Timeline::new(asked.given.metrics.is_none()));
+    let setting = setting(services).await?;
+    let fleet = Fleet::new(plan, Arc::clone(&stats))?;
+    let target = target(services)?;
+    let sampler = Sampler::new(services, &stats, &timeline).await?;
+
+    let (started, started_at) = (Instant::now(), Timestamp::now());
+    let over = CancellationToken::new();
+    let watching = async {
+        tokio::join!(
+            sampler.run(started, over.clone()),
+            live::show(asked, &stats, &timeline, started, &over),
+        )
+    };
+    let working = async {
+        let _over = over.clone().drop_guard();
+        tokio::try_join!(
+            fleet.run(&target, stop),
+            faults::run(&plan.faults, services, &timeline, started, stop),
+        )
+    };
+    let (worked, _) = tokio::join!(working, watching);
+    let (sent, faults) = worked?;
+    if stop.is_cancelled() {
+        bail!("interrupted before its end");
+    }
+    let verdict = verify(&fleet, services, &target, &timeline).await?;
+    target.store.close().await;
+    let run = Run {
+        plan,
+        fingerprint: fleet.fingerprint(),
+        started_at,
+        setting,
+        stats: &stats,
+        server: timeline.lives(|lives| lives.total()),
+        server_restarts: timeline.lives(|lives| lives.restarts()),
+        sent,
+        faults,
+        verdict,
+        timeline: timeline.samples(),
+    };
+    Ok(run.report())
+}
+
+/// What the fleet talks to: the broker as the server has it, the store past the faults.
+fn target(services: &Services) -> anyhow::Result<Target> {
+    let broker = config::Broker {
+        dsn: services.broker.dsn().parse()?,
+        reconnect_max: RECONNECT_MAX,
+        ..services.config.broker.clone()
+    };
+    let store = services.store.direct()?;
+    let deleter = if services.store.is_couch() {
+        Deleter::Couch(Arc::clone(&store))
+    } else {
+        Deleter::Nobody
+    };
+    Ok(Target {
+        brokers: Brokers::Amqp(broker),
+        store,
+        deleter,
+        queues: services.queues(),
+    })
+}
+
+/// Compares the ledger with everything, past all proxies.
+async fn verify(
+    fleet: &Fleet,
+    services: &Services,
+    target: &Target,
+    timeline: &Timeline,
+) -> anyhow::Result<Verdict> {
+    let broker = services.broker.direct()?;
+    let case = Case {
+        plan: &fleet.plan,
+        ledger: &fleet.ledger,
+        store: target.store.as_ref(),
+        broker: broker.as_ref(),
+        queue_type: services.config.broker.queue_type,
+        queues: &target.queues,
+        remake: &|node, plugin, version| fleet.remake(node, plugin, version),
+    };
+    let counts = async || {
+        let number = timeline.lives(|lives| lives.number());
+        let answer = services.server.counts().await;
+        timeline.lives(|lives| lives.see(number, answer));
+        Ok(timeline.lives(|lives| lives.total()))
+    };
+    let verdict = case.verify_within(VERIFY_PATIENCE, counts).await;
+    broker.close().await;
+    verdict.context("cannot verify")
+}
+
+async fn setting(services: &Services) -> anyhow::Result<Setting> {
+    let (broker, store) = (services.broker.direct()?, services.store.direct()?);
+    let setting = Setting {
+        cores: procfs::cores(),
+        machine: procfs::machine(),
+        build: build(),
+        broker: broker.about().await?,
+        store: store.about().await?.product,
+    };
+    broker.close().await;
+    store.close().await;
+    Ok(setting)
+}
+
+fn build() -> String {
+    let profile = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    format!("vogeler {} ({profile})", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,132 @@
+//! RabbitMQ: started for the run as the tests start theirs, or given.
+//!
+//! Where connections are to be cut a proxy stands before it, for fleet and server alike.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, bail};
+use vogeler::broker::{self, Broker};
+use vogeler::config::{self, BrokerDsn, Config};
+
+use super::proxy::Proxy;
+use super::rabbit::Rabbit;
+use super::{blocking, local_port, with_port};
+
+const PORT_DEFAULT: u16 = 5672;
+
+/// The broker of a run.
+#[derive(Debug)]
+pub(crate) struct BrokerService {
+    /// None if it was given.
+    rabbit: Option<Arc<Mutex<Rabbit>>>,
+    proxy: Option<Proxy>,
+    /// Past the proxy.
+    direct: String,
+    /// As fleet and server reach it.
+    dsn: String,
+}
+
+impl BrokerService {
+    /// Starts RabbitMQ unless one is given.
+    pub(super) async fn start(given: Option<&str>, with_proxy: bool) -> anyhow::Result<Self> {
+        let rabbit = match given {
+            Some(_) => None,
+            None => Some(blocking("the start of RabbitMQ", Rabbit::private).await?),
+        };
+        let direct = match (given, &rabbit) {
+            (Some(dsn), _) => dsn.to_owned(),
+            (None, Some(rabbit)) => rabbit.fresh_vhost().into(),
+            (None, None) => bail!("neither given nor started"),
+        };
+        if direct.parse::<BrokerDsn>().context("--broker")? == BrokerDsn::Memory {
+            bail!("--broker: memory: is one process, and the server is another one");
+        }
+        let port = local_port(&direct, PORT_DEFAULT);
+        let proxy = with_proxy.then(|| port.context("connections can be cut on this machine only"));
+        let proxy = proxy.transpose()?.map(Proxy::tcp);
+        let dsn = proxy.as_ref().map_or_else(
+            || Ok(direct.clone()),
+            |proxy| with_port(&direct, proxy.port()),
+        )?;
+        Ok(Self {
+            rabbit: rabbit.map(|rabbit| Arc::new(Mutex::new(rabbit))),
+            proxy,
+            direct,
+            dsn,
+        })
+    }
+
+    /// As fleet and server reach it, with its password.
+    pub(crate) fn dsn(&self) -> &str {
+        &self.dsn
+    }
+
+    /// Its port, if it is on this machine.
+    pub(crate) fn port(&self) -> Option<u16> {
+        local_port(&self.direct, PORT_DEFAULT)
+    }
+
+    /// A connection of its own past the proxy, for looks that meet no faults.
+    pub(crate) fn direct(&self) -> anyhow::Result<Arc<dyn Broker>> {
+        let dsn = self.direct.parse()?;
+        Ok(broker::open(&config::Broker {
+            dsn,
+            ..config::Broker::default()
+        }))
+    }
+
+    /// Declares what the server declares.
+    pub(super) async fn set_up(&self, config: &Config) -> anyhow::Result<()> {
+        let broker = self.direct()?;
+        let settings = &config.broker;
+        let done = broker::setup::set_up(&*broker, settings.partitions, settings.queue_type).await;
+        broker.close().await;
+        done.map(drop).context("cannot set up the broker")
+    }
+
+    /// Stops it, in order or by a kill. What is durable stays.
+    pub(crate) async fn go_down(&self, is_killed: bool) -> anyhow::Result<()> {
+        self.with_rabbit("the stop of RabbitMQ", move |rabbit| {
+            if is_killed {
+                rabbit.kill();
+            } else {
+                rabbit.stop();
+            }
+        })
+        .await
+    }
+
+    /// Starts it again.
+    pub(crate) async fn come_up(&self) -> anyhow::Result<()> {
+        self.with_rabbit("the start of RabbitMQ", Rabbit::start)
+            .await
+    }
+
+    async fn with_rabbit(
+        &self,
+        what: &str,
+        act: impl FnOnce(&mut Rabbit) + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let rabbit = self
+            .rabbit
+            .clone()
+            .context("this run did not start the broker")?;
+        blocking(what, move || {
+            act(&mut rabbit.lock().unwrap_or_else(PoisonError::into_inner));
+        })
+        .await
+    }
+
+    /// Cuts all connections, and refuses new ones until told otherwise.
+    pub(crate) fn refuse(&self, is_refusing: bool) {
+        if let Some(proxy) = &self.proxy {
+            proxy.refuse(is_refusing);
+        }
+    }
+
+    /// Ends what was started here.
+    pub(super) async fn stop(self) {
+        // The end of a RabbitMQ that nobody needs any more cannot fail in a way that matters.
+        drop(blocking("the end of RabbitMQ", move || drop(self)).await);
+    }
+}

@@ -1,0 +1,211 @@
+//! The services of a run: broker, store and server, started for it unless their addresses are given.
+//!
+//! Invariants: what was not started here is never stopped, killed or emptied; what was started here ends with this
+//! process, however it ends. Faults that need a place between two services get a proxy there, all others none.
+
+mod broker;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "the tests' own: what does not start is a panic there, and an error here"
+)]
+#[path = "../../tests/harness/pouch.rs"]
+mod pouch;
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "the tests' own, which use all of it"
+)]
+#[path = "../../tests/harness/process.rs"]
+mod process;
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the tests' own, which use all of it"
+)]
+#[path = "../../tests/harness/proxy.rs"]
+mod proxy;
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "the tests' own, which use all of it"
+)]
+#[path = "../../tests/harness/rabbit.rs"]
+mod rabbit;
+mod server;
+mod store;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use url::Url;
+use vogeler::broker::topology;
+use vogeler::config::Config;
+
+use crate::faults::Part;
+use crate::plan::Plan;
+use broker::BrokerService;
+use server::{ServerService, Start};
+use store::StoreService;
+
+/// RabbitMQ, a database and a server are up within this, on a slow and busy machine too.
+const READY_PATIENCE: Duration = Duration::from_mins(2);
+const READY_PAUSE: Duration = Duration::from_millis(100);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses of services that run already, with their passwords.
+#[derive(Default, Clone)]
+pub(crate) struct Given {
+    /// DSN of a RabbitMQ with a virtual host.
+    pub(crate) broker: Option<String>,
+    /// DSN of a database that the server writes to.
+    pub(crate) store: Option<String>,
+    /// A CouchDB server: the run makes a database of its own there.
+    pub(crate) couch: Option<String>,
+    /// `/metrics` of a server that works on these already.
+    pub(crate) metrics: Option<Url>,
+}
+
+/// Everything that a run talks to.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) broker: BrokerService,
+    pub(crate) store: StoreService,
+    pub(crate) server: ServerService,
+    /// The settings of the server under test, without DSNs.
+    pub(crate) config: Config,
+}
+
+impl Services {
+    /// Starts what was not given, and sets broker and store up as `vogeler admin setup` does. The server's log goes
+    /// to `log`.
+    pub(crate) async fn start(plan: &Plan, given: &Given, log: &Path) -> anyhow::Result<Self> {
+        let config = server::config(&plan.server)?;
+        let touches = |part| plan.faults.iter().any(|fault| Part::of(fault.kind) == part);
+        // Both take seconds to start.
+        let (broker, store) = tokio::try_join!(
+            BrokerService::start(given.broker.as_deref(), touches(Part::Connections)),
+            StoreService::start(given, touches(Part::Store)),
+        )?;
+        let started = async {
+            broker.set_up(&config).await?;
+            start_server(plan, given, &broker, &store, log).await
+        };
+        match started.await {
+            Ok(server) => Ok(Self {
+                broker,
+                store,
+                server,
+                config,
+            }),
+            Err(error) => {
+                // The first error is the one to tell.
+                drop(store.stop().await);
+                broker.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The partition queues.
+    pub(crate) fn queues(&self) -> Vec<String> {
+        let settings = &self.config.broker;
+        let queues = topology::results_queues(settings.partitions, settings.queue_type);
+        queues.into_iter().map(|queue| queue.name).collect()
+    }
+
+    /// Ends what was started here.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        self.server.stop().await;
+        let deleted = self.store.stop().await;
+        self.broker.stop().await;
+        deleted
+    }
+}
+
+/// A server that is ready, started unless one is given.
+async fn start_server(
+    plan: &Plan,
+    given: &Given,
+    broker: &BrokerService,
+    store: &StoreService,
+    log: &Path,
+) -> anyhow::Result<ServerService> {
+    let server = match &given.metrics {
+        Some(metrics) => ServerService::given(metrics.clone())?,
+        None => ServerService::start(&Start {
+            settings: &plan.server,
+            broker_dsn: broker.dsn(),
+            store_dsn: store.server_dsn(),
+            log,
+        })?,
+    };
+    server.wait_until_ready(READY_PATIENCE).await?;
+    Ok(server)
+}
+
+/// Installs the services that are missing, as the tests do.
+fn install_services() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-services");
+    let status = Command::new(script).status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "{script} failed"
+    );
+}
+
+/// Runs what blocks, and may panic, on a thread of its own; a panic is an error.
+async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .with_context(|| format!("{what} failed"))
+}
+
+/// `dsn`, by another port of this machine.
+fn with_port(dsn: &str, port: u16) -> anyhow::Result<String> {
+    let mut url: Url = dsn.parse().context("not a DSN with host and port")?;
+    if url.set_port(Some(port)).is_err() {
+        bail!("a DSN without a host");
+    }
+    Ok(url.into())
+}
+
+/// The port of a DSN on this machine; none if it is another machine's.
+pub(crate) fn local_port(dsn: &str, port_default: u16) -> Option<u16> {
+    let url: Url = dsn.parse().ok()?;
+    let is_local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
+    is_local.then(|| url.port().unwrap_or(port_default))
+}
+
+/// For requests that are no part of the load.
+fn http_client() -> anyhow::Result<reqwest::Client> {
+    vogeler::tls::install_crypto_provider();
+    let builder = reqwest::Client::builder().no_proxy().timeout(HTTP_TIMEOUT);
+    builder.build().context("no HTTP client")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a proxy takes the place of a service in its DSN, and everything else of the DSN stays.
+    #[test]
+    fn a_proxy_changes_the_port_only() {
+        let dsn = "couch://user:pa%3Ass@127.0.0.1:5984/db";
+        assert_eq!(local_port(dsn, 1), Some(5984));
+        assert_eq!(
+            with_port(dsn, 7).unwrap(),
+            "couch://user:pa%3Ass@127.0.0.1:7/db"
+        );
+        assert_eq!(local_port("amqp://localhost/v", 5672), Some(5672));
+        assert_eq!(local_port("amqp://mq.example.com:5672/v", 5672), None);
+        assert_eq!(local_port("memory:", 5672), None);
+    }
+}

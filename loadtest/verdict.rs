@@ -1,0 +1,85 @@
+//! What the verifier found, in the categories of the report. A run is good when every one is empty.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Finding {
+    /// Whose.
+    pub(crate) node: String,
+    /// Which plugin's, if it is about one.
+    pub(crate) plugin: Option<String>,
+    /// Which result's, if it is about one.
+    pub(crate) seq: Option<u64>,
+    /// What, in a sentence.
+    pub(crate) what: String,
+}
+
+/// Everything that was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    /// Confirmed by the broker, and neither in the store nor overtaken nor in the dead letters.
+    pub(crate) lost: Vec<Finding>,
+    /// The store has an older result than one that was settled.
+    pub(crate) stale_over_newer: Vec<Finding>,
+    /// A node's document has another node's content.
+    pub(crate) mixed_up: Vec<Finding>,
+    /// What was deleted, or refused, is in the store.
+    pub(crate) resurrected: Vec<Finding>,
+    /// Settled without a receipt, in a run in which no fault explains it.
+    pub(crate) missing_receipt: Vec<Finding>,
+    /// What no cause explains: an outcome that cannot be, a value that nobody sent, a dead letter of a good result.
+    pub(crate) unexplained: Vec<Finding>,
+    /// The server's counters and the ledger tell different stories.
+    pub(crate) counters_disagree: Vec<Finding>,
+    /// Receipts that a fault explains the lack of; the store told the fate. No finding.
+    pub(crate) receipts_lost_to_faults: u64,
+    /// An older result that came late was taken for new, after an unchanged one that leaves no trace in the store and a
+    /// fault that made the server forget it (ARCHITECTURE.md, Decisions). No finding; only ever above 0 with faults.
+    pub(crate) unchanged_forgotten: u64,
+    /// Messages that were compared.
+    pub(crate) checked: u64,
+}
+
+impl Verdict {
+    /// The categories by name, in the order of the report.
+    pub(crate) fn categories(&self) -> [(&'static str, &[Finding]); 7] {
+        [
+            ("lost", &self.lost),
+            ("stale over newer", &self.stale_over_newer),
+            ("mixed-up node", &self.mixed_up),
+            ("resurrected", &self.resurrected),
+            ("missing receipt", &self.missing_receipt),
+            ("unexplained", &self.unexplained),
+            ("counters disagree", &self.counters_disagree),
+        ]
+    }
+
+    /// Whether nothing was found.
+    pub(crate) fn is_good(&self) -> bool {
+        self.categories().iter().all(|(_, found)| found.is_empty())
+    }
+}
+
+/// How one operator's run went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunnerOutcome {
+    /// Which plugin.
+    pub(crate) plugin: String,
+    /// Whom it asked.
+    pub(crate) target: String,
+    /// When it began, from the start of the load.
+    #[serde(with = "crate::span")]
+    pub(crate) at: Duration,
+    /// How long until all had answered, or the deadline.
+    #[serde(with = "crate::span")]
+    pub(crate) took: Duration,
+    /// Nodes that were expected to answer.
+    pub(crate) expected: usize,
+    /// Nodes that answered with a value.
+    pub(crate) answered: usize,
+    /// Why it could not run, if it could not.
+    pub(crate) error: Option<String>,
+}

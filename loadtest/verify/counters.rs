@@ -1,0 +1,111 @@
+//! The server's own counters against the ledger. Pure.
+
+use vogeler::wire::Outcome;
+
+use crate::ledger::Book;
+use crate::stats::ServerCounts;
+use crate::verdict::Finding;
+
+/// What the ledger says about all deliveries together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    /// The broker has at least so many messages from us.
+    confirmed: u64,
+    /// The broker has at most so many.
+    attempts: u64,
+    /// Copies for which no receipt told the outcome.
+    untold: u64,
+    receipts: [u64; Outcome::ALL.len()],
+    poison: u64,
+}
+
+impl Totals {
+    fn of(book: &Book) -> Self {
+        let mut totals = Self::default();
+        for poison in book.poison.values() {
+            totals.confirmed += u64::from(poison.confirmed);
+            totals.attempts += u64::from(poison.attempts);
+            totals.poison += u64::from(poison.confirmed);
+            totals.untold += u64::from(poison.attempts);
+        }
+        for entry in &book.entries {
+            totals.confirmed += u64::from(entry.confirmed);
+            totals.attempts += u64::from(entry.attempts);
+            totals.untold += u64::from(entry.attempts.saturating_sub(entry.receipts()));
+            for (total, receipts) in totals.receipts.iter_mut().zip(entry.outcomes) {
+                *total += u64::from(receipts);
+            }
+        }
+        totals
+    }
+}
+
+/// What does not agree. Where a fault made the broker deliver again, possibly without saying so, more deliveries than
+/// were sent are none.
+pub(super) fn judge(book: &Book, counts: &ServerCounts, redelivers: bool) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut hold = |is_good: bool, what: String| {
+        if !is_good {
+            found.push(Finding {
+                node: "-".to_owned(),
+                plugin: None,
+                seq: None,
+                what,
+            });
+        }
+    };
+    let ended: u64 = counts.ended.iter().sum();
+    let ServerCounts {
+        received,
+        in_flight,
+        ..
+    } = *counts;
+    // What a life that was killed had in flight never ended in it.
+    let settled = ended + in_flight;
+    hold(
+        received == settled || (received > settled && !counts.is_complete),
+        format!("the identity: {received} received, {ended} ended, {in_flight} in flight"),
+    );
+    if !counts.is_complete {
+        return found;
+    }
+    let totals = Totals::of(book);
+    hold(
+        in_flight == 0,
+        format!("{in_flight} deliveries are still in flight"),
+    );
+    let finally = ended - counts.of(Outcome::Requeued);
+    // What the broker delivered again came a second time, and may have been settled before.
+    let again = if redelivers {
+        u64::MAX / 2
+    } else {
+        counts.redelivered
+    };
+    let (low, high) = (totals.confirmed, totals.attempts + again);
+    hold(
+        (low..=high).contains(&finally),
+        format!("{finally} deliveries ended for good, the broker had {low} to {high}"),
+    );
+    for outcome in Outcome::ALL
+        .into_iter()
+        .filter(|outcome| *outcome != Outcome::Requeued)
+    {
+        let told = totals.receipts[outcome as usize];
+        let least = told
+            + if outcome == Outcome::DeadLettered {
+                totals.poison
+            } else {
+                0
+            };
+        let most = told + totals.untold + again;
+        let counted = counts.of(outcome);
+        hold(
+            (least..=most).contains(&counted),
+            format!(
+                "{counted} {}, by the ledger {least} to {most}",
+                outcome.as_str()
+            ),
+        );
+    }
+    found
+}

@@ -1,0 +1,5 @@
+//! What is watched while the load runs: processes, queues, the server's counters, the fleet's own counts.
+
+pub(crate) mod counts;
+pub(crate) mod procfs;
+pub(crate) mod sample;

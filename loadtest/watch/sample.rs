@@ -1,0 +1,226 @@
+//! The sampler: each second one [`Sample`] of everything, for the terminal, the plots and the bounds.
+//!
+//! It looks past the proxies, so that a fault does not blind it, and waits for nobody longer than a second: what does not
+//! answer in time is missing in that sample.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use vogeler::broker::Broker;
+
+use super::counts::{self, Lives};
+use super::procfs::{Usage, Watched, Whose};
+use crate::services::Services;
+use crate::stats::Stats;
+
+const EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for an answer of broker or server in one sample.
+const PATIENCE: Duration = Duration::from_millis(900);
+
+/// One second of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// Seconds since the load began.
+    pub(crate) at: f64,
+    /// Messages sent so far.
+    pub(crate) sent: u64,
+    /// Messages confirmed so far.
+    pub(crate) confirmed: u64,
+    /// Deliveries that the server settled so far, by its own count.
+    pub(crate) settled: u64,
+    /// Documents that the server wrote so far.
+    pub(crate) documents: u64,
+    /// Messages that wait in the partition queues; none while the broker does not answer.
+    pub(crate) ready: Option<u64>,
+    /// Deliveries that the server holds; none while it does not answer.
+    pub(crate) in_flight: Option<u64>,
+    /// Published → stored in this second, half of all and 99 of 100 within, in ms.
+    pub(crate) stored_ms: Option<[f64; 2]>,
+    /// How late this second's sends were against the schedule, 99 of 100 within, in ms.
+    pub(crate) tester_lag_ms: Option<f64>,
+    /// How late this sample itself was, in ms: what a timer of the tester's has to wait for its turn.
+    pub(crate) timer_lag_ms: f64,
+    /// CPU and memory of tester, server, broker and store; none of what is not on this machine.
+    pub(crate) usage: [Option<Usage>; 4],
+}
+
+/// Who is in [`Sample::usage`], in order.
+pub(crate) const WATCHED: [&str; 4] = ["tester", "server", "broker", "store"];
+
+impl Sample {
+    /// What waits or is held; none while it is not known.
+    pub(crate) fn backlog(&self) -> Option<u64> {
+        Some(self.ready? + self.in_flight?)
+    }
+}
+
+/// What the sampler has seen; shared with those who read it.
+#[derive(Debug)]
+pub(crate) struct Timeline {
+    samples: Mutex<Vec<Sample>>,
+    lives: Mutex<Lives>,
+}
+
+impl Timeline {
+    /// Nothing was seen yet.
+    pub(crate) fn new(is_server_own: bool) -> Self {
+        Self {
+            samples: Mutex::default(),
+            lives: Mutex::new(Lives::new(is_server_own)),
+        }
+    }
+
+    /// All samples so far.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        lock(&self.samples).clone()
+    }
+
+    /// Looks at, or changes, the server's counts over its lives. (A guard that is handed out may be held for longer than
+    /// it looks, and meet itself.)
+    pub(crate) fn lives<T>(&self, look: impl FnOnce(&mut Lives) -> T) -> T {
+        look(&mut lock(&self.lives))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the samples.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    services: Arc<Services>,
+    broker: Arc<dyn Broker>,
+    queues: Vec<String>,
+    stats: Arc<Stats>,
+    timeline: Arc<Timeline>,
+    watched: [Option<Watched>; 4],
+    stored: Interval,
+    lag: Interval,
+}
+
+impl Sampler {
+    /// Looks at all once, so that what was before the load does not count.
+    pub(crate) async fn new(
+        services: &Arc<Services>,
+        stats: &Arc<Stats>,
+        timeline: &Arc<Timeline>,
+    ) -> anyhow::Result<Self> {
+        let on = |port: Option<u16>| port.map(|port| Watched::new(Whose::Port(port)));
+        let watched = [
+            Some(Watched::new(Whose::Process(std::process::id()))),
+            on(services.server.port()),
+            on(services.broker.port()),
+            on(services.store.port()),
+        ];
+        let sampler = Self {
+            broker: services.broker.direct()?,
+            queues: services.queues(),
+            services: Arc::clone(services),
+            stats: Arc::clone(stats),
+            timeline: Arc::clone(timeline),
+            watched,
+            stored: Interval::default(),
+            lag: Interval::default(),
+        };
+        sampler.scrape().await;
+        Ok(sampler)
+    }
+
+    /// Takes a sample now, each second until `stop`, and a last one then.
+    pub(crate) async fn run(mut self, started: Instant, stop: CancellationToken) {
+        self.sample(started, Duration::ZERO).await;
+        let mut ticks = tokio::time::interval_at((started + EVERY).into(), EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        while let Some(due) = stop.run_until_cancelled(ticks.tick()).await {
+            let late = due.elapsed();
+            self.sample(started, late).await;
+        }
+        self.sample(started, Duration::ZERO).await;
+        self.broker.close().await;
+    }
+
+    async fn sample(&mut self, started: Instant, late: Duration) {
+        let at = started.elapsed().as_secs_f64();
+        let ((), ready) = tokio::join!(self.scrape(), self.ready());
+        let (answered, is_up) = self.timeline.lives(|lives| (lives.total(), lives.is_up()));
+        let sample = Sample {
+            at,
+            sent: self.stats.sent.get(),
+            confirmed: self.stats.confirmed.get(),
+            settled: counts::settled(&answered),
+            documents: answered.documents_written,
+            ready,
+            in_flight: is_up.then_some(answered.in_flight),
+            stored_ms: self.stored.next(self.stats.published_to_stored.snapshot()),
+            tester_lag_ms: self
+                .lag
+                .next(self.stats.tester_lag.snapshot())
+                .map(|[_, p99]| p99),
+            timer_lag_ms: late.as_secs_f64() * 1e3,
+            usage: self
+                .watched
+                .each_mut()
+                .map(|watched| watched.as_mut().map(Watched::look)),
+        };
+        lock(&self.timeline.samples).push(sample);
+    }
+
+    async fn scrape(&self) {
+        let number = self.timeline.lives(|lives| lives.number());
+        let answer = tokio::time::timeout(PATIENCE, self.services.server.counts()).await;
+        let answer = answer.ok().flatten();
+        self.timeline.lives(|lives| lives.see(number, answer));
+    }
+
+    async fn ready(&self) -> Option<u64> {
+        let names: Vec<&str> = self.queues.iter().map(String::as_str).collect();
+        let depths = tokio::time::timeout(PATIENCE, self.broker.depth(&names)).await;
+        let depths = depths.ok()?.ok()?;
+        Some(depths.into_iter().flatten().map(|depth| depth.ready).sum())
+    }
+}
+
+/// Quantiles of what was recorded since the last look.
+#[derive(Debug, Default)]
+struct Interval(Option<Histogram<u64>>);
+
+impl Interval {
+    /// Half of the new times, and 99 of 100, are within; in ms.
+    fn next(&mut self, now: Histogram<u64>) -> Option<[f64; 2]> {
+        let mut since = now.clone();
+        if let Some(before) = self.0.replace(now)
+            && since.subtract(before).is_err()
+        {
+            return None;
+        }
+        let millis = |share| crate::report::millis(since.value_at_quantile(share));
+        (!since.is_empty()).then(|| [millis(0.5), millis(0.99)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the quantiles of a second are of that second alone.
+    #[test]
+    fn an_interval_forgets_what_was_before() {
+        let latency = crate::stats::Stats::default().tester_lag;
+        let mut interval = Interval::default();
+        assert_eq!(interval.next(latency.snapshot()), None);
+        latency.record(Duration::from_secs(10));
+        assert!(interval.next(latency.snapshot()).unwrap()[0] > 9_900.0);
+        latency.record(Duration::from_millis(5));
+        let [half, most] = interval.next(latency.snapshot()).unwrap();
+        assert!(
+            (4.9..5.1).contains(&half) && (4.9..5.1).contains(&most),
+            "{half} {most}"
+        );
+        assert_eq!(interval.next(latency.snapshot()), None);
+    }
+}

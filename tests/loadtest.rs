@@ -1,0 +1,226 @@
+//! The load tester as an operator runs it: its exit code, and what the report says.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::pouch;
+use crate::harness::rabbit::Rabbit;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_vogeler-loadtest");
+
+/// A few seconds of load that debug binaries on a slow machine bear.
+const SHORT: &str = r#"
+name = "short"
+description = "A few seconds."
+seed = 5
+nodes = 20
+connections = { shared = 2 }
+poison_rate = 0.01
+duplicate_rate = 0.05
+length = { rate = 40, duration = "8s" }
+plugins = [{ name = "facter", kind = "facts" }, { name = "processes", kind = "processes" }]
+
+[bounds]
+p99_tester_lag = "5s"
+tester_cpu_max = 1.0
+"#;
+
+/// What a run left.
+struct Ran {
+    code: Option<i32>,
+    text: String,
+    folder: tempfile::TempDir,
+}
+
+impl Ran {
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(name))
+            .unwrap_or_else(|error| panic!("{name}: {error}: {}", self.text))
+    }
+
+    fn report(&self) -> Value {
+        serde_json::from_str(&self.file("report.json")).unwrap()
+    }
+}
+
+fn run(plan: &str, arguments: &[&str]) -> Ran {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(PROGRAM)
+        .arg(plan)
+        .args(arguments)
+        .arg("--report")
+        .arg(folder.path())
+        .env_remove("VOGELER_LOADTEST_COUCH")
+        .output()
+        .unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    Ran {
+        code: output.status.code(),
+        text: out + &err,
+        folder,
+    }
+}
+
+fn plan_file(folder: &Path, text: &str) -> String {
+    let path = folder.join("plan.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// The value at a JSON pointer as a number.
+fn number(report: &Value, pointer: &str) -> f64 {
+    let value = report.pointer(pointer).and_then(Value::as_f64);
+    value.unwrap_or_else(|| panic!("no {pointer} in {report}"))
+}
+
+/// Goal: `smoke` passes, and its report has what it promises, in all forms.
+#[test]
+fn smoke_passes() {
+    let ran = run("smoke", &[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert!(
+        ran.text.contains("PASSED: all bounds hold."),
+        "{}",
+        ran.text
+    );
+    let report = ran.report();
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["plan"]["seed"], 1);
+    for pointer in [
+        "/verdict/checked",
+        "/rates/settled",
+        "/rates/dedup",
+        "/rates/writes_per_result",
+        "/latencies/publish_to_confirmed/p99",
+        "/latencies/published_to_stored/p99",
+        "/latencies/tester_lag/p99",
+    ] {
+        assert!(number(&report, pointer) > 0.0, "{pointer}: {report}");
+    }
+    assert_eq!(report["totals"]["received"], report["totals"]["confirmed"]);
+    let who: Vec<&str> = report["resources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["who"].as_str().unwrap())
+        .collect();
+    assert_eq!(who, ["tester", "server", "broker", "store"]);
+    for (index, who) in who.iter().enumerate() {
+        assert!(
+            number(&report, &format!("/resources/{index}/cpu_seconds")) > 0.0,
+            "{who}"
+        );
+        assert!(
+            number(&report, &format!("/resources/{index}/rss_mb_peak")) > 1.0,
+            "{who}"
+        );
+    }
+    assert_eq!(report["runners"].as_array().unwrap().len(), 2);
+    assert!(
+        report["timeline"].as_array().unwrap().len() >= 10,
+        "{report}"
+    );
+    assert!(
+        ran.file("report.md")
+            .contains("| stored, and its receipt here |")
+    );
+    for plot in ["rate.svg", "lag.svg", "depth.svg", "cpu.svg"] {
+        assert!(ran.file(plot).contains("<polyline"), "{plot}");
+    }
+}
+
+/// Goal: a server that is killed with -9 under load is started again, recovers, and nothing is lost.
+#[test]
+fn a_killed_server_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan_file(folder.path(), &format!("{SHORT}recovery = \"60s\"\n"));
+    let ran = run(&plan, &["--fault", "kill_server@3s+1s"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    let report = ran.report();
+    assert_eq!(report["faults"][0]["kind"], "kill_server");
+    assert_eq!(report["plan"]["faults"][0]["kind"], "kill_server");
+    assert_eq!(report["totals"]["server_restarts"], 1);
+    assert!(number(&report, "/faults/0/recovery") < 60.0, "{report}");
+    let starts = ran
+        .file("server.log")
+        .matches("vogeler::server: starting")
+        .count();
+    assert_eq!(starts, 2, "{}", ran.file("server.log"));
+}
+
+/// Goal: on services that are given nothing but the server is started, a missed bound is exit code 1 and is named,
+/// and an earlier report is compared with.
+#[test]
+fn a_missed_bound_fails_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan_file(folder.path(), &format!("{SHORT}rate_min = 1e6\n"));
+    let broker = Rabbit::shared().fresh_vhost();
+    let first = run(
+        &plan,
+        &["--broker", broker.as_str(), "--store", &pouch::fresh_dsn()],
+    );
+    assert_eq!(first.code, Some(1), "{}", first.text);
+    assert!(first.text.contains("FAILED: 1 of"), "{}", first.text);
+    let report = first.report();
+    let missed = report["bounds"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|bound| bound["holds"] == false);
+    assert_eq!(missed.unwrap()["what"], "settled a second", "{report}");
+
+    let broker = Rabbit::shared().fresh_vhost();
+    let old = first.folder.path().join("report.json");
+    let arguments = [
+        "--broker",
+        broker.as_str(),
+        "--store",
+        &pouch::fresh_dsn(),
+        "--compare",
+        old.to_str().unwrap(),
+        "--seed",
+        "6",
+    ];
+    let second = run(&plan, &arguments);
+    assert!(second.text.contains("new : old"), "{}", second.text);
+    assert!(
+        second.text.contains("The plans of the two runs differ."),
+        "{}",
+        second.text
+    );
+    assert_ne!(second.report()["fingerprint"], report["fingerprint"]);
+}
+
+/// Goal: what cannot be run is exit code 2 and says what is wrong, where, and what to do; nothing is started.
+#[test]
+fn a_broken_plan_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let misspelt = plan_file(folder.path(), &SHORT.replace("poison_rate", "poison_rat"));
+    let cases: [(&str, &[&str], &str); 4] = [
+        (&misspelt, &[], "unknown field `poison_rat`"),
+        ("no-such-plan", &[], "bundled plans: smoke"),
+        (
+            "smoke",
+            &[
+                "--fault",
+                "kill_broker@1s+1s",
+                "--broker",
+                "amqp://127.0.0.1:1/x",
+            ],
+            "did not start",
+        ),
+        (
+            "smoke",
+            &["--compare", "/nonexistent.json"],
+            "--compare /nonexistent.json",
+        ),
+    ];
+    for (plan, arguments, why) in cases {
+        let ran = run(plan, arguments);
+        assert_eq!(ran.code, Some(2), "{}", ran.text);
+        assert!(ran.text.contains(why), "{}", ran.text);
+        assert_eq!(std::fs::read_dir(ran.folder.path()).unwrap().count(), 0);
+    }
+}
