@@ -370,7 +370,7 @@ fn killing_a_server_moves_its_partitions() {
         let body: Value = serde_json::from_str(&body).unwrap_or_default();
         body["partitions"]["owned"].as_array().map_or(0, Vec::len)
     };
-    let is_even = wait_until(PATIENCE, || (owned(&one), owned(&two)) == (4, 4));
+    let is_even = wait_until(PATIENCE, || (owned(&one), owned(&two)) == (8, 8));
     assert!(is_even, "{}\n{}", first.log(), second.log());
     let load = Load::start(&one, 300, 8);
     let stored = |v: &Installation| {
@@ -382,12 +382,12 @@ fn killing_a_server_moves_its_partitions() {
     first.kill();
     let killed = Instant::now();
     assert!(
-        wait_until(PATIENCE, || owned(&two) == 8),
+        wait_until(PATIENCE, || owned(&two) == 16),
         "{}",
         second.log()
     );
     assert!(killed.elapsed() < BALANCED_WITHIN, "{:?}", killed.elapsed());
-    assert_eq!(two.metric("vogeler_partitions_owned"), Some(8.0));
+    assert_eq!(two.metric("vogeler_partitions_owned"), Some(16.0));
     assert!(two.metric("vogeler_rebalances_total") >= Some(1.0));
     assert_eq!(load.lost(), [], "{}", second.log());
     assert_eq!(second.stop().code(), Some(0));

@@ -200,7 +200,7 @@ async fn setup_says_what_it_did(place: &Place) {
         did[1..],
         [
             "loaded _design/items (1 view)",
-            "updated _design/nodes (1 view)",
+            "updated _design/nodes (2 views)",
             "_design/packages is up to date",
             "_design/plugins is up to date",
             "_design/values is up to date",
