@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::Link;
 use crate::ingest::Agreement;
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// What the endpoints answer from.
 #[derive(Debug)]
@@ -51,9 +51,6 @@ pub async fn serve(
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {
-    let up = |link: &watch::Receiver<Link>| *link.borrow() == Link::Up;
-    telemetry::record_up("broker", up(&health.broker));
-    telemetry::record_up("store", up(&health.store));
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         health.telemetry.render(),

@@ -87,6 +87,7 @@ fn neither_of_two_programs_loses_a_key() {
             "there was no race: {}",
             kept.len()
         );
+        assert!(scene.metric("vogeler_documents_retried_total") >= 1.0);
         scene.end().await;
     });
 }

@@ -12,7 +12,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 }
 
 fn declared() -> BTreeSet<String> {
-    let source = fs::read_to_string("src/telemetry.rs").unwrap();
+    let source = fs::read_to_string("src/telemetry/catalogue.rs").unwrap();
     metrics_in(&source)
 }
 

@@ -26,6 +26,7 @@ mod dead_letters;
 mod demo;
 mod end_to_end;
 mod ingest;
+mod metrics;
 mod outages;
 mod scale_out;
 mod shutdown;

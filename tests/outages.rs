@@ -25,11 +25,19 @@ fn a_store_that_is_away_is_waited_for() {
         scene.until_ready(false).await;
         scene.pass(Duration::from_secs(2)).await;
         assert_eq!(scene.metric("vogeler_up{part=\"store\"}").to_string(), "0");
+        let unacked = scene.of_partitions("vogeler_queue_messages_unacked");
+        assert_eq!(unacked.to_string(), "5");
+        let lag = scene.of_partitions("vogeler_queue_lag_seconds");
+        assert!(lag >= 2.0, "{lag}");
         scene.store.refuse(false);
         scene.until_ready(true).await;
         scene.until_ended("stored", 5.0).await;
         assert_eq!((scene.logged(PAUSED), scene.logged(BACK)), (1, 1));
         assert_eq!(scene.ended("requeued").to_string(), "0");
+        let reconnects = scene.metric("vogeler_reconnects_total{part=\"store\"}");
+        assert_eq!(reconnects.to_string(), "1");
+        let lag = scene.of_partitions("vogeler_queue_lag_seconds");
+        assert_eq!(lag.to_string(), "0");
         scene.end().await;
     });
 }
@@ -44,10 +52,10 @@ fn retry_after_is_kept_to() {
         scene
             .store
             .rule(Rule::new("_all_docs", overloaded).times(1));
-        let before = scene.store.requests("").len();
+        let before = scene.store.requests("_all_docs").len();
         scene.publish_all(&NODES, 1, &json!(1)).await;
         scene.until_ended("stored", 5.0).await;
-        let requests = scene.store.requests("");
+        let requests = scene.store.requests("_all_docs");
         let pause = requests[before + 1].at - requests[before].at;
         assert!(pause >= Duration::from_secs(2), "{pause:?}");
         scene.end().await;
@@ -63,7 +71,7 @@ fn a_refused_password_is_not_hammered() {
         scene
             .store
             .rule(Rule::new("", Fault::Answer(401, "", refused.to_owned())));
-        let before = scene.store.requests("").len();
+        let before = scene.store.requests("_all_docs").len();
         for seq in 1..=20 {
             scene.publish_all(&NODES, seq, &json!(seq)).await;
         }
@@ -71,7 +79,7 @@ fn a_refused_password_is_not_hammered() {
         let (_, body) = scene.v.get("/readyz").unwrap();
         assert!(body.contains("refuses access"), "{body}");
         scene.pass(Duration::from_secs(3)).await;
-        let asked = scene.store.requests("").len() - before;
+        let asked = scene.store.requests("_all_docs").len() - before;
         // What was in flight when it began (4), and one a second.
         assert!((2..=9).contains(&asked), "asked {asked} times");
         scene.store.clear();
@@ -82,7 +90,7 @@ fn a_refused_password_is_not_hammered() {
             .await;
         assert_eq!((scene.logged(PAUSED), scene.logged(BACK)), (1, 1));
         assert!(
-            scene.metric("vogeler_store_errors_total{kind=\"load\",reason=\"unauthorized\"}")
+            scene.metric("vogeler_store_requests_total{kind=\"load\",status=\"unauthorized\"}")
                 >= 1.0
         );
         scene.end().await;
@@ -145,6 +153,11 @@ fn results_held_too_long_go_back_once() {
             (later, 105),
             "nothing is pulled"
         );
+        scene
+            .until("the metrics tell of the backlog", || {
+                scene.of_partitions("vogeler_queue_messages_ready") > 104.5
+            })
+            .await;
         assert!(received <= 105.0, "each came once: {received}");
         scene.store.refuse(false);
         scene
@@ -183,6 +196,7 @@ fn a_broker_that_goes_comes_back() {
         scene.publish_all(&NODES, 3, &json!(3)).await;
         scene.rabbit.refuse(false);
         scene.until_ready(true).await;
+        assert!(scene.metric("vogeler_reconnects_total{part=\"broker\"}") >= 1.0);
         scene.until_ended("stored", 15.0).await;
         let vhost = scene.vhost.path().trim_start_matches('/');
         for queue in ["vogeler.results.0", "vogeler.results.1"] {

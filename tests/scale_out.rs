@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use vogeler::broker::topology::{self, QueueType};
 use vogeler::broker::{self, Broker};
@@ -14,7 +15,7 @@ use vogeler::config::Config;
 use vogeler::ingest::Server;
 use vogeler::store::memory::MemoryStore;
 use vogeler::store::{
-    About, NodeSummary, Query, Store, StoreError, StoredDocument, Verdict, Verdicts, Write,
+    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdict, Verdicts, Write,
 };
 use vogeler::telemetry::{Counts, Ledger};
 use vogeler::wire::{NodeName, Outcome};
@@ -97,6 +98,10 @@ impl Store for Witness {
 
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError> {
         self.store.find(query).await
+    }
+
+    async fn census(&self, since: Timestamp) -> Result<Census, StoreError> {
+        self.store.census(since).await
     }
 
     async fn close(&self) {

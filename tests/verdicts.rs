@@ -131,7 +131,7 @@ fn failures_are_read_back_and_written_again() {
         assert!(scene.metric("vogeler_documents_failed_total") >= 1.0);
         assert_eq!(
             scene
-                .metric("vogeler_store_errors_total{kind=\"write\",reason=\"away\"}")
+                .metric("vogeler_store_requests_total{kind=\"write\",status=\"away\"}")
                 .to_string(),
             "0"
         );
@@ -146,7 +146,8 @@ fn failures_are_read_back_and_written_again() {
                 .await;
             stored += 6.0;
             scene.until_ended("stored", stored).await;
-            let errors = scene.metric("vogeler_store_errors_total{kind=\"write\",reason=\"away\"}");
+            let errors =
+                scene.metric("vogeler_store_requests_total{kind=\"write\",status=\"away\"}");
             assert!(errors > f64::from(index), "{status}: {errors}");
             assert_stored(&scene, &NODES, &json!(status)).await;
         }

@@ -11,7 +11,7 @@ use tracing::info;
 use crate::config::Config;
 use crate::http::{self, Health};
 use crate::ingest;
-use crate::telemetry::{Ledger, Telemetry};
+use crate::telemetry::{Ledger, Role, Telemetry};
 use crate::wire::Outcome;
 use crate::{broker, store};
 
@@ -26,7 +26,7 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let ledger = Arc::new(Ledger::default());
-    let telemetry = Telemetry::install(Arc::clone(&ledger)).context("cannot set up the metrics")?;
+    let telemetry = Telemetry::install(Role::Server).context("cannot set up the metrics")?;
     let listen = config.http.listen;
     let listener = TcpListener::bind(listen)
         .await
@@ -38,8 +38,17 @@ pub(super) async fn run(
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.dsn, store = %config.store.dsn,
         http = %listener.local_addr().unwrap_or(listen), "starting"
     );
-    let server =
-        ingest::Server::start(&config, Arc::clone(&broker), Arc::clone(&store), ledger).await?;
+    let server = ingest::Server::start(
+        &config,
+        Arc::clone(&broker),
+        Arc::clone(&store),
+        Arc::clone(&ledger),
+    )
+    .await?;
+    let gauges = server.gauges();
+    let telemetry = telemetry
+        .observing(move || ledger.export())
+        .observing(move || gauges.export());
     let health = Health {
         telemetry,
         broker: broker.link(),

@@ -5,10 +5,11 @@
 //! result, which may have been renamed since.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
-use crate::wire::{NodeName, PluginResult, Seq};
+use crate::wire::{NodeName, PUBLISHED_HEADER, PluginResult, Seq};
 
 const CONTENT_TYPE: &str = "application/json";
 const ZSTD: &str = "zstd";
@@ -66,7 +67,7 @@ impl Envelope {
         })
     }
 
-    /// The message that carries it: persistent, mandatory, to its node's slot.
+    /// The message that carries it, as published now: persistent, mandatory, to its node's slot.
     pub(super) fn message(&self) -> Message {
         Message {
             exchange: Exchange::Results,
@@ -76,6 +77,7 @@ impl Envelope {
                 content_type: Some(CONTENT_TYPE.to_owned()),
                 content_encoding: self.is_zstd.then(|| ZSTD.to_owned()),
                 message_id: Some(format!("{}/{}", self.node, self.seq.0)),
+                headers: [(PUBLISHED_HEADER.to_owned(), now_ms())].into(),
                 ..Properties::default()
             },
             persistent: true,
@@ -115,6 +117,10 @@ impl Envelope {
     }
 }
 
+fn now_ms() -> String {
+    Timestamp::now().as_millisecond().to_string()
+}
+
 fn read_header(header: &[u8]) -> Option<(Seq, bool, NodeName)> {
     let mut words = std::str::from_utf8(header).ok()?.split(' ');
     let seq = Seq(words.next()?.parse().ok()?);
@@ -129,7 +135,6 @@ fn read_header(header: &[u8]) -> Option<(Seq, bool, NodeName)> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use jiff::Timestamp;
     use proptest::prelude::*;
 
     use super::*;

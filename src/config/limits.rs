@@ -29,7 +29,7 @@ pub(super) enum Limit {
 
 /// Every key that has a limit. Upper ends are where a value can only be a slip, or where something else breaks:
 /// a delivery may not stay unsettled for RabbitMQ's consumer timeout of 30 min, so pauses end at 10 min.
-const LIMITS: [(&str, Limit); 33] = [
+const LIMITS: [(&str, Limit); 34] = [
     ("broker.partitions", Limit::Count(1, 256)),
     ("broker.heartbeat", Limit::Span(SECOND, 10 * MINUTE)),
     ("broker.connect_timeout", Limit::Span(100 * MS, 10 * MINUTE)),
@@ -64,6 +64,7 @@ const LIMITS: [(&str, Limit); 33] = [
     ("server.hold_max", Limit::Span(SECOND, 25 * MINUTE)),
     ("server.drain_timeout", Limit::Span(0, HOUR)),
     ("server.receipt_linger", Limit::Span(0, MINUTE)),
+    ("server.stale_after", Limit::Span(MINUTE, 365 * DAY)),
     ("client.concurrency", Limit::Count(1, 256)),
     ("client.timeout", Limit::Span(100 * MS, DAY)),
     ("client.output_bytes_max", Limit::Bytes(KIB, GIB)),

@@ -178,6 +178,9 @@ pub struct Server {
     /// How long receipts wait for company. Default 100 ms.
     #[serde(with = "span")]
     pub receipt_linger: Duration,
+    /// A node counts as stale when its document did not change for so long, `freshness` at least. Default 24 h.
+    #[serde(with = "span")]
+    pub stale_after: Duration,
 }
 
 impl Default for Server {
@@ -202,6 +205,7 @@ impl Default for Server {
             hold_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(25),
             receipt_linger: Duration::from_millis(100),
+            stale_after: Duration::from_hours(24),
         }
     }
 }

@@ -90,6 +90,8 @@ struct Merged {
     work: Work,
     document: NodeDocument,
     applied: Vec<Applied>,
+    /// Of the JSON sent to the store; 0 if nothing is.
+    bytes: usize,
 }
 
 impl Committer {
@@ -175,6 +177,7 @@ impl Committer {
         if writes.is_empty() {
             return Attempt::default();
         }
+        telemetry::record_write(&writes);
         let started = Instant::now();
         let written = self
             .timed(StoreRequest::Write, self.store.write(writes))
@@ -252,8 +255,7 @@ impl Committer {
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let answer = request.await;
-        let error = answer.as_ref().err().map(StoreError::as_str);
-        telemetry::record_store_request(kind, started.elapsed(), error);
+        telemetry::record_store_request(kind, started.elapsed(), &answer);
         answer
     }
 
@@ -296,27 +298,34 @@ impl Committer {
                     work,
                     document,
                     applied,
+                    bytes: 0,
                 };
                 self.settle_all(merged, revision);
                 continue;
             }
-            match document.to_json(&work.node, now) {
-                Ok(json) => writes.push(Write {
-                    id: work.node.clone(),
-                    revision,
-                    json,
-                }),
+            let json = match document.to_json(&work.node, now) {
+                Ok(json) => json,
                 Err(error) => {
                     self.refuse(work, "not_a_document", &error.to_string())
                         .await;
                     continue;
                 }
-            }
+            };
+            let bytes = json.get().len();
+            writes.push(Write {
+                id: work.node.clone(),
+                revision,
+                json,
+            });
             work.attempts += 1;
+            if work.attempts > 1 {
+                telemetry::record_retry();
+            }
             merged.push(Merged {
                 work,
                 document,
                 applied,
+                bytes,
             });
         }
         (writes, merged)
@@ -328,7 +337,7 @@ impl Committer {
         for merged in merged {
             match verdicts.remove(&merged.work.node) {
                 Some(Verdict::Stored(revision)) => {
-                    telemetry::record_document();
+                    telemetry::record_document(merged.bytes);
                     self.settle_all(merged, Some(revision));
                 }
                 Some(Verdict::Refused { error, reason }) => {
@@ -362,6 +371,7 @@ impl Committer {
             work,
             document,
             applied,
+            bytes: _,
         } = merged;
         let times = work.times();
         let mut marks = marks_of(&document);

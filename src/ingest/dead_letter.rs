@@ -17,6 +17,7 @@ use crate::backoff::Backoff;
 use crate::broker::topology::Exchange;
 use crate::broker::{Broker, Message, Properties};
 use crate::dead::header;
+use crate::telemetry;
 use crate::wire::{NodeName, Outcome, PluginName, truncate};
 
 /// Dead letters waiting to be published at most; past it whoever makes them waits.
@@ -83,6 +84,7 @@ async fn publish(broker: &dyn Broker, letter: DeadLetter) {
     loop {
         match broker.publish(message.clone()).await {
             Ok(()) => {
+                telemetry::record_dead_letter(&letter.reason);
                 let why = format!("{}: {}", letter.reason, letter.detail);
                 letter
                     .ticket

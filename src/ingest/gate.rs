@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::backoff::Backoff;
 use crate::broker::Link;
 use crate::store::StoreError;
-use crate::telemetry;
+use crate::telemetry::{self, Part};
 
 /// First pause after a failure; it doubles from there.
 const RETRY_BASE: Duration = Duration::from_millis(50);
@@ -106,8 +106,8 @@ impl StoreGate {
             return;
         }
         self.pause().backoff.reset();
-        telemetry::record_up("store", true);
         if matches!(was, Link::Down { .. }) {
+            telemetry::record_reconnect(Part::Store);
             info!(target: "vogeler::ingest::gate", "the store is back");
         }
     }
@@ -121,7 +121,6 @@ impl StoreGate {
         if matches!(was, Link::Down { .. }) {
             return;
         }
-        telemetry::record_up("store", false);
         match error {
             StoreError::Away { .. } => {
                 warn!(target: "vogeler::ingest::gate", %error, "paused: results wait until the store is back");

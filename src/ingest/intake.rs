@@ -3,21 +3,23 @@
 //! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
 //! and the backlog stays in the broker.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
-use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio::time::Instant;
 
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::decode::decode;
+use super::held::Taken;
 use super::node::Incoming;
 use super::receipts::ReceiptSender;
 use super::router::Router;
+use super::runs::RecentRuns;
 use super::ticket::Ticket;
 use crate::broker::Delivery;
 use crate::config;
-use crate::telemetry::{self, Ledger};
+use crate::telemetry::{self, Ledger, Plugin, ResultStatus, catalogue};
 use crate::wire::{Content, PluginResult};
 
 /// Shared by all consumers. Cheap to clone.
@@ -30,6 +32,7 @@ pub(super) struct Intake {
     dead_letters: DeadLetters,
     receipts: ReceiptSender,
     ledger: Arc<Ledger>,
+    runs: Arc<Mutex<RecentRuns>>,
 }
 
 impl Intake {
@@ -49,19 +52,25 @@ impl Intake {
             dead_letters,
             receipts,
             ledger,
+            runs: Arc::default(),
         }
+    }
+
+    /// The byte budget, and how large it is.
+    pub(super) fn budget(&self) -> (Arc<Semaphore>, usize) {
+        (Arc::clone(&self.budget), self.budget_bytes)
     }
 
     /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is
     /// settled.
-    pub(super) async fn accept(&self, delivery: Delivery, taken: TaskTrackerToken) {
+    pub(super) async fn accept(&self, delivery: Delivery, taken: Taken) {
         let session = delivery.session;
         let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
         let mut ticket = Ticket::new(delivery, taken, ledger, receipts);
         let result = match decode(ticket.origin(), self.message_bytes_max, Timestamp::now()) {
             Ok(result) => result,
             Err(error) => {
-                telemetry::record_decode_error(error.reason());
+                telemetry::record_decode_error(&error);
                 let letter = DeadLetter {
                     ticket,
                     reason: error.reason().to_owned(),
@@ -74,6 +83,7 @@ impl Intake {
                 return;
             }
         };
+        self.record(&result);
         let bytes = held_bytes(&ticket, &result).min(self.budget_bytes);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         // The budget is never closed; if it were, the ticket would give the delivery back.
@@ -86,8 +96,21 @@ impl Intake {
                 result,
                 ticket,
                 session,
+                sent_at: Instant::now(),
             })
             .await;
+    }
+
+    fn record(&self, result: &PluginResult) {
+        let plugin = result.plugin.as_ref().map_or(Plugin::OTHER, Plugin::of);
+        let status = ResultStatus::from(&result.content);
+        catalogue::PLUGIN_RESULTS.of((plugin, status)).increment(1);
+        if let Some(run) = result.run {
+            let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+            if runs.meet(run) {
+                catalogue::RUNS.get().increment(1);
+            }
+        }
     }
 }
 

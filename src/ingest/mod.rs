@@ -17,6 +17,8 @@ mod dead_letter;
 mod decode;
 mod flow;
 mod gate;
+mod gauges;
+mod held;
 mod intake;
 mod keeper;
 mod node;
@@ -24,6 +26,8 @@ mod pace;
 mod partitions;
 mod receipts;
 mod router;
+mod runs;
+mod survey;
 mod ticket;
 mod writer;
 
@@ -46,6 +50,8 @@ use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use flow::Flow;
 use gate::StoreGate;
+pub use gauges::Gauges;
+use held::Held;
 use intake::Intake;
 use pace::PaceBounds;
 pub use partitions::Agreement;
@@ -67,11 +73,12 @@ pub struct Server {
     router: Arc<Router>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
-    /// The keeper of the store's gate, and the sweeper of idle actors: they never end by themselves.
-    watchers: [JoinHandle<()>; 2],
+    /// The keeper of the store's gate, the sweeper of idle actors and the survey: they never end by themselves.
+    watchers: [JoinHandle<()>; 3],
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
+    gauges: Arc<Gauges>,
     drain_timeout: Duration,
 }
 
@@ -116,6 +123,7 @@ impl Server {
         let store_link = gate.link();
         let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
         let keeper = tokio::task::spawn_local(keeper);
+        let survey = survey::start(config, &broker, &store, gate.link());
 
         let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
         let committer = Committer::new(
@@ -154,11 +162,13 @@ impl Server {
 
         let downstream = Downstream {
             intake,
+            held: Held::new(config.broker.partitions),
             letting_go: gate.letting_go(),
             stop: stop.clone(),
             give_up: give_up.clone(),
         };
         let partitions = Partitions::start(config, &broker, &downstream);
+        let gauges = Gauges::new(config, &downstream, &partitions, &broker, gate.link());
         Ok(Self {
             stop,
             give_up,
@@ -166,10 +176,11 @@ impl Server {
             router,
             writer,
             arbiters,
-            watchers: [keeper, sweeper],
+            watchers: [keeper, sweeper, survey],
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,
+            gauges: Arc::new(gauges),
             drain_timeout: settings.drain_timeout,
         })
     }
@@ -182,6 +193,11 @@ impl Server {
     /// Which partitions this server and the others agreed on, and every change of that.
     pub fn agreement(&self) -> watch::Receiver<Agreement> {
         self.partitions.agreement()
+    }
+
+    /// What is read at each scrape.
+    pub fn gauges(&self) -> Arc<Gauges> {
+        Arc::clone(&self.gauges)
     }
 
     /// How many nodes have an actor.

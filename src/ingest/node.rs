@@ -9,13 +9,14 @@ use std::sync::Arc;
 use actix::prelude::*;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::coalesce::{Coalescer, Marks, Offered, Pending};
 use super::router::Router;
 use super::ticket::Ticket;
 use super::writer::Ready;
-use crate::telemetry::NodeActorGuard;
+use crate::telemetry::{CountedIn, catalogue};
 use crate::wire::{Content, NodeName, Outcome, PluginResult};
 
 /// One result for the node.
@@ -26,6 +27,8 @@ pub(super) struct Incoming {
     pub(super) ticket: Ticket,
     /// The subscription it came by: a new one means that another server may have written in between.
     pub(super) session: u64,
+    /// When it was given to the router.
+    pub(super) sent_at: Instant,
 }
 
 /// The writer takes what pends.
@@ -80,7 +83,7 @@ pub(super) struct NodeActor {
     session: u64,
     era: u64,
     router: Arc<Router>,
-    _active: NodeActorGuard,
+    _active: CountedIn,
 }
 
 impl NodeActor {
@@ -96,11 +99,15 @@ impl NodeActor {
             session,
             era,
             router,
-            _active: NodeActorGuard::new(),
+            _active: CountedIn::new(&catalogue::NODE_ACTORS),
         }
     }
 
     fn accept(&mut self, incoming: Incoming, ctx: &mut Context<Self>) {
+        let waited = incoming.sent_at.elapsed();
+        catalogue::MAILBOX_WAIT_SECONDS
+            .get()
+            .record(waited.as_secs_f64());
         let era = self.router.era();
         if (incoming.session, era) != (self.session, self.era) {
             (self.session, self.era) = (incoming.session, era);
@@ -224,6 +231,7 @@ impl Handler<Stop> for NodeActor {
                 era: self.era,
             };
             self.router.rest(&self.node, memory);
+            catalogue::NODE_PASSIVATIONS.get().increment(1);
             ctx.stop();
         } else {
             // Rare: something came after the sweep and before the map forgot. The map knows a fresh actor by then.

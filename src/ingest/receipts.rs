@@ -34,6 +34,7 @@ impl ReceiptSender {
     /// Takes a receipt, without waiting.
     pub(super) fn send(&self, run: RunId, receipt: Receipt) {
         if self.0.try_send((run, receipt)).is_err() {
+            telemetry::record_receipts_failed(1);
             debug!(target: "vogeler::ingest::receipts", %run, "receipt dropped: the queue is full or closed");
         }
     }
@@ -101,6 +102,7 @@ async fn publish(broker: &dyn Broker, run: RunId, receipts: Vec<Receipt>) {
     match published {
         Ok(()) => telemetry::record_receipts(count),
         Err(error) => {
+            telemetry::record_receipts_failed(count);
             warn!(target: "vogeler::ingest::receipts", %run, count, %error, "receipts lost; the runner will look in the store");
         }
     }

@@ -7,14 +7,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::coalesce::Overtake;
+use super::held::Taken;
 use super::receipts::ReceiptSender;
 use crate::broker::{Delivery, Properties, Settler};
-use crate::telemetry::Ledger;
-use crate::wire::{Content, Outcome, PluginResult, Receipt, RunId};
+use crate::telemetry::{Ledger, record_settled};
+use crate::wire::{Content, Outcome, PUBLISHED_HEADER, PluginResult, Receipt, RunId};
 
 /// A delivery's original message, kept for the dead letters.
 #[derive(Debug, Clone)]
@@ -36,19 +37,23 @@ pub(super) struct Ticket {
     receipts: ReceiptSender,
     /// Share of the server's byte budget, given back when the ticket ends.
     permit: Option<OwnedSemaphorePermit>,
+    /// When the client published it, in milliseconds of Unix time, where it says so.
+    published_ms: Option<i64>,
     /// Tells the partition's consumer, when dropped, that this delivery is settled.
-    _taken: TaskTrackerToken,
+    _taken: Taken,
 }
 
 impl Ticket {
     /// Counts the delivery in.
     pub(super) fn new(
         delivery: Delivery,
-        taken: TaskTrackerToken,
+        taken: Taken,
         ledger: Arc<Ledger>,
         receipts: ReceiptSender,
     ) -> Self {
         ledger.receive(delivery.redelivered);
+        let published = delivery.properties.headers.get(PUBLISHED_HEADER);
+        let published_ms = published.and_then(|text| text.parse().ok());
         let origin = Origin {
             body: delivery.body,
             properties: delivery.properties,
@@ -62,6 +67,7 @@ impl Ticket {
             ledger,
             receipts,
             permit: None,
+            published_ms,
             _taken: taken,
         }
     }
@@ -106,6 +112,9 @@ impl Ticket {
             settler.requeue();
         } else {
             settler.ack();
+            if let Some(published_ms) = self.published_ms {
+                record_settled(outcome, published_ms, Timestamp::now());
+            }
             if let Some((run, receipt)) = self.receipt.take().map(|boxed| *boxed) {
                 self.receipts.send(
                     run,

@@ -14,7 +14,7 @@ use super::commit::Committer;
 use super::flow::{Flow, LOOK_EVERY, Tendency};
 use super::node::{NodeActor, Take};
 use super::pace::{Pace, PaceBounds};
-use crate::telemetry::{self, FlushReason};
+use crate::telemetry::{self, CountedIn, FlushReason, catalogue};
 
 /// A node has something to write.
 #[derive(Debug, Message)]
@@ -118,6 +118,7 @@ impl WriterActor {
         let committer = Arc::clone(&self.committer);
         // A task of its own: a panic in it ends the commit (whose tickets give their deliveries back), not us.
         let task = tokio::task::spawn_local(async move {
+            let _in_flight = CountedIn::new(&catalogue::WRITES_IN_FLIGHT);
             let claims = futures::future::join_all(nodes.iter().map(|node| node.send(Take))).await;
             committer
                 .commit(claims.into_iter().flatten().collect())

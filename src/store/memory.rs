@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::facts::Facts;
 use super::rules;
 use super::{
-    About, NodeSummary, Query, Revision, Store, StoreError, StoredDocument, Verdict, Verdicts,
-    Write,
+    About, Census, NodeSummary, Query, Revision, Store, StoreError, StoredDocument, Verdict,
+    Verdicts, Write,
 };
 use crate::wire::NodeName;
 
@@ -265,6 +266,15 @@ impl Store for MemoryStore {
 
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError> {
         Ok(self.select(|id, facts| facts.matches(query).then(|| id.clone())))
+    }
+
+    async fn census(&self, since: Timestamp) -> Result<Census, StoreError> {
+        let updates = self.select(|id, facts| Some(facts.summary(id.clone()).updated_at));
+        let recent = updates.iter().flatten().filter(|time| **time >= since);
+        Ok(Census {
+            recent: recent.count() as u64,
+            nodes: updates.len() as u64,
+        })
     }
 
     async fn close(&self) {}

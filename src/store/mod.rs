@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -51,6 +52,9 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// The nodes that `query` finds, by name. Uses an index where the store has such, never a scan in here.
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError>;
+
+    /// How many nodes there are, and how many of their documents changed at `since` or later.
+    async fn census(&self, since: Timestamp) -> Result<Census, StoreError>;
 
     /// Ends connections and flushes what is left.
     async fn close(&self);
@@ -116,6 +120,15 @@ pub struct About {
     pub location: String,
     /// Node documents in it.
     pub documents: u64,
+}
+
+/// How many nodes a store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Census {
+    /// Node documents.
+    pub nodes: u64,
+    /// Those of them that changed lately.
+    pub recent: u64,
 }
 
 /// Why a store's call failed as a whole.

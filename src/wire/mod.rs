@@ -27,3 +27,7 @@ pub const WIRE_VERSION: u8 = 2;
 /// It makes every client a node document before any command, so a run on `all` knows whom to wait for.
 /// A plugin file may not use the name.
 pub const CLIENT_PLUGIN: &str = "client";
+
+/// The message header in which a client says when it published a result, in milliseconds of Unix time. It starts as the
+/// headers do that a replay takes off.
+pub const PUBLISHED_HEADER: &str = "x-vogeler-published-ms";

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use vogeler::broker::{
 };
 use vogeler::store::memory::MemoryStore;
 use vogeler::store::{
-    About, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
+    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
 };
 use vogeler::wire::{Content, NodeName, PluginResult};
 
@@ -209,6 +210,10 @@ impl Store for AuditedStore {
 
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError> {
         self.0.store.find(query).await
+    }
+
+    async fn census(&self, since: Timestamp) -> Result<Census, StoreError> {
+        self.0.store.census(since).await
     }
 
     async fn close(&self) {}

@@ -126,6 +126,12 @@ impl Scene {
         self.v.metric(series).unwrap_or(0.0)
     }
 
+    /// A metric of both partitions, added up.
+    pub(crate) fn of_partitions(&self, name: &str) -> f64 {
+        let of = |partition| self.metric(&format!("{name}{{partition=\"{partition}\"}}"));
+        of(0) + of(1)
+    }
+
     /// How many deliveries ended so.
     pub(crate) fn ended(&self, outcome: &str) -> f64 {
         self.metric(&format!("vogeler_results_total{{outcome=\"{outcome}\"}}"))

@@ -185,6 +185,22 @@ pub async fn nodes_are_listed(place: &Place) {
     assert_eq!(nodes, expected);
 }
 
+/// Goal: nodes are counted by when their documents changed, to the millisecond; one that does not say when, or is no
+/// node's, is no recent node.
+pub async fn recent_changes_are_counted(place: &Place) {
+    let census = async |since: &str| {
+        let census = place.store.census(since.parse().unwrap()).await.unwrap();
+        (census.nodes, census.recent)
+    };
+    assert_eq!(census("2026-02-03T04:05:06Z").await, (0, 0));
+    fill(place).await;
+    let first = json!({"doc_type": "SystemRecord", "system_name": "late", "updated_at": "2026-02-03T04:05:06.5Z"});
+    place.put("late", None, &first.to_string()).await;
+    assert_eq!(census("2026-02-03T04:05:06Z").await, (5, 4));
+    assert_eq!(census("2026-02-03T04:05:06.5Z").await, (5, 1));
+    assert_eq!(census("2026-02-03T04:05:06.501Z").await, (5, 0));
+}
+
 /// Goal: an answer is never older than the last write: indexes are brought up to date first.
 pub async fn changes_are_found_at_once(place: &Place) {
     let with = |value: &str| document("n", &json!({"facter": {"a": value}})).to_string();

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::broker::Link;
+use crate::telemetry::{Part, record_reconnect};
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,9 @@ impl Links {
         };
         self.told.send_if_modified(|told| {
             let changed = !same_state(told, &overall);
+            if changed && overall == Link::Up && *told != Link::Unknown {
+                record_reconnect(Part::Broker);
+            }
             *told = overall;
             changed
         });

@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::answer;
 use crate::config::Config;
+use crate::telemetry::reference;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,6 +45,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the reference table of all metrics, in Markdown
+    Metrics,
     /// List, show, replay and drop dead letters: messages that could not be stored
     Dead(dead::Args),
 }
@@ -52,6 +56,10 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     match args.command {
         Command::Setup { designs } => setup::run(designs.as_deref(), &config).await,
         Command::Status { json } => status::run(json, &config).await,
+        Command::Metrics => {
+            answer(&reference())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Dead(args) => dead::run(args, &config, stop).await,
     }
 }

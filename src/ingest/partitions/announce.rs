@@ -103,7 +103,6 @@ impl Announcer {
 
     async fn listen(&self, agreement: &watch::Sender<Agreement>, newcomer: &Notify) {
         let mut members = Members::new(self.me, self.partitions);
-        telemetry::record_partitions_owned(agreement.borrow().owned().len());
         while let Some(mut consumer) = self.consume().await {
             loop {
                 let delivery = tokio::select! {
@@ -173,7 +172,7 @@ fn update(agreement: &watch::Sender<Agreement>, now: Agreement) {
     });
     if changed {
         let agreed = agreement.borrow();
-        telemetry::record_rebalance(agreed.owned().len());
+        telemetry::record_rebalance();
         info!(target: "vogeler::ingest::partitions", servers = agreed.servers(), partitions = ?agreed.owned(), "servers agreed who owns which partitions");
     }
 }

@@ -125,6 +125,7 @@ impl PartitionConsumer {
     async fn take(&mut self, consumer: &mut Consumer, taken: &TaskTracker) -> Left {
         let Downstream {
             intake,
+            held,
             mut letting_go,
             stop,
             give_up,
@@ -150,8 +151,9 @@ impl PartitionConsumer {
             if is_overdue(&mut substitute_since, self.is_owner(), Instant::now()) {
                 return Left::Yielding(Some(Box::new(delivery)));
             }
+            let taken = held.take(self.partition, taken.token());
             tokio::select! {
-                () = intake.accept(delivery, taken.token()) => {}
+                () = intake.accept(delivery, taken) => {}
                 () = give_up.cancelled() => return Left::Stopping,
             }
         }

@@ -26,6 +26,7 @@ use announce::Announcer;
 use consume::PartitionConsumer;
 
 use super::CLOSE_TIMEOUT;
+use super::held::Held;
 use super::intake::Intake;
 use crate::backoff::Backoff;
 use crate::broker::setup;
@@ -40,6 +41,7 @@ const LOOK_RETRY_BASE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub(super) struct Downstream {
     pub(super) intake: Intake,
+    pub(super) held: Held,
     /// Results go back to the broker, and nothing is pulled.
     pub(super) letting_go: watch::Receiver<bool>,
     /// The server stops pulling.

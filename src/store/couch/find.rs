@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::client::{Client, is_database_missing};
-use super::{NodeName, NodeSummary, Query, StoreError};
+use super::{Census, NodeName, NodeSummary, Query, StoreError};
 use crate::hash::Pointer;
 use crate::store::facts::NODE_DOC_TYPE;
 use crate::store::query::WhereValue;
@@ -47,6 +47,17 @@ pub(super) async fn count(client: &Client) -> Result<u64, StoreError> {
     let query = [("reduce", "true".to_owned())];
     let rows: Vec<Row<u64>> = view(client, ("nodes", "by_name"), &query, None).await?;
     Ok(rows.first().map_or(0, |row| row.value))
+}
+
+/// The number of node documents, and of those that changed at `since` or later.
+pub(super) async fn census(client: &Client, since: Timestamp) -> Result<Census, StoreError> {
+    let start = since.as_millisecond().to_string();
+    let query = [("reduce", "true".to_owned()), ("startkey", start)];
+    let rows: Vec<Row<u64>> = view(client, ("nodes", "by_updated"), &query, None).await?;
+    Ok(Census {
+        nodes: count(client).await?,
+        recent: rows.first().map_or(0, |row| row.value),
+    })
 }
 
 /// All nodes, by name.

@@ -16,11 +16,14 @@ use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use reqwest::Method;
 use serde::Deserialize;
 
 use super::rules;
-use super::{About, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write};
+use super::{
+    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
+};
 use crate::config::StoreDsn;
 use crate::wire::NodeName;
 use client::Client;
@@ -148,6 +151,10 @@ impl Store for CouchStore {
 
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError> {
         find::find(&self.client, query).await
+    }
+
+    async fn census(&self, since: Timestamp) -> Result<Census, StoreError> {
+        find::census(&self.client, since).await
     }
 
     async fn close(&self) {

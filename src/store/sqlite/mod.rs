@@ -13,11 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use rusqlite::Connection;
 
 use super::facts::Facts;
 use super::rules;
-use super::{About, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write};
+use super::{
+    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
+};
 use crate::config::StoreDsn;
 use crate::wire::NodeName;
 use worker::{Mode, Worker};
@@ -130,6 +133,11 @@ impl Store for SqliteStore {
         let query = query.clone();
         self.select(move |id, facts| facts.matches(&query).then_some(id))
             .await
+    }
+
+    async fn census(&self, since: Timestamp) -> Result<Census, StoreError> {
+        let census = move |connection: &mut Connection| rows::census(connection, since);
+        self.call(&self.reader, census).await
     }
 
     async fn close(&self) {

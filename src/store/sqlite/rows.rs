@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde_json::value::RawValue;
 
 use super::super::facts::{Facts, NODE_DOC_TYPE};
-use super::super::{Revision, StoredDocument, Verdict, Verdicts, Write, rules};
+use super::super::{Census, Revision, StoredDocument, Verdict, Verdicts, Write, rules};
 use crate::wire::NodeName;
 
 const SELECT: &str = "SELECT revision, json FROM documents WHERE id = ?1";
@@ -14,6 +15,9 @@ const REVISION: &str = "SELECT revision FROM documents WHERE id = ?1";
 const UPSERT: &str = "INSERT INTO documents (id, revision, json) VALUES (?1, ?2, ?3)
     ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, json = excluded.json";
 const NODES: &str = "SELECT id, json FROM documents WHERE doc_type = ?1 ORDER BY id";
+/// Reads every document: an embedded store is small, and this is asked once a minute.
+const RECENT: &str = "SELECT count(*) FROM documents
+    WHERE doc_type = ?1 AND unixepoch(json_extract(json, '$.updated_at'), 'subsec') >= ?2";
 const COUNT: &str = "SELECT count(*) FROM documents WHERE doc_type = ?1";
 
 /// Reads documents by id. A row whose text is not JSON (somebody else's edit) is left out.
@@ -91,6 +95,19 @@ pub(super) fn select<T>(
         }
     }
     Ok(picked)
+}
+
+/// Counts the node documents, and those that changed at `since` or later.
+#[allow(clippy::cast_precision_loss, reason = "milliseconds fit")]
+pub(super) fn census(connection: &mut Connection, since: Timestamp) -> rusqlite::Result<Census> {
+    let nodes = count(connection)?;
+    let seconds = since.as_millisecond() as f64 / 1000.0;
+    let recent: i64 =
+        connection.query_row(RECENT, params![NODE_DOC_TYPE, seconds], |row| row.get(0))?;
+    Ok(Census {
+        nodes,
+        recent: u64::try_from(recent).unwrap_or(0),
+    })
 }
 
 /// Counts the node documents.

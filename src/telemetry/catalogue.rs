@@ -1,0 +1,120 @@
+//! The catalogue: every metric of server and client, declared once.
+//!
+//! Name, kind, labels, unit, role and help stand here and nowhere else: the recorder's descriptions and buckets, the
+//! reference table (`vogeler admin metrics`) and the tests derive from it.
+
+use metrics::Unit;
+
+use super::label::{Partition, Plugin, Version};
+use super::metric::{Counter, Declared, Entry, Gauge, Histogram, Metric, Role};
+use super::words::{
+    CommandOutcome, DeadLetterReason, DecodeReason, FlushReason, NodeState, Part, PluginOutcome,
+    PublishOutcome, ResultStatus, SplitReason, StoreRequest, StoreStatus,
+};
+use crate::wire::Outcome;
+
+/// Declares metrics: `STATIC: Kind<Labels> = "name", unit, role, "help";`, and the list of all of them.
+macro_rules! catalogue {
+    ($($id:ident: $kind:ty = $name:literal, $unit:ident, $role:ident, $help:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub static $id: $kind = Metric::new(Entry {
+                name: $name,
+                unit: Unit::$unit,
+                role: Role::$role,
+                help: $help,
+            });
+        )+
+
+        /// All metrics, in the order of the reference table: that of the flow.
+        pub static ALL: &[&dyn Declared] = &[$(&$id),+];
+    };
+}
+
+catalogue! {
+    // The accounting identity.
+    RESULTS_RECEIVED: Counter = "vogeler_results_received_total", Count, Server, "Deliveries of results received from the broker";
+    RESULTS: Counter<Outcome> = "vogeler_results_total", Count, Server, "Deliveries that ended, by outcome";
+    RESULTS_IN_FLIGHT: Gauge = "vogeler_results_in_flight", Count, Server, "Deliveries neither settled nor given back";
+    RESULTS_REDELIVERED: Counter = "vogeler_results_redelivered_total", Count, Server, "Deliveries that the broker had delivered before";
+
+    // The queues.
+    QUEUE_MESSAGES_READY: Gauge<Partition> = "vogeler_queue_messages_ready", Count, Server, "Results that wait in the partition's queue, as the broker counts them; every server reports every partition";
+    QUEUE_MESSAGES_UNACKED: Gauge<Partition> = "vogeler_queue_messages_unacked", Count, Server, "Deliveries of the partition that this server took and has not settled";
+    QUEUE_CONSUMERS: Gauge<Partition> = "vogeler_queue_consumers", Count, Server, "Consumers of the partition's queue, those standing by included";
+    QUEUE_LAG_SECONDS: Gauge<Partition> = "vogeler_queue_lag_seconds", Seconds, Server, "Age of the partition's oldest delivery that this server took and has not settled; 0 when there is none";
+    PUBLISHED_TO_STORED_SECONDS: Histogram = "vogeler_published_to_stored_seconds", Seconds, Server, "From the client's publish to stored, unchanged or superseded, by the client's clock and the server's";
+    PREFETCH_LIMIT: Gauge = "vogeler_prefetch_limit", Count, Server, "Deliveries that this server may hold: prefetch times the partitions it should own";
+    BYTES_IN_FLIGHT: Gauge = "vogeler_bytes_in_flight", Bytes, Server, "Memory that results in flight hold of the budget";
+    BYTES_IN_FLIGHT_LIMIT: Gauge = "vogeler_bytes_in_flight_limit", Bytes, Server, "The budget: server.bytes_in_flight_max";
+
+    // Intake and decode.
+    PLUGIN_RESULTS: Counter<(Plugin, ResultStatus)> = "vogeler_plugin_results_total", Count, Server, "Results decoded, by plugin and by whether the plugin failed";
+    DECODE_ERRORS: Counter<DecodeReason> = "vogeler_decode_errors_total", Count, Server, "Messages that are no result, by reason";
+    RUNS: Counter = "vogeler_runs_total", Count, Server, "Runs that results were seen of; the last 1000 are remembered";
+
+    // Node actors.
+    NODE_ACTORS: Gauge = "vogeler_node_actors", Count, Server, "Node actors in memory";
+    NODE_PASSIVATIONS: Counter = "vogeler_node_passivations_total", Count, Server, "Node actors that ended because their node was quiet";
+    MAILBOX_WAIT_SECONDS: Histogram = "vogeler_mailbox_wait_seconds", Seconds, Server, "How long a result waits from the router to its node's actor";
+
+    // Batches.
+    BATCHES: Counter<FlushReason> = "vogeler_batches_total", Count, Server, "Batches cut, by reason";
+    BATCH_DOCUMENTS: Histogram = "vogeler_batch_documents", Count, Server, "Documents a batch";
+    BATCH_BYTES: Histogram = "vogeler_batch_bytes", Bytes, Server, "Bytes of JSON that one write sent to the store";
+    WRITES_IN_FLIGHT: Gauge = "vogeler_writes_in_flight", Count, Server, "Batches being committed";
+
+    // The store.
+    STORE_REQUESTS: Counter<(StoreRequest, StoreStatus)> = "vogeler_store_requests_total", Count, Server, "Store requests, by kind and by how they ended as a whole";
+    STORE_REQUEST_SECONDS: Histogram<StoreRequest> = "vogeler_store_request_seconds", Seconds, Server, "Duration of store requests, by kind";
+    STORE_REQUESTS_SPLIT: Counter<SplitReason> = "vogeler_store_requests_split_total", Count, Server, "Store requests refused as a whole and taken apart, by reason";
+    DOCUMENTS_WRITTEN: Counter = "vogeler_documents_written_total", Count, Server, "Documents written";
+    DOCUMENT_BYTES_WRITTEN: Counter = "vogeler_document_bytes_written_total", Bytes, Server, "Bytes of JSON of the documents written";
+    DOCUMENT_CONFLICTS: Counter = "vogeler_document_conflicts_total", Count, Server, "Documents whose write conflicted and was merged again";
+    DOCUMENTS_REFUSED: Counter = "vogeler_documents_refused_total", Count, Server, "Documents the store refused for good";
+    DOCUMENTS_FAILED: Counter = "vogeler_documents_failed_total", Count, Server, "Documents at which the store failed; they are read and written again";
+    DOCUMENTS_RETRIED: Counter = "vogeler_documents_retried_total", Count, Server, "Documents written again after a conflict, a failure or a write of unknown end";
+    RESULTS_READ_BACK: Counter = "vogeler_results_read_back_total", Count, Server, "Results found stored when read back after a write of unknown end";
+    LAST_WRITE_TIMESTAMP_SECONDS: Gauge = "vogeler_last_write_timestamp_seconds", Seconds, Server, "When the last document was written, in Unix time; 0 for never";
+
+    // Settlement.
+    RECEIPTS: Counter = "vogeler_receipts_total", Count, Server, "Receipts published to runners";
+    RECEIPTS_FAILED: Counter = "vogeler_receipts_failed_total", Count, Server, "Receipts dropped or not published; the runner looks in the store";
+    DEAD_LETTERS: Counter<DeadLetterReason> = "vogeler_dead_letters_total", Count, Server, "Dead letters published, by reason";
+    DEAD_LETTERS_WAITING: Gauge = "vogeler_dead_letters_waiting", Count, Server, "Dead letters that wait for a person in vogeler.dead";
+
+    // The servers and the fleet.
+    PARTITIONS: Gauge = "vogeler_partitions", Count, Server, "Partitions there are: broker.partitions";
+    PARTITIONS_OWNED: Gauge = "vogeler_partitions_owned", Count, Server, "Partitions that this server should own";
+    REBALANCES: Counter = "vogeler_rebalances_total", Count, Server, "Times that the servers agreed anew on who owns which partitions";
+    SERVERS: Gauge = "vogeler_servers", Count, Server, "Servers that share the partitions, this one included";
+    DRAINING: Gauge = "vogeler_draining", Count, Server, "Whether this server is stopping: 1 or 0";
+    NODES: Gauge<NodeState> = "vogeler_nodes", Count, Server, "Nodes in the store, by whether one was heard of within server.stale_after; looked at every minute";
+
+    // The client.
+    CLIENT_COMMANDS: Counter<CommandOutcome> = "vogeler_client_commands_total", Count, Client, "Commands received, by what was done about them";
+    CLIENT_PLUGIN_RUNS: Counter<(Plugin, PluginOutcome)> = "vogeler_client_plugin_runs_total", Count, Client, "Executions of plugins, by plugin and outcome";
+    CLIENT_PLUGIN_SECONDS: Histogram<Plugin> = "vogeler_client_plugin_seconds", Seconds, Client, "Duration of executions, by plugin";
+    CLIENT_SPOOL_MESSAGES: Gauge = "vogeler_client_spool_messages", Count, Client, "Results that wait in the spool";
+    CLIENT_SPOOL_BYTES: Gauge = "vogeler_client_spool_bytes", Bytes, Client, "Size of the spool";
+    CLIENT_SPOOL_BYTES_LIMIT: Gauge = "vogeler_client_spool_bytes_limit", Bytes, Client, "Most that the spool may hold";
+    CLIENT_SPOOL_DROPPED: Counter = "vogeler_client_spool_dropped_total", Count, Client, "Results dropped because the spool was full";
+    CLIENT_PUBLISH_SECONDS: Histogram = "vogeler_client_publish_seconds", Seconds, Client, "From publish to the broker's confirm";
+    CLIENT_PUBLISHED: Counter<PublishOutcome> = "vogeler_client_published_total", Count, Client, "Tries to publish a result, by outcome";
+    CLIENT_LAST_PUBLISH_TIMESTAMP_SECONDS: Gauge = "vogeler_client_last_publish_timestamp_seconds", Seconds, Client, "When the broker last confirmed a result, in Unix time; 0 for never";
+
+    // Either.
+    UP: Gauge<Part> = "vogeler_up", Count, Both, "Whether broker or store can be used: 1 or 0; a client has no store";
+    RECONNECTS: Counter<Part> = "vogeler_reconnects_total", Count, Both, "Times that broker or store came back after they were away";
+    BUILD_INFO: Gauge<Version> = "vogeler_build_info", Count, Both, "Always 1; the version is a label";
+
+    // The process, as metrics-process tells it.
+    PROCESS_CPU_SECONDS: Counter = "process_cpu_seconds_total", Seconds, Both, "CPU time of user and system, in whole seconds";
+    PROCESS_RESIDENT_MEMORY_BYTES: Gauge = "process_resident_memory_bytes", Bytes, Both, "Resident memory";
+    PROCESS_VIRTUAL_MEMORY_BYTES: Gauge = "process_virtual_memory_bytes", Bytes, Both, "Virtual memory";
+    PROCESS_VIRTUAL_MEMORY_MAX_BYTES: Gauge = "process_virtual_memory_max_bytes", Bytes, Both, "Virtual memory that the process may have";
+    PROCESS_OPEN_FDS: Gauge = "process_open_fds", Count, Both, "Open file descriptors";
+    PROCESS_MAX_FDS: Gauge = "process_max_fds", Count, Both, "File descriptors that the process may have";
+    PROCESS_THREADS: Gauge = "process_threads", Count, Both, "Threads";
+    PROCESS_START_TIME_SECONDS: Gauge = "process_start_time_seconds", Seconds, Both, "When the process started, in Unix time";
+}

@@ -1,0 +1,139 @@
+//! Facts that take more than one metric, or are recorded in several places: one call each.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::catalogue as c;
+use super::words::{
+    DeadLetterReason, DecodeReason, FlushReason, Part, SplitReason, StoreRequest, StoreStatus,
+};
+use crate::store::{StoreError, Write};
+use crate::wire::{DecodeError, Outcome};
+
+/// A message could not be decoded.
+pub fn record_decode_error(error: &DecodeError) {
+    c::DECODE_ERRORS.of(DecodeReason::from(error)).increment(1);
+}
+
+/// A batch of so many documents was cut.
+#[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
+pub fn record_batch(reason: FlushReason, documents: usize) {
+    c::BATCHES.of(reason).increment(1);
+    c::BATCH_DOCUMENTS.get().record(documents as f64);
+}
+
+/// A delivery was settled that its client had published at `published_ms`. Clocks differ a little: a result from the
+/// future took no time.
+#[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
+pub fn record_settled(outcome: Outcome, published_ms: i64, now: Timestamp) {
+    if let Outcome::Stored | Outcome::Unchanged | Outcome::Superseded = outcome {
+        let took_ms = now.as_millisecond().saturating_sub(published_ms).max(0);
+        c::PUBLISHED_TO_STORED_SECONDS
+            .get()
+            .record(took_ms as f64 / 1000.0);
+    }
+}
+
+/// A request to write documents is sent.
+#[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
+pub fn record_write(writes: &[Write]) {
+    let bytes: usize = writes.iter().map(|write| write.json.get().len()).sum();
+    c::BATCH_BYTES.get().record(bytes as f64);
+}
+
+/// A document of so many bytes was written, just now.
+pub fn record_document(bytes: usize) {
+    c::DOCUMENTS_WRITTEN.get().increment(1);
+    c::DOCUMENT_BYTES_WRITTEN.get().increment(bytes as u64);
+    let now = Timestamp::now();
+    c::LAST_WRITE_TIMESTAMP_SECONDS
+        .get()
+        .set(now.as_duration().as_secs_f64());
+}
+
+/// A document is about to be written again.
+pub fn record_retry() {
+    c::DOCUMENTS_RETRIED.get().increment(1);
+}
+
+/// A dead letter was published.
+pub fn record_dead_letter(reason: &str) {
+    let reason = DeadLetterReason::of_word(reason);
+    c::DEAD_LETTERS.of(reason).increment(1);
+}
+
+/// So many receipts were dropped, or could not be published.
+pub fn record_receipts_failed(count: usize) {
+    c::RECEIPTS_FAILED.get().increment(count as u64);
+}
+
+/// Broker or store came back.
+pub fn record_reconnect(part: Part) {
+    c::RECONNECTS.of(part).increment(1);
+}
+
+/// A document conflicted.
+pub fn record_conflict() {
+    c::DOCUMENT_CONFLICTS.get().increment(1);
+}
+
+/// The store refused a document for good.
+pub fn record_refusal() {
+    c::DOCUMENTS_REFUSED.get().increment(1);
+}
+
+/// The store failed at one document; it is read and written again.
+pub fn record_failed_row() {
+    c::DOCUMENTS_FAILED.get().increment(1);
+}
+
+/// A result was found stored when it was read back after a write of unknown end.
+pub fn record_read_back() {
+    c::RESULTS_READ_BACK.get().increment(1);
+}
+
+/// The store refused a request as a whole, and it was taken apart.
+pub fn record_split(reason: SplitReason) {
+    c::STORE_REQUESTS_SPLIT.of(reason).increment(1);
+}
+
+/// A store request ended after `took`.
+pub fn record_store_request<T>(kind: StoreRequest, took: Duration, answer: &Result<T, StoreError>) {
+    let status = StoreStatus::of(answer);
+    c::STORE_REQUESTS.of((kind, status)).increment(1);
+    c::STORE_REQUEST_SECONDS.of(kind).record(took.as_secs_f64());
+}
+
+/// So many receipts were published.
+pub fn record_receipts(count: usize) {
+    c::RECEIPTS.get().increment(count as u64);
+}
+
+/// The servers agreed anew.
+pub fn record_rebalance() {
+    c::REBALANCES.get().increment(1);
+}
+
+/// Whether broker or store can be used now.
+pub fn record_up(part: Part, up: bool) {
+    c::UP.of(part).set(f64::from(u8::from(up)));
+}
+
+/// Counts one in a gauge as long as it lives.
+#[derive(Debug)]
+pub struct CountedIn(&'static super::Gauge);
+
+impl CountedIn {
+    /// One more in `gauge`.
+    pub fn new(gauge: &'static super::Gauge) -> Self {
+        gauge.get().increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for CountedIn {
+    fn drop(&mut self) {
+        self.0.get().decrement(1.0);
+    }
+}
