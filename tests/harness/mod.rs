@@ -15,6 +15,7 @@ pub(crate) mod installation;
 pub(crate) mod pipeline;
 pub(crate) mod pouch;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod rabbit;
 pub(crate) mod scene;

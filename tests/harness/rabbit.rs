@@ -35,6 +35,8 @@ pub(crate) struct Rabbit {
     port: u16,
     dist_port: u16,
     epmd_port: u16,
+    /// Of the broker's own metrics, where they are asked for.
+    metrics_port: Option<u16>,
     vhosts_used: AtomicUsize,
     server: Option<Service>,
     /// Ends with this value.
@@ -50,6 +52,19 @@ impl Rabbit {
 
     /// Starts another one, for a test that stops or breaks it.
     pub(crate) fn private() -> Self {
+        Self::made(None)
+    }
+
+    /// Starts one that exports metrics of its own; the others go without, since gathering them costs it CPU time.
+    #[allow(
+        dead_code,
+        reason = "the bench shares this file, and measures a plain one"
+    )]
+    pub(crate) fn exporting() -> Self {
+        Self::made(Some(free_port()))
+    }
+
+    fn made(metrics_port: Option<u16>) -> Self {
         super::install_services();
         let folder = tempfile::Builder::new()
             .prefix("rabbit-")
@@ -66,6 +81,7 @@ impl Rabbit {
             port: free_port(),
             dist_port: free_port(),
             epmd_port,
+            metrics_port,
             vhosts_used: AtomicUsize::new(0),
             server: None,
             _epmd: Service::start(&mut epmd, &folder).expect("epmd does not start"),
@@ -87,6 +103,15 @@ impl Rabbit {
     pub(crate) fn dsn(&self, user: &str, password: &str, vhost: &str) -> url::Url {
         let text = format!("amqp://{user}:{password}@127.0.0.1:{}/{vhost}", self.port);
         text.parse().expect("a bad DSN")
+    }
+
+    /// Where it exports its own metrics.
+    #[allow(
+        dead_code,
+        reason = "the bench shares this file, and measures a plain one"
+    )]
+    pub(crate) fn metrics_port(&self) -> u16 {
+        self.metrics_port.expect("made without metrics")
     }
 
     /// Starts the server, and waits until it takes connections.
@@ -163,12 +188,19 @@ impl Rabbit {
         let definitions = self.folder.join("definitions.json");
         let limit = "disk_free_limit.absolute = 50MB\nvm_memory_high_watermark.relative = 0.4\n";
         let definitions = definitions.display();
+        let (plugins, exporter) = match self.metrics_port {
+            Some(port) => (
+                "[rabbitmq_prometheus].\n",
+                format!("prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {port}\n"),
+            ),
+            None => ("[].\n", String::new()),
+        };
         write(
             "rabbitmq.conf",
-            &format!("{limit}load_definitions = {definitions}\nlog.file.level = info\n"),
+            &format!("{limit}load_definitions = {definitions}\nlog.file.level = info\n{exporter}"),
         );
         write("definitions.json", &definitions_json());
-        write("enabled_plugins", "[].\n");
+        write("enabled_plugins", plugins);
         write("rabbitmq-env.conf", "");
     }
 
