@@ -17,7 +17,9 @@
 mod harness;
 
 mod accounting;
+mod bounds;
 mod broker;
+mod channels;
 mod cli;
 mod client;
 mod client_metrics;

@@ -260,3 +260,41 @@ fn a_broker_that_restarts_loses_nothing() {
         drop(rabbit);
     });
 }
+
+/// Goal: a store that is slow delays results and loses none: the server stays ready, and writes less at once.
+#[test]
+fn a_slow_store_gets_smaller_batches() {
+    in_system(async {
+        let settings = [
+            ("SERVER_BATCH_COUNT_MAX", "20"),
+            ("SERVER_WRITE_TARGET", "1s"),
+        ];
+        let scene = Scene::new(&settings).await;
+        let slow = Fault::Delay(Duration::from_secs(2));
+        // Four writes at once, and then the two that are left after they were too slow.
+        scene.store.rule(Rule::new("_bulk_docs", slow).times(6));
+        let nodes: Vec<String> = (0..200).map(|number| format!("slow{number}")).collect();
+        let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        scene.publish_all(&nodes, 1, &json!(1)).await;
+        scene
+            .until("all are stored", || {
+                let (status, body) = scene.v.get("/readyz").unwrap();
+                assert_eq!(status, 200, "{body}");
+                scene.ended("stored") >= 200.0
+            })
+            .await;
+        let writes = scene.store.requests("_bulk_docs");
+        let sizes: Vec<usize> = writes
+            .iter()
+            .map(|write| {
+                let body: serde_json::Value = serde_json::from_str(&write.body).unwrap();
+                body["docs"].as_array().unwrap().len()
+            })
+            .collect();
+        assert_eq!(sizes[..4], [20; 4], "{sizes:?}");
+        // Halved by the first round and by the second, with a backlog that would fill more.
+        assert!(sizes[6] <= 5, "{sizes:?}");
+        assert_eq!(scene.ended("requeued").to_string(), "0");
+        scene.end().await;
+    });
+}

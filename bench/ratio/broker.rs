@@ -13,7 +13,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Publishe
 use serde_json::value::to_raw_value;
 use url::Url;
 use vogeler::broker::topology::Queue;
-use vogeler::broker::{Broker, topology};
+use vogeler::broker::{Broker, QueueDepth, topology};
 use vogeler::config::{self, Config};
 use vogeler::hash::content_hash;
 use vogeler::wire::{Content, Format, NodeName, PluginResult, Seq};
@@ -132,12 +132,42 @@ impl Rabbit {
         self.wait(&self.queues, count).await;
     }
 
-    async fn wait(&self, queues: &[String], count: usize) {
-        let names: Vec<&str> = queues.iter().map(String::as_str).collect();
+    /// Waits until every partition queue is consumed and has nothing ready. What was taken need not be settled.
+    pub(crate) async fn wait_until_taken(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let depths = self.broker.depth(&names).await.unwrap();
-            let ready: u64 = depths.into_iter().flatten().map(|depth| depth.ready).sum();
+            let depths = self.depths(&self.queues).await;
+            if depths
+                .iter()
+                .all(|depth| depth.consumers > 0 && depth.ready == 0)
+            {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the backlog is not taken: {depths:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// How many messages are ready in the partition queues.
+    pub(crate) async fn ready(&self) -> u64 {
+        let depths = self.depths(&self.queues).await;
+        depths.iter().map(|depth| depth.ready).sum()
+    }
+
+    async fn depths(&self, queues: &[String]) -> Vec<QueueDepth> {
+        let names: Vec<&str> = queues.iter().map(String::as_str).collect();
+        let depths = self.broker.depth(&names).await.unwrap();
+        depths.into_iter().flatten().collect()
+    }
+
+    async fn wait(&self, queues: &[String], count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let depths = self.depths(queues).await;
+            let ready: u64 = depths.iter().map(|depth| depth.ready).sum();
             if ready >= count as u64 {
                 return;
             }

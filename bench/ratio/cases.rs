@@ -10,7 +10,7 @@ use vogeler::config;
 use crate::broker::{Prepared, Rabbit, confirmed, node, prepare, send};
 use crate::null_store::Writes;
 use crate::server::{Drain, Server, until};
-use crate::store::{Ceiling, Database};
+use crate::store::Database;
 use crate::table::{Table, median};
 
 const SMALL: usize = 2_000;
@@ -21,6 +21,8 @@ const LARGE_NODES: usize = 500_000;
 const IDLE_PATIENCE: Duration = Duration::from_secs(30);
 /// Results of each node where results coalesce.
 const TEN: usize = 10;
+/// Backlogs that are drained for one figure of what the metrics cost: CPU is counted in hundredths of a second.
+const METRICS_DRAINS: usize = 4;
 /// Results a second that the latency is measured with at most: past it RabbitMQ's own queueing is measured.
 const RATE_MAX: f64 = 4_000.0;
 
@@ -123,12 +125,8 @@ pub(crate) async fn run(name: &str, services: &Services, plan: &Plan, only: Opti
     bench.warm_up(wants("large")).await;
     for round in 1..=plan.rounds {
         eprintln!("{name}: round {round} of {}", plan.rounds);
-        let Ceiling {
-            documents_per_second,
-            request_median,
-        } = ceiling.post(plan.small, SMALL, shape).await;
-        bench.samples.add("store", documents_per_second);
-        bench.samples.add("request", request_median * 1e3);
+        let at_best = ceiling.post(plan.small, SMALL, shape).await;
+        bench.samples.add("store", at_best.documents_per_second);
         if wants("changed") {
             bench.measure_changed().await;
         }
@@ -136,7 +134,13 @@ pub(crate) async fn run(name: &str, services: &Services, plan: &Plan, only: Opti
             bench.measure_ten().await;
         }
         if wants("latency") {
-            bench.measure_latency(documents_per_second / 2.0).await;
+            // One `_bulk_docs` as the server sends it when it has much to write, alone: at the ceiling's shape and
+            // concurrency its time is the queue in front of the store, which the server must not be excused by.
+            let batch = config::Server::default().batch_count_max;
+            let alone = ceiling.request(plan.small, SMALL, batch).await;
+            bench.samples.add("request", alone * 1e3);
+            let half = at_best.documents_per_second / 2.0;
+            bench.measure_latency(half).await;
         }
         if wants("large") {
             let ceiling = large.post(plan.large, LARGE, large_shape).await;
@@ -145,9 +149,14 @@ pub(crate) async fn run(name: &str, services: &Services, plan: &Plan, only: Opti
                 .add("large store", ceiling.documents_per_second);
             bench.measure_large().await;
         }
-        // Last, since it restarts the server: what is measured above is a server that knows its nodes.
+        // Last, since they restart the server: what is measured above is a server that knows its nodes.
         if wants("unchanged") {
             bench.measure_unchanged().await;
+        }
+        if wants("metrics") {
+            bench.measure_metrics(round).await;
+        }
+        if wants("unchanged") || wants("metrics") {
             bench.warm_up(wants("large")).await;
         }
     }
@@ -202,18 +211,60 @@ impl Bench<'_> {
     async fn measure_unchanged(&mut self) {
         let nodes = self.plan.small / 2;
         self.changed(nodes, 1, SMALL).await;
-        let again = |content| -> Vec<Prepared> {
-            (0..nodes * TEN)
-                .map(|n| prepare(&node(n % nodes), SMALL, content))
-                .collect()
-        };
         self.samples
-            .add("broker", self.rabbit.ceiling(&again(self.content)).await);
-        let drain = self.drain(&again(self.content)).await;
+            .add("broker", self.rabbit.ceiling(&self.again(nodes)).await);
+        let drain = self.drain(&self.again(nodes)).await;
         let results = (nodes * TEN) as f64;
         self.samples.add("warm", results / drain.seconds);
         self.samples.add("warm cpu", drain.cpu * 1e6 / results);
-        self.restart_with(&again(self.content)).await;
+        self.restart_with(&self.again(nodes)).await;
+    }
+
+    /// Ten results each of `nodes` that say what the last ones said.
+    fn again(&self, nodes: usize) -> Vec<Prepared> {
+        (0..nodes * TEN)
+            .map(|n| prepare(&node(n % nodes), SMALL, self.content))
+            .collect()
+    }
+
+    /// The CPU for unchanged results of a server with its metrics and of one without, one after the other.
+    async fn measure_metrics(&mut self, round: usize) {
+        let nodes = self.plan.small / 2;
+        let results = (nodes * TEN * METRICS_DRAINS) as f64;
+        self.server.stop().await;
+        // Who comes first changes from round to round.
+        for with_metrics in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
+            let Services { amqp, store, .. } = self.services;
+            let mut server = Server::launch(amqp, store, &self.database_name, with_metrics);
+            self.rabbit.wait_until_taken().await;
+            self.content += 1;
+            let first: Vec<Prepared> = (0..nodes)
+                .map(|n| prepare(&node(n), SMALL, self.content))
+                .collect();
+            self.drain_unseen(&server, &first).await;
+            let mut cpu = 0.0;
+            for _ in 0..METRICS_DRAINS {
+                cpu += self.drain_unseen(&server, &self.again(nodes)).await;
+            }
+            server.stop().await;
+            assert_eq!(self.rabbit.ready().await, 0, "not all was settled");
+            let name = if with_metrics { "metered" } else { "unmetered" };
+            self.samples.add(name, cpu * 1e6 / results);
+        }
+        self.server = self.start().await;
+    }
+
+    /// Drains a backlog with a server that does not tell how far it is; gives the CPU it took, in seconds, with one scrape
+    /// where there is something to scrape.
+    async fn drain_unseen(&self, server: &Server, messages: &[Prepared]) -> f64 {
+        server.pause(true);
+        self.rabbit.publish(messages).await;
+        let cpu = server.cpu();
+        server.pause(false);
+        self.rabbit.wait_until_taken().await;
+        server.settled().await;
+        server.until_idle().await;
+        server.cpu() - cpu
     }
 
     /// Drains a backlog with a server that knows nothing yet.
@@ -408,6 +459,17 @@ impl Bench<'_> {
             String::new(),
         );
         table.at_most(
+            "server CPU with metrics, nothing has changed",
+            "× without",
+            1.03,
+            s.ratio("metered", "unmetered"),
+            format!(
+                "{} of {} µs a result",
+                s.text("metered"),
+                s.text("unmetered")
+            ),
+        );
+        table.at_most(
             "resident memory, known nodes idle",
             "MB",
             150.0,
@@ -422,7 +484,7 @@ impl Bench<'_> {
             target,
             s.of("p99"),
             format!(
-                "p50 {} ms, one _bulk_docs {} ms",
+                "p50 {} ms, one _bulk_docs alone {} ms",
                 s.text("p50"),
                 s.text("request")
             ),

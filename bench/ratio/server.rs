@@ -11,6 +11,9 @@ use crate::process::{Service, free_port, wait_until};
 /// Between two looks at the metrics: rendering them is the server's CPU too.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_mins(3);
+/// A server that uses no more CPU than two ticks in so long has nothing to do.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+const IDLE_CPU_MAX: f64 = 0.02;
 /// Clock ticks a second in /proc; the same on every Linux.
 const TICKS: f64 = 100.0;
 
@@ -36,6 +39,17 @@ pub(crate) struct Drain {
 impl Server {
     /// Starts it, and waits until it answers.
     pub(crate) async fn start(amqp: &Url, store: &Url, database: &str) -> Self {
+        let server = Self::launch(amqp, store, database, true);
+        let deadline = Instant::now() + PATIENCE;
+        while server.scrape().await.is_none() {
+            assert!(Instant::now() < deadline, "the server does not start");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        server
+    }
+
+    /// Starts it and waits for nothing. Without metrics it answers nothing: only its CPU and the queues tell of it.
+    pub(crate) fn launch(amqp: &Url, store: &Url, database: &str, with_metrics: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let dsn = format!(
@@ -52,12 +66,13 @@ impl Server {
             .env("VOGELER_BROKER_DSN", amqp.as_str())
             .env("VOGELER_STORE_DSN", dsn)
             .env("VOGELER_HTTP_LISTEN", format!("127.0.0.1:{port}"))
+            .env("VOGELER_HTTP_ENABLED", with_metrics.to_string())
             .env("VOGELER_LOG_LEVEL", "warn")
             .current_dir(folder.path())
             .stdout(Stdio::null());
         let service = Service::start(&mut command, folder.path()).unwrap();
         let pid = service.pid();
-        let server = Self {
+        Self {
             service: Some(service),
             pid,
             metrics: format!("http://127.0.0.1:{port}/metrics"),
@@ -67,13 +82,7 @@ impl Server {
                 .build()
                 .unwrap(),
             _folder: folder,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while server.scrape().await.is_none() {
-            assert!(Instant::now() < deadline, "the server does not start");
-            tokio::time::sleep(LOOK_EVERY).await;
         }
-        server
     }
 
     /// Freezes it, or lets it run on: what is published meanwhile is a backlog.
@@ -106,6 +115,19 @@ impl Server {
             seconds: started.elapsed().as_secs_f64(),
             cpu: self.cpu() - cpu,
             documents: self.count("vogeler_documents_written_total ").await - documents,
+        }
+    }
+
+    /// Waits until it does next to nothing.
+    pub(crate) async fn until_idle(&self) {
+        let started = Instant::now();
+        loop {
+            let before = self.cpu();
+            tokio::time::sleep(IDLE_LOOK).await;
+            if self.cpu() - before <= IDLE_CPU_MAX {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "the server does not rest");
         }
     }
 

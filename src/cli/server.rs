@@ -1,5 +1,6 @@
 //! `vogeler server`: wires broker, store, ingest and HTTP, runs until a signal, drains, says how it went.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -26,17 +27,18 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let ledger = Arc::new(Ledger::default());
-    let telemetry = Telemetry::install(Role::Server).context("cannot set up the metrics")?;
-    let listen = config.http.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on http.listen = {listen}"))?;
+    let endpoints = if config.http.enabled {
+        Some(open_endpoints(config.http.listen).await?)
+    } else {
+        None
+    };
     let broker = broker::open(&config.broker);
     let store = store::open(&config.store)?;
     info!(
         target: "vogeler::server",
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.dsn, store = %config.store.dsn,
-        http = %listener.local_addr().unwrap_or(listen), "starting"
+        http = endpoints.as_ref().map(|(_, listener)| listener.local_addr().unwrap_or(config.http.listen).to_string()),
+        "starting"
     );
     let server = ingest::Server::start(
         &config,
@@ -46,9 +48,6 @@ pub(super) async fn run(
     )
     .await?;
     let gauges = server.gauges();
-    let telemetry = telemetry
-        .observing(move || ledger.export())
-        .observing(move || gauges.export());
     let health = Health {
         broker: broker.link(),
         store: server.store_link(),
@@ -56,12 +55,13 @@ pub(super) async fn run(
         stopping: stop.clone(),
     };
     let http_stop = CancellationToken::new();
-    let http = tokio::spawn(http::serve(
-        listener,
-        telemetry,
-        Arc::new(health),
-        http_stop.clone(),
-    ));
+    let http = endpoints.map(|(telemetry, listener)| {
+        let telemetry = telemetry
+            .observing(move || ledger.export())
+            .observing(move || gauges.export());
+        let served = http::serve(listener, telemetry, Arc::new(health), http_stop.clone());
+        tokio::spawn(served)
+    });
 
     stop.cancelled().await;
     info!(target: "vogeler::server", "stopping: no more results are pulled, those in flight are written");
@@ -69,7 +69,9 @@ pub(super) async fn run(
     broker.close().await;
     store.close().await;
     http_stop.cancel();
-    if let Ok(Err(error)) = http.await {
+    if let Some(http) = http
+        && let Ok(Err(error)) = http.await
+    {
         tracing::warn!(target: "vogeler::server", %error, "http ended early");
     }
     let counts = drained.counts;
@@ -81,4 +83,13 @@ pub(super) async fn run(
         given_back = drained.given_back, "stopped"
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The recorder of the metrics, before anything is recorded, and the socket to serve them on.
+async fn open_endpoints(listen: SocketAddr) -> anyhow::Result<(Telemetry, TcpListener)> {
+    let telemetry = Telemetry::install(Role::Server).context("cannot set up the metrics")?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on http.listen = {listen}"))?;
+    Ok((telemetry, listener))
 }

@@ -261,6 +261,9 @@ impl Default for Client {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
+    /// Whether the server answers at all. Without it no metrics are recorded either: nobody could read them. Default
+    /// true; `make bench` says what they cost.
+    pub enabled: bool,
     /// Where the server answers `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0 takes a free
     /// one, which is logged.
     pub listen: SocketAddr,
@@ -269,6 +272,7 @@ pub struct Http {
 impl Default for Http {
     fn default() -> Self {
         Self {
+            enabled: true,
             listen: SocketAddr::from(([127, 0, 0, 1], 9877)),
         }
     }

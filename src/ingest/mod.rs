@@ -27,6 +27,8 @@ mod partitions;
 mod receipts;
 mod router;
 mod runs;
+#[doc(hidden)]
+pub mod stages;
 mod survey;
 mod ticket;
 mod writer;

@@ -110,16 +110,17 @@ impl Router {
     pub(super) async fn route(self: &Arc<Self>, mut incoming: Incoming) {
         let node = incoming.result.node.clone();
         for _ in 0..RESENDS_MAX {
-            let address = self.actor(&node);
-            match address.try_send(incoming) {
-                Ok(()) => return,
-                Err(SendError::Full(back)) => {
+            let Some((address, error)) = self.try_send(&node, incoming) else {
+                return;
+            };
+            match error {
+                SendError::Full(back) => {
                     if address.send(back).await.is_err() {
                         warn!(target: "vogeler::ingest::router", %node, "the node's actor died; its results come again");
                     }
                     return;
                 }
-                Err(SendError::Closed(back)) => {
+                SendError::Closed(back) => {
                     self.forget(&node, &address);
                     incoming = back;
                 }
@@ -178,14 +179,28 @@ impl Router {
         milliseconds(self.started.elapsed())
     }
 
-    fn actor(self: &Arc<Self>, node: &NodeName) -> Addr<NodeActor> {
+    /// Gives back what could not be sent. It goes by the map's own address: every clone has one place past the mailbox's
+    /// bound to itself, so one clone a message would have no bound at all.
+    fn try_send(
+        self: &Arc<Self>,
+        node: &NodeName,
+        incoming: Incoming,
+    ) -> Option<(Addr<NodeActor>, SendError<Incoming>)> {
         let now = self.now();
         if let Some(known) = self.nodes.get(node)
             && let Seat::Active(address) = &known.seat
         {
             known.heard_at.store(now, Ordering::Relaxed);
-            return address.clone();
+            let error = address.try_send(incoming).err()?;
+            return Some((address.clone(), error));
         }
+        let address = self.actor(node, now);
+        let error = address.try_send(incoming).err()?;
+        Some((address, error))
+    }
+
+    /// The node's actor, which is started if there is none.
+    fn actor(self: &Arc<Self>, node: &NodeName, now: u64) -> Addr<NodeActor> {
         let mut entry = self.nodes.entry(node.clone());
         let memory = match &mut entry {
             Entry::Vacant(_) => Memory::default(),

@@ -28,8 +28,17 @@ pub(crate) fn in_system<F: Future<Output = ()>>(test: F) {
 }
 
 /// Waits until `condition` gives a value; fails the test, saying what was waited for, when it never does.
-pub(crate) async fn eventually<T, F: AsyncFnMut() -> Option<T>>(what: &str, mut condition: F) -> T {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+pub(crate) async fn eventually<T, F: AsyncFnMut() -> Option<T>>(what: &str, condition: F) -> T {
+    eventually_within(PATIENCE, what, condition).await
+}
+
+/// Like [`eventually`], for what may take longer.
+pub(crate) async fn eventually_within<T, F: AsyncFnMut() -> Option<T>>(
+    patience: Duration,
+    what: &str,
+    mut condition: F,
+) -> T {
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         if let Some(value) = condition().await {
             return value;

@@ -52,7 +52,17 @@ impl Rabbit {
 
     /// Starts another one, for a test that stops or breaks it.
     pub(crate) fn private() -> Self {
-        Self::made(None)
+        Self::made(None, "[].")
+    }
+
+    /// Starts another one that closes channels whose deliveries stay unsettled for `consumer_timeout` or a second longer.
+    pub(crate) fn impatient(consumer_timeout: Duration) -> Self {
+        let timeout = consumer_timeout.as_millis();
+        // A channel looks once a tick; by default that is a minute.
+        let settings = format!(
+            "[{{rabbit, [{{consumer_timeout, {timeout}}}, {{channel_tick_interval, 1000}}]}}]."
+        );
+        Self::made(None, &settings)
     }
 
     /// Starts one that exports metrics of its own; the others go without, since gathering them costs it CPU time.
@@ -61,10 +71,11 @@ impl Rabbit {
         reason = "the bench shares this file, and measures a plain one"
     )]
     pub(crate) fn exporting() -> Self {
-        Self::made(Some(free_port()))
+        Self::made(Some(free_port()), "[].")
     }
 
-    fn made(metrics_port: Option<u16>) -> Self {
+    /// `advanced` is its `advanced.config`.
+    fn made(metrics_port: Option<u16>, advanced: &str) -> Self {
         super::install_services();
         let folder = tempfile::Builder::new()
             .prefix("rabbit-")
@@ -87,7 +98,7 @@ impl Rabbit {
             _epmd: Service::start(&mut epmd, &folder).expect("epmd does not start"),
             folder,
         };
-        rabbit.write_configuration();
+        rabbit.write_configuration(advanced);
         rabbit.start();
         rabbit
     }
@@ -178,7 +189,16 @@ impl Rabbit {
         text
     }
 
-    fn write_configuration(&self) {
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        let files = std::fs::read_dir(self.folder.join("log")).expect("no log folder");
+        let read = |file: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(file.ok()?.path()).ok()
+        };
+        files.filter_map(read).collect()
+    }
+
+    fn write_configuration(&self, advanced: &str) {
         for folder in ["home", "mnesia", "log"] {
             std::fs::create_dir(self.folder.join(folder)).expect("no folder");
         }
@@ -200,6 +220,7 @@ impl Rabbit {
             &format!("{limit}load_definitions = {definitions}\nlog.file.level = info\n{exporter}"),
         );
         write("definitions.json", &definitions_json());
+        write("advanced.config", advanced);
         write("enabled_plugins", plugins);
         write("rabbitmq-env.conf", "");
     }
@@ -221,6 +242,7 @@ impl Rabbit {
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_CONF_ENV_FILE", at("rabbitmq-env.conf"))
             .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", at("advanced.config"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins"))
             .env("RABBITMQ_MNESIA_BASE", at("mnesia"))
             .env("RABBITMQ_LOG_BASE", at("log"))

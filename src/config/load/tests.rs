@@ -187,7 +187,7 @@ fn mistakes_in_the_file_are_named() {
         ),
         (
             "[http]\nzzzzzzzz = 5\n",
-            ":2: there is no setting http.zzzzzzzz; [http] has listen",
+            ":2: there is no setting http.zzzzzzzz; [http] has enabled, listen",
         ),
         (
             "\n[couchdb]\nx = 5\n",

@@ -27,6 +27,8 @@ use super::{
 use crate::config::StoreDsn;
 use crate::wire::NodeName;
 use client::Client;
+#[doc(hidden)]
+pub use outcome::count_stored;
 
 /// The store. One HTTP client with kept-alive connections serves all calls.
 #[derive(Debug)]

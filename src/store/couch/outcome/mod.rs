@@ -183,5 +183,20 @@ impl Row {
     }
 }
 
+/// How many documents are stored by what a 201 with this body says: for the benches, which see only what is public.
+#[doc(hidden)]
+pub fn count_stored(body: &bytes::Bytes, sent: &[&NodeName]) -> usize {
+    let reply = Reply {
+        status: 201,
+        retry_after: None,
+        body: body.clone(),
+    };
+    let Answer::Rows(verdicts) = classify(&reply, sent) else {
+        return 0;
+    };
+    let is_stored = |verdict: &&Verdict| matches!(verdict, Verdict::Stored(_));
+    verdicts.values().filter(is_stored).count()
+}
+
 #[cfg(test)]
 mod tests;
