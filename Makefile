@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo build test check fmt clippy doc bench loadtest
+.PHONY: help demo build test check fmt clippy doc bench otlp loadtest
 
 help: ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -30,6 +30,10 @@ doc: ## The documentation, warnings as errors
 bench: ## The server as ratios to ceilings of the same run (ARGS=--quick), and rates of the pure stages
 	$(CARGO) bench --locked --bench ratio -- $(ARGS)
 	$(CARGO) bench --locked --bench stages
+
+otlp: ## The export of traces (cargo feature otlp): lints, and its tests with a collector of their own
+	$(CARGO) clippy --locked --all-targets --features otlp -- -D warnings
+	$(CARGO) test --locked --features otlp trace
 
 loadtest: ## A simulated fleet against the ingest, compared with a ledger; ARGS="--nodes 1000 --results 20"
 	$(CARGO) run --locked --quiet --release --bin vogeler-loadtest -- $(ARGS)

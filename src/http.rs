@@ -1,8 +1,9 @@
-//! The server's HTTP side: `/metrics`, `/livez` and `/readyz`.
+//! The HTTP side of server and client: `/metrics`, `/livez` and `/readyz`.
 //!
-//! Reads the ledger and the links, changes nothing. Invariant: alive as long as the process answers; ready only
-//! while broker and store can be used and the server is not stopping.
+//! Reads what the process notes of itself, changes nothing. Invariant: alive as long as the process answers; ready as
+//! its [`Probe`] says. A server is ready only while broker and store can be used and it is not stopping.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
@@ -19,11 +20,15 @@ use crate::broker::Link;
 use crate::ingest::Agreement;
 use crate::telemetry::Telemetry;
 
-/// What the endpoints answer from.
+/// Whether a process is ready, asked anew for each `/readyz`.
+pub trait Probe: fmt::Debug + Send + Sync + 'static {
+    /// Whether it is, and the reasons: an object with a member a part.
+    fn readiness(&self) -> (bool, Value);
+}
+
+/// What the server's `/readyz` answers from.
 #[derive(Debug)]
 pub struct Health {
-    /// Renders `/metrics`.
-    pub telemetry: Telemetry,
     /// Whether the broker can be used.
     pub broker: watch::Receiver<Link>,
     /// Whether the store can be used.
@@ -34,26 +39,47 @@ pub struct Health {
     pub stopping: CancellationToken,
 }
 
+impl Probe for Health {
+    fn readiness(&self) -> (bool, Value) {
+        let (is_ready, mut body) = readiness(
+            &self.broker.borrow(),
+            &self.store.borrow(),
+            self.stopping.is_cancelled(),
+        );
+        let agreement = self.agreement.borrow();
+        body["partitions"] = json!({"owned": agreement.owned(), "servers": agreement.servers()});
+        (is_ready, body)
+    }
+}
+
+/// What the endpoints answer from.
+#[derive(Debug, Clone)]
+struct Sources {
+    telemetry: Telemetry,
+    probe: Arc<dyn Probe>,
+}
+
 /// Answers on `listener` until `stop`. An error is one of the listener.
 pub async fn serve(
     listener: TcpListener,
-    health: Health,
+    telemetry: Telemetry,
+    probe: Arc<dyn Probe>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(Arc::new(health));
+        .with_state(Sources { telemetry, probe });
     axum::serve(listener, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
 }
 
-async fn metrics(State(health): State<Arc<Health>>) -> Response {
+async fn metrics(State(sources): State<Sources>) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        health.telemetry.render(),
+        sources.telemetry.render(),
     )
         .into_response()
 }
@@ -62,14 +88,8 @@ async fn livez() -> &'static str {
     "alive\n"
 }
 
-async fn readyz(State(health): State<Arc<Health>>) -> Response {
-    let (is_ready, mut body) = readiness(
-        &health.broker.borrow(),
-        &health.store.borrow(),
-        health.stopping.is_cancelled(),
-    );
-    let agreement = health.agreement.borrow();
-    body["partitions"] = json!({"owned": agreement.owned(), "servers": agreement.servers()});
+async fn readyz(State(sources): State<Sources>) -> Response {
+    let (is_ready, body) = sources.probe.readiness();
     let status = if is_ready {
         StatusCode::OK
     } else {
@@ -78,13 +98,17 @@ async fn readyz(State(health): State<Arc<Health>>) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Whether the server is ready, and the reasons, a member a part.
-fn readiness(broker: &Link, store: &Link, is_stopping: bool) -> (bool, Value) {
-    let part = |link: &Link| match link {
+/// What `/readyz` says of a connection.
+pub fn part(link: &Link) -> Value {
+    match link {
         Link::Up => json!({"ok": true}),
         Link::Unknown => json!({"ok": false, "reason": "not tried yet"}),
         Link::Down { reason } => json!({"ok": false, "reason": reason}),
-    };
+    }
+}
+
+/// Whether the server is ready, and the reasons, a member a part.
+fn readiness(broker: &Link, store: &Link, is_stopping: bool) -> (bool, Value) {
     let is_ready = *broker == Link::Up && *store == Link::Up && !is_stopping;
     (
         is_ready,

@@ -30,5 +30,6 @@ pub mod backoff;
 pub mod log;
 pub mod shutdown;
 pub mod tls;
+pub mod trace;
 
 pub mod cli;

@@ -13,7 +13,7 @@ use tracing_subscriber::filter::{Directive, LevelFilter};
 use crate::config::{Log, LogFormat};
 
 /// What libraries log unless a directive names them: what else they say, only their authors want to know.
-const LIBRARIES: [&str; 8] = [
+const LIBRARIES: [&str; 9] = [
     "lapin=off",
     "reqwest=warn",
     "hyper=warn",
@@ -22,6 +22,7 @@ const LIBRARIES: [&str; 8] = [
     "rustls=warn",
     "tower=warn",
     "actix=warn",
+    "opentelemetry=warn",
 ];
 
 /// The filter that `level` asks for. The error says what is allowed.

@@ -8,6 +8,7 @@ use vogeler::cli::{self, Cli};
 use vogeler::config;
 use vogeler::log;
 use vogeler::shutdown::Shutdown;
+use vogeler::trace::Export;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
@@ -19,6 +20,8 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let loaded = config::load(cli.settings.config.as_deref(), &cli.settings.overrides()?)?;
     log::init(&loaded.config.log, cli.command.log_level()).map_err(anyhow::Error::msg)?;
+    // Dropped last: what the command did is exported after it ended.
+    let _export = Export::start(cli.command.service())?;
     if let Some(file) = &loaded.file {
         tracing::debug!(target: "vogeler::config", file = %file.display(), "configuration read");
     }

@@ -1,17 +1,22 @@
 //! `vogeler client`: the agent on a node; or a look at its plugins without any broker.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker;
+use crate::broker::{self, Link};
 use crate::client::Client;
 use crate::client::execute::{Limits, execute};
 use crate::client::plugin::{Plugin, Registry};
 use crate::config::{Config, span};
+use crate::http;
+use crate::telemetry::{Part, Role, Telemetry, record_up};
 use crate::wire::{Content, NodeName, PluginError};
 
 /// Hear commands, run plugins, publish their results.
@@ -56,11 +61,56 @@ pub async fn run(
         };
     }
     let broker = broker::open(&config.broker);
+    // The metrics come first: what is recorded before them is lost.
+    let endpoints = match config.client.http_listen {
+        Some(listen) => Some(Endpoints::open(listen, broker.link()).await?),
+        None => None,
+    };
     let client = Client::new(config.client, broker.clone())?;
+    let http_stop = CancellationToken::new();
+    let http = endpoints.map(|endpoints| {
+        let probe = client.probe(stop.clone());
+        let telemetry = endpoints.telemetry;
+        tokio::spawn(http::serve(
+            endpoints.listener,
+            telemetry,
+            probe,
+            http_stop.clone(),
+        ))
+    });
     let ran = client.run(stop).await;
     broker.close().await;
+    http_stop.cancel();
+    if let Some(http) = http
+        && let Ok(Err(error)) = http.await
+    {
+        tracing::warn!(target: "vogeler::client", %error, "http ended early");
+    }
     ran?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `client.http_listen` asks for, before there is a client to tell of.
+struct Endpoints {
+    listener: TcpListener,
+    telemetry: Telemetry,
+}
+
+impl Endpoints {
+    async fn open(listen: SocketAddr, broker: watch::Receiver<Link>) -> anyhow::Result<Self> {
+        let telemetry = Telemetry::install(Role::Client).context("cannot set up the metrics")?;
+        let telemetry =
+            telemetry.observing(move || record_up(Part::Broker, *broker.borrow() == Link::Up));
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("cannot listen on client.http_listen = {listen}"))?;
+        let address = listener.local_addr().unwrap_or(listen);
+        tracing::info!(target: "vogeler::client", http = %address, "metrics and probes");
+        Ok(Self {
+            listener,
+            telemetry,
+        })
+    }
 }
 
 /// A table of what is registered, and to standard error what is not and why.

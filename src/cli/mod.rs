@@ -131,6 +131,16 @@ impl Command {
         }
     }
 
+    /// What this process is called in traces.
+    pub fn service(&self) -> &'static str {
+        match self {
+            Self::Server(_) => "vogeler-server",
+            Self::Client(_) => "vogeler-client",
+            Self::Run(_) => "vogeler-runner",
+            _ => "vogeler",
+        }
+    }
+
     /// Runs the subcommand; `stop` asks it to end cleanly.
     pub async fn run(self, config: Config, stop: CancellationToken) -> anyhow::Result<ExitCode> {
         match self {

@@ -50,14 +50,18 @@ pub(super) async fn run(
         .observing(move || ledger.export())
         .observing(move || gauges.export());
     let health = Health {
-        telemetry,
         broker: broker.link(),
         store: server.store_link(),
         agreement: server.agreement(),
         stopping: stop.clone(),
     };
     let http_stop = CancellationToken::new();
-    let http = tokio::spawn(http::serve(listener, health, http_stop.clone()));
+    let http = tokio::spawn(http::serve(
+        listener,
+        telemetry,
+        Arc::new(health),
+        http_stop.clone(),
+    ));
 
     stop.cancelled().await;
     info!(target: "vogeler::server", "stopping: no more results are pulled, those in flight are written");

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::command::{Decision, decide};
 use super::envelope::{EncodeError, Envelope};
@@ -20,8 +21,10 @@ use super::publish::Outbox;
 use super::spool::SpoolError;
 use crate::broker::Delivery;
 use crate::hash::{self, HashError};
+use crate::telemetry::{CommandOutcome, Plugin as PluginLabel, PluginOutcome, catalogue as c};
+use crate::trace::{RunSpan, Step, TraceParent};
 use crate::wire::{
-    CLIENT_PLUGIN, Command, Content, Format, NodeName, PluginName, PluginResult, RunId,
+    CLIENT_PLUGIN, Command, Content, DecodeCommandError, Format, NodeName, PluginName, PluginResult,
 };
 
 /// How long a command rests before it goes back to the broker because its result cannot be kept: a full disk must
@@ -70,27 +73,71 @@ pub(super) enum KeepError {
 impl Agent {
     /// Answers one delivery of the command queue. Dropped early, it kills what it runs and gives the delivery back.
     pub(super) async fn serve(self: Arc<Self>, delivery: Delivery, stop: CancellationToken) {
+        let parent = TraceParent::of(&delivery.properties);
         let command = match Command::decode(&delivery.body) {
             Ok(command) => command,
-            Err(error) => {
-                let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::warn!(target: "vogeler::client", %error, bytes = delivery.body.len(), unread, "a command cannot be read and is ignored");
+            Err(error) => return self.ignore(delivery, &error, parent),
+        };
+        // The run's id in every line that is logged from here on, whatever the level.
+        let log = command
+            .run
+            .map(|run| tracing::error_span!(target: "vogeler::client", "command", %run));
+        let log = log.unwrap_or_else(tracing::Span::none);
+        self.serve_command(command, parent, delivery, &stop)
+            .instrument(log)
+            .await;
+    }
+
+    fn ignore(&self, delivery: Delivery, error: &DecodeCommandError, parent: Option<TraceParent>) {
+        let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
+        let run = parent.map(|parent| tracing::field::display(parent.run));
+        tracing::warn!(target: "vogeler::client", run, %error, bytes = delivery.body.len(), unread, "a command cannot be read and is ignored");
+        c::CLIENT_COMMANDS.of(CommandOutcome::Invalid).increment(1);
+        delivery.settler.ack();
+    }
+
+    async fn serve_command(
+        &self,
+        command: Command,
+        parent: Option<TraceParent>,
+        delivery: Delivery,
+        stop: &CancellationToken,
+    ) {
+        tracing::debug!(target: "vogeler::client", plugin = %command.plugin, "command received");
+        let mut span = command
+            .run
+            .map(|run| RunSpan::start(Step::Plugin, run, parent));
+        let count = |outcome| c::CLIENT_COMMANDS.of(outcome).increment(1);
+        let Some((outcome, answer)) = self.answer(&command, stop).await else {
+            return count(CommandOutcome::Requeued);
+        };
+        if let Some(span) = &mut span {
+            self.note(span, &command, &answer);
+        }
+        let trace = span.as_ref().map(RunSpan::here);
+        match self.keep(command.plugin, trace, answer).await {
+            Ok(()) => {
+                count(outcome);
                 delivery.settler.ack();
-                return;
             }
-        };
-        let Some(answer) = self.answer(&command, &stop).await else {
-            return;
-        };
-        match self.keep(command.plugin, command.run, answer).await {
-            Ok(()) => delivery.settler.ack(),
             Err(error) => {
+                count(CommandOutcome::Requeued);
                 tracing::error!(target: "vogeler::client", %error, "a result cannot be kept; its command goes back to the broker");
                 tokio::select! {
                     () = tokio::time::sleep(UNKEPT_PAUSE) => {}
                     () = stop.cancelled() => {}
                 }
             }
+        }
+    }
+
+    /// Tells the trace what came of a command.
+    fn note(&self, span: &mut RunSpan, command: &Command, answer: &Answer) {
+        span.set("vogeler.node", &self.node);
+        span.set("vogeler.plugin", &command.plugin);
+        if let Content::Error(error) = &answer.content {
+            span.set("vogeler.error", error.kind.as_str());
+            span.fail(&error.message);
         }
     }
 
@@ -125,21 +172,25 @@ impl Agent {
         })
     }
 
-    /// The answer to a command; none if the client stops before it began.
-    async fn answer(&self, command: &Command, stop: &CancellationToken) -> Option<Answer> {
+    /// The answer to a command, and what was done about it; none if the client stops before it began.
+    async fn answer(
+        &self,
+        command: &Command,
+        stop: &CancellationToken,
+    ) -> Option<(CommandOutcome, Answer)> {
         match decide(command, &self.registry, Timestamp::now()) {
             Decision::Run(plugin) => {
                 let permit = self.permit(stop).await?;
                 // It may have waited long for the permit.
                 let answer = match decide(command, &self.registry, Timestamp::now()) {
-                    Decision::Decline(error) => declined(error),
-                    _ => self.execute(plugin).await,
+                    Decision::Decline(outcome, error) => (outcome, declined(error)),
+                    _ => (CommandOutcome::Ran, self.execute(plugin).await),
                 };
                 drop(permit);
                 Some(answer)
             }
-            Decision::About => self.introduction().ok(),
-            Decision::Decline(error) => Some(declined(error)),
+            Decision::About => Some((CommandOutcome::Ran, self.introduction().ok()?)),
+            Decision::Decline(outcome, error) => Some((outcome, declined(error))),
         }
     }
 
@@ -159,6 +210,11 @@ impl Agent {
     async fn execute(&self, plugin: &Plugin) -> Answer {
         let execution = execute(plugin, self.limits).await;
         let millis = execution.duration.as_millis();
+        let label = PluginLabel::of(&plugin.name);
+        let outcome = PluginOutcome::from(&execution.content);
+        c::CLIENT_PLUGIN_RUNS.of((label, outcome)).increment(1);
+        let seconds = c::CLIENT_PLUGIN_SECONDS.of(label);
+        seconds.record(execution.duration.as_secs_f64());
         match &execution.content {
             Content::Value { json, .. } => {
                 tracing::info!(target: "vogeler::client", plugin = %plugin.name, millis, bytes = json.get().len(), "plugin ran");
@@ -174,11 +230,11 @@ impl Agent {
         }
     }
 
-    /// Puts the answer into the spool, as a result with the node's next sequence.
+    /// Puts the answer into the spool, as a result with the node's next sequence, of the run that `trace` is of.
     async fn keep(
         &self,
         plugin: PluginName,
-        run: Option<RunId>,
+        trace: Option<TraceParent>,
         answer: Answer,
     ) -> Result<(), KeepError> {
         let (node, zstd_bytes_min) = (self.node.clone(), self.zstd_bytes_min);
@@ -189,14 +245,14 @@ impl Agent {
                 plugin: Some(plugin),
                 seq: spool.next_seq(now),
                 collected_at: now,
-                run,
+                run: trace.map(|trace| trace.run),
                 format: answer.format,
                 duration_ms: answer
                     .duration
                     .and_then(|took| u64::try_from(took.as_millis()).ok()),
                 content: answer.content,
             };
-            let envelope = Envelope::seal(&result, zstd_bytes_min)?;
+            let envelope = Envelope::seal(&result, trace, zstd_bytes_min)?;
             spool.push(result.seq, &envelope)?;
             Ok::<_, KeepError>(())
         };

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::plugin::{Plugin, Registry};
+use crate::telemetry::CommandOutcome;
 use crate::wire::{CLIENT_PLUGIN, Command, ErrorKind, PluginError};
 
 /// Names of plugins that an answer to an unknown one lists at most.
@@ -16,7 +17,7 @@ pub(super) enum Decision<'r> {
     /// Report ourselves.
     About,
     /// Run nothing, and say why.
-    Decline(PluginError),
+    Decline(CommandOutcome, PluginError),
 }
 
 /// Decides at `now`. A command chooses among the plugins of this node's own files, and can do no more.
@@ -28,18 +29,23 @@ pub(super) fn decide<'r>(
     if let Some(deadline) = command.deadline.filter(|_| command.is_expired(now)) {
         let message =
             format!("the command came to run at {now}, after the run's deadline {deadline}");
-        return decline(ErrorKind::Expired, message);
+        return decline(CommandOutcome::Expired, ErrorKind::Expired, message);
     }
     if command.filter.is_some() {
         let message = "the command has a filter, and this client knows none: it does not run what it may be meant to skip";
-        return decline(ErrorKind::Refused, message.to_owned());
+        let message = message.to_owned();
+        return decline(CommandOutcome::Refused, ErrorKind::Refused, message);
     }
     if command.plugin.as_str() == CLIENT_PLUGIN {
         return Decision::About;
     }
     match registry.plugins.get(&command.plugin) {
         Some(plugin) => Decision::Run(plugin),
-        None => decline(ErrorKind::Refused, unknown(command, registry)),
+        None => decline(
+            CommandOutcome::UnknownPlugin,
+            ErrorKind::Refused,
+            unknown(command, registry),
+        ),
     }
 }
 
@@ -58,13 +64,14 @@ fn unknown(command: &Command, registry: &Registry) -> String {
     )
 }
 
-fn decline(kind: ErrorKind, message: String) -> Decision<'static> {
-    Decision::Decline(PluginError {
+fn decline(outcome: CommandOutcome, kind: ErrorKind, message: String) -> Decision<'static> {
+    let error = PluginError {
         kind,
         message,
         exit: None,
         stderr: None,
-    })
+    };
+    Decision::Decline(outcome, error)
 }
 
 #[cfg(test)]
@@ -76,7 +83,7 @@ mod tests {
         let command = Command::decode(command.as_bytes()).unwrap();
         let now = "2026-11-22T14:00:01Z".parse().unwrap();
         match decide(&command, registry, now) {
-            Decision::Decline(error) => error,
+            Decision::Decline(_, error) => error,
             other => panic!("{other:?}"),
         }
     }

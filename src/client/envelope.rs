@@ -1,6 +1,6 @@
 //! The envelope: a result as it waits on disk, ready to be published as it is.
 //!
-//! A header line (checksum, sequence, routing key, content encoding, node) and the message's body. Invariant:
+//! A header line (checksum, sequence, content encoding, node, place in the run's trace) and the message's body. Invariant:
 //! what is read back is byte for byte what was written, or an error. The routing key is the one of the node that made the
 //! result, which may have been renamed since.
 
@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
-use crate::wire::{NodeName, PUBLISHED_HEADER, PluginResult, Seq};
+use crate::trace::TraceParent;
+use crate::wire::{NodeName, PUBLISHED_HEADER, PluginResult, RunId, Seq};
 
 const CONTENT_TYPE: &str = "application/json";
 const ZSTD: &str = "zstd";
@@ -24,6 +25,8 @@ pub(super) struct Envelope {
     pub(super) seq: Seq,
     node: NodeName,
     is_zstd: bool,
+    /// None for a result that no run asked for.
+    trace: Option<TraceParent>,
     body: Bytes,
 }
 
@@ -51,7 +54,11 @@ pub(super) enum CorruptError {
 
 impl Envelope {
     /// Encodes `result`, packed with zstd from `zstd_bytes_min` bytes on.
-    pub(super) fn seal(result: &PluginResult, zstd_bytes_min: usize) -> Result<Self, EncodeError> {
+    pub(super) fn seal(
+        result: &PluginResult,
+        trace: Option<TraceParent>,
+        zstd_bytes_min: usize,
+    ) -> Result<Self, EncodeError> {
         let json = result.encode()?;
         let is_zstd = json.len() >= zstd_bytes_min;
         let body = if is_zstd {
@@ -63,23 +70,33 @@ impl Envelope {
             seq: result.seq,
             node: result.node.clone(),
             is_zstd,
+            trace,
             body: body.into(),
         })
     }
 
+    /// The run that asked for it.
+    pub(super) fn run(&self) -> Option<RunId> {
+        self.trace.map(|trace| trace.run)
+    }
+
     /// The message that carries it, as published now: persistent, mandatory, to its node's slot.
     pub(super) fn message(&self) -> Message {
+        let mut properties = Properties {
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            content_encoding: self.is_zstd.then(|| ZSTD.to_owned()),
+            message_id: Some(format!("{}/{}", self.node, self.seq.0)),
+            headers: [(PUBLISHED_HEADER.to_owned(), now_ms())].into(),
+            ..Properties::default()
+        };
+        if let Some(trace) = self.trace {
+            trace.put(&mut properties);
+        }
         Message {
             exchange: Exchange::Results,
             routing_key: topology::result_key(&self.node),
             body: self.body.clone(),
-            properties: Properties {
-                content_type: Some(CONTENT_TYPE.to_owned()),
-                content_encoding: self.is_zstd.then(|| ZSTD.to_owned()),
-                message_id: Some(format!("{}/{}", self.node, self.seq.0)),
-                headers: [(PUBLISHED_HEADER.to_owned(), now_ms())].into(),
-                ..Properties::default()
-            },
+            properties,
             persistent: true,
             mandatory: true,
         }
@@ -88,7 +105,9 @@ impl Envelope {
     /// As it stands on disk.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let encoding = if self.is_zstd { ZSTD } else { "-" };
-        let mut sealed = format!("{} {encoding} {}\n", self.seq.0, self.node).into_bytes();
+        let trace = self.trace.map(|trace| format!(" {trace}"));
+        let trace = trace.unwrap_or_default();
+        let mut sealed = format!("{} {encoding} {}{trace}\n", self.seq.0, self.node).into_bytes();
         sealed.extend_from_slice(&self.body);
         let mut bytes = format!("{} ", blake3::hash(&sealed).to_hex()).into_bytes();
         bytes.append(&mut sealed);
@@ -107,11 +126,12 @@ impl Envelope {
         let (header, body) = end
             .and_then(|end| sealed.split_at_checked(end))
             .ok_or(CorruptError::Header)?;
-        let (seq, is_zstd, node) = read_header(header).ok_or(CorruptError::Header)?;
+        let (seq, is_zstd, node, trace) = read_header(header).ok_or(CorruptError::Header)?;
         Ok(Self {
             seq,
             node,
             is_zstd,
+            trace,
             body: Bytes::copy_from_slice(&body[1..]),
         })
     }
@@ -121,7 +141,7 @@ fn now_ms() -> String {
     Timestamp::now().as_millisecond().to_string()
 }
 
-fn read_header(header: &[u8]) -> Option<(Seq, bool, NodeName)> {
+fn read_header(header: &[u8]) -> Option<(Seq, bool, NodeName, Option<TraceParent>)> {
     let mut words = std::str::from_utf8(header).ok()?.split(' ');
     let seq = Seq(words.next()?.parse().ok()?);
     let is_zstd = match words.next()? {
@@ -130,7 +150,8 @@ fn read_header(header: &[u8]) -> Option<(Seq, bool, NodeName)> {
         _ => return None,
     };
     let node = NodeName::new(words.next()?).ok()?;
-    Some((seq, is_zstd, node))
+    let trace = words.next().map(str::parse).transpose().ok()?;
+    Some((seq, is_zstd, node, trace))
 }
 
 #[cfg(test)]
@@ -161,7 +182,7 @@ pub(super) mod tests {
     #[test]
     fn a_message_carries_the_result() {
         let result = result(7, &"x".repeat(1000));
-        let plain = Envelope::seal(&result, 10_000).unwrap().message();
+        let plain = Envelope::seal(&result, None, 10_000).unwrap().message();
         assert_eq!(plain.body, result.encode().unwrap());
         assert_eq!(plain.properties.content_encoding, None);
         assert_eq!(
@@ -171,8 +192,11 @@ pub(super) mod tests {
         assert_eq!(plain.properties.message_id.as_deref(), Some("web01/7"));
         assert_eq!(plain.routing_key, topology::result_key(&result.node));
         assert!(plain.persistent && plain.mandatory);
+        assert_eq!(TraceParent::of(&plain.properties), None);
 
-        let packed = Envelope::seal(&result, 100).unwrap().message();
+        let trace = Some(TraceParent::generate(RunId::generate()));
+        let packed = Envelope::seal(&result, trace, 100).unwrap().message();
+        assert_eq!(TraceParent::of(&packed.properties), trace);
         assert_eq!(packed.properties.content_encoding.as_deref(), Some("zstd"));
         assert!(packed.body.len() < 300);
         assert_eq!(
@@ -184,8 +208,9 @@ pub(super) mod tests {
     proptest! {
         /// What is read back is what was written; a byte changed or cut off anywhere is an error.
         #[test]
-        fn damage_is_noticed(text in "\\PC{0,40}", at in any::<prop::sample::Index>(), flip in 1..=255_u8) {
-            let envelope = Envelope::seal(&result(7, &text), 60).unwrap();
+        fn damage_is_noticed(text in "\\PC{0,40}", has_run: bool, at in any::<prop::sample::Index>(), flip in 1..=255_u8) {
+            let trace = has_run.then(|| TraceParent::generate(RunId::generate()));
+            let envelope = Envelope::seal(&result(7, &text), trace, 60).unwrap();
             let bytes = envelope.to_bytes();
             prop_assert_eq!(Envelope::from_bytes(&bytes), Ok(envelope));
             let at = at.index(bytes.len());

@@ -18,6 +18,7 @@ pub mod plugin;
 mod publish;
 mod schedule;
 mod spool;
+mod vitals;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,10 +39,12 @@ use plugin::{FolderError, Registry};
 use publish::Outbox;
 use schedule::Schedule;
 use spool::{Bounds, Spool};
+use vitals::ClientProbe;
 
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Consumer, topology};
 use crate::config;
+use crate::http::Probe;
 use crate::wire::{NodeName, PluginName};
 
 /// Commands that wait or run at once: enough for an operator, and a bound on what a stop gives back.
@@ -126,6 +129,15 @@ impl Client {
     /// The node's name.
     pub fn node(&self) -> &NodeName {
         &self.agent.node
+    }
+
+    /// Tells whether the client is ready, `stop` being what ends it.
+    pub fn probe(&self, stop: CancellationToken) -> Arc<dyn Probe> {
+        Arc::new(ClientProbe {
+            noted: self.agent.outbox.noted(),
+            broker: self.broker.link(),
+            stopping: stop,
+        })
     }
 
     /// Works until `stop`, then lets running plugins finish for a while, publishes what it can and returns. The

@@ -4,14 +4,17 @@
 //! tries again with back-off, for ever; the spool's bounds limit what may wait meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::spool::Spool;
+use super::vitals::Noted;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError};
+use crate::telemetry::{PublishOutcome, catalogue as c};
+use crate::wire::RunId;
 
 /// The first pause after a failed publish is a share of this.
 const PAUSE_BASE: Duration = Duration::from_millis(250);
@@ -23,11 +26,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Outbox {
     spool: Arc<Mutex<Spool>>,
     filled: Arc<Notify>,
+    noted: Noted,
 }
 
 impl Outbox {
     pub(super) fn new(spool: Spool) -> Self {
         Self {
+            noted: spool.noted(),
             spool: Arc::new(Mutex::new(spool)),
             filled: Arc::new(Notify::new()),
         }
@@ -42,6 +47,11 @@ impl Outbox {
         // Every method leaves the spool whole, so a panic elsewhere does not make it unusable.
         let call = move || f(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(call).await
+    }
+
+    /// What is known of spool and publishing.
+    pub(super) fn noted(&self) -> Noted {
+        self.noted.clone()
     }
 
     /// Wakes the publisher: something was pushed.
@@ -69,7 +79,8 @@ pub(super) async fn run(outbox: Outbox, broker: Arc<dyn Broker>, stop: Cancellat
                 }
             }
             Err(error) if stop.is_cancelled() => {
-                tracing::warn!(target: "vogeler::client", %error, "results stay in the spool until the next start");
+                let run = error.run();
+                tracing::warn!(target: "vogeler::client", run, %error, "results stay in the spool until the next start");
                 return;
             }
             Err(error) => {
@@ -88,26 +99,59 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
     let Some((seq, envelope)) = outbox.with(Spool::oldest).await? else {
         return Ok(false);
     };
-    broker.publish(envelope.message()).await?;
+    let run = envelope.run();
+    let started = Instant::now();
+    let published = broker.publish(envelope.message()).await;
+    record(&published, started.elapsed());
+    published.map_err(|source| PublishError::Broker { source, run })?;
+    outbox.noted.published();
     outbox.with(move |spool| spool.done(seq)).await?;
-    tracing::debug!(target: "vogeler::client", seq = seq.0, "result published");
+    let run = run.map(tracing::field::display);
+    tracing::debug!(target: "vogeler::client", run, seq = seq.0, "result published");
     Ok(true)
+}
+
+fn record(published: &Result<(), BrokerError>, took: Duration) {
+    let outcome = match published {
+        Ok(()) => PublishOutcome::Confirmed,
+        Err(BrokerError::Unroutable { .. }) => PublishOutcome::Returned,
+        Err(_) => PublishOutcome::Failed,
+    };
+    c::CLIENT_PUBLISHED.of(outcome).increment(1);
+    if published.is_ok() {
+        let seconds = c::CLIENT_PUBLISH_SECONDS.get();
+        seconds.record(took.as_secs_f64());
+    }
 }
 
 /// Why the oldest result still waits.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
+    #[error("{source}")]
+    Broker {
+        source: BrokerError,
+        run: Option<RunId>,
+    },
     #[error("the spool cannot be read: {0}")]
     Spool(#[from] tokio::task::JoinError),
 }
 
+impl PublishError {
+    /// The run whose result waits, for the log.
+    fn run(&self) -> Option<tracing::field::DisplayValue<RunId>> {
+        match self {
+            Self::Broker { run, .. } => run.map(tracing::field::display),
+            Self::Spool(_) => None,
+        }
+    }
+}
+
 /// The first failure is news; the following ones say the same.
 fn log(error: &PublishError, tries: u32) {
+    let run = error.run();
     if tries == 0 {
-        tracing::warn!(target: "vogeler::client", %error, "a result cannot be published; it waits in the spool and is tried again");
+        tracing::warn!(target: "vogeler::client", run, %error, "a result cannot be published; it waits in the spool and is tried again");
     } else {
-        tracing::debug!(target: "vogeler::client", %error, tries, "a result still cannot be published");
+        tracing::debug!(target: "vogeler::client", run, %error, tries, "a result still cannot be published");
     }
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::envelope::Envelope;
+use super::vitals::Noted;
 use crate::wire::Seq;
 
 const FOLDER: &str = "spool";
@@ -29,7 +30,7 @@ const EXTENSION_BAD: &str = "bad";
 const SEQ_DIGITS: usize = 20;
 
 /// How much the spool may hold; past it the oldest results go.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
     /// Results.
     pub(super) count_max: usize,
@@ -87,6 +88,7 @@ pub(super) struct Spool {
     bytes: u64,
     last: Seq,
     dropped: u64,
+    noted: Noted,
     /// Held, never read: the lock goes with the file.
     _lock: File,
 }
@@ -105,10 +107,12 @@ impl Spool {
             bytes: 0,
             last: Seq(0),
             dropped: 0,
+            noted: Noted::new(bounds),
             _lock: lock,
         };
         spool.recover()?;
         spool.shrink(0);
+        spool.note();
         Ok(spool)
     }
 
@@ -163,6 +167,7 @@ impl Spool {
         self.write(&path, &content).map_err(unwritable(&path))?;
         self.waiting.push_back(Waiting { seq, bytes });
         self.bytes += bytes;
+        self.note();
         Ok(dropped)
     }
 
@@ -185,13 +190,26 @@ impl Spool {
             };
             self.bytes -= oldest.bytes;
             dropped += 1;
-            remove(&self.path(oldest.seq));
+            self.give_up(oldest.seq);
         }
         self.dropped += dropped;
+        self.noted.dropped(dropped);
         if dropped > 0 {
             tracing::warn!(target: "vogeler::client", dropped, dropped_total = self.dropped, "the spool is full: the oldest results are lost; is the broker away? raise client.spool_count_max or client.spool_bytes_max");
         }
         dropped
+    }
+
+    /// Removes a result that has no room any more, and says of which run it was.
+    fn give_up(&self, seq: Seq) {
+        let path = self.path(seq);
+        let envelope = fs::read(&path)
+            .ok()
+            .and_then(|bytes| Envelope::from_bytes(&bytes).ok());
+        let run = envelope.and_then(|envelope| envelope.run());
+        let run = run.map(tracing::field::display);
+        tracing::warn!(target: "vogeler::client", run, seq = seq.0, "a result is lost: the spool has no room for it");
+        remove(&path);
     }
 
     /// The oldest result that waits. Corrupt ones are set aside on the way.
@@ -228,7 +246,18 @@ impl Spool {
         if let Some(waiting) = self.waiting.remove(at) {
             self.bytes -= waiting.bytes;
         }
+        self.note();
         true
+    }
+
+    /// Tells how much waits.
+    fn note(&self) {
+        self.noted.spooled(self.waiting.len(), self.bytes);
+    }
+
+    /// What others may know of the spool, without waiting for its disk.
+    pub(super) fn noted(&self) -> Noted {
+        self.noted.clone()
     }
 
     /// How many results wait.

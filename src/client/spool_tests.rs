@@ -9,7 +9,7 @@ const ROOMY: Bounds = Bounds {
 };
 
 fn envelope(seq: Seq) -> Envelope {
-    Envelope::seal(&result(seq.0, "text"), 10_000).unwrap()
+    Envelope::seal(&result(seq.0, "text"), None, 10_000).unwrap()
 }
 
 fn at(microsecond: i64) -> Timestamp {
@@ -94,7 +94,7 @@ fn the_oldest_go_when_it_is_full() {
     let mut spool = Spool::open(state.path(), small).unwrap();
     push_all(&mut spool, 7..=9);
     assert_eq!(drain(&mut spool), [8, 9]);
-    let large = Envelope::seal(&result(10, &"x".repeat(10_000)), 100_000).unwrap();
+    let large = Envelope::seal(&result(10, &"x".repeat(10_000)), None, 100_000).unwrap();
     let error = spool.push(Seq(10), &large).unwrap_err();
     assert!(matches!(error, SpoolError::TooLarge { .. }), "{error}");
 }

@@ -234,6 +234,8 @@ pub struct Client {
     pub spool_count_max: usize,
     /// The same in bytes. Default 64 MiB.
     pub spool_bytes_max: u64,
+    /// Where the client answers `/metrics`, `/livez` and `/readyz`. Default nowhere.
+    pub http_listen: Option<SocketAddr>,
 }
 
 impl Default for Client {
@@ -249,6 +251,7 @@ impl Default for Client {
             zstd_bytes_min: 4096,
             spool_count_max: 1000,
             spool_bytes_max: 64 * 1024 * 1024,
+            http_listen: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
 use super::node::Claim;
 use super::pace::Went;
-use super::ticket::Ticket;
+use super::ticket::{Ticket, log_again};
 use crate::backoff::Backoff;
 use crate::document::{Applied, DocumentError, NodeDocument};
 use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
@@ -412,6 +412,7 @@ impl Committer {
 
     /// The work, if it may be tried again; otherwise its results go back to the broker.
     fn again(&self, work: Work, why: &str) -> Option<Work> {
+        log_again(&work.pending, why);
         if self.may_try_again(&work) {
             return Some(work);
         }

@@ -53,8 +53,10 @@ pub(super) struct DeadLetters(mpsc::Sender<DeadLetter>);
 impl DeadLetters {
     /// Hands one in; waits while many are under way.
     pub(super) async fn send(&self, letter: DeadLetter) {
+        let run = letter.ticket.run().map(tracing::field::display);
         warn!(
             target: "vogeler::ingest::dead_letter",
+            run,
             reason = letter.reason,
             detail = letter.detail,
             node = letter.node.as_ref().map(tracing::field::display),
@@ -92,7 +94,8 @@ async fn publish(broker: &dyn Broker, letter: DeadLetter) {
                 return;
             }
             Err(error) if backoff.tries() + 1 >= TRIES_MAX || !error.is_retryable() => {
-                error!(target: "vogeler::ingest::dead_letter", %error, "a dead letter cannot be published; its delivery goes back to the broker");
+                let run = letter.ticket.run().map(tracing::field::display);
+                error!(target: "vogeler::ingest::dead_letter", run, %error, "a dead letter cannot be published; its delivery goes back to the broker");
                 return;
             }
             Err(_) => tokio::time::sleep(backoff.next_random()).await,

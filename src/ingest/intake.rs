@@ -70,6 +70,7 @@ impl Intake {
         let result = match decode(ticket.origin(), self.message_bytes_max, Timestamp::now()) {
             Ok(result) => result,
             Err(error) => {
+                ticket.begin_span(ticket.run());
                 telemetry::record_decode_error(&error);
                 let letter = DeadLetter {
                     ticket,
@@ -83,6 +84,7 @@ impl Intake {
                 return;
             }
         };
+        ticket.begin_span(result.run);
         self.record(&result);
         let bytes = held_bytes(&ticket, &result).min(self.budget_bytes);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);

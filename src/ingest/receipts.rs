@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::broker::topology::Exchange;
 use crate::broker::{Broker, Message, Properties};
 use crate::telemetry;
+use crate::trace::TraceParent;
 use crate::wire::{Receipt, ReceiptBatch, RunId};
 
 /// Receipts waiting at most; a run on 10,000 nodes fits.
@@ -78,14 +79,17 @@ async fn publish(broker: &dyn Broker, run: RunId, receipts: Vec<Receipt>) {
     let Ok(body) = serde_json::to_vec(&ReceiptBatch::new(run, receipts)) else {
         return;
     };
+    let mut properties = Properties {
+        content_type: Some("application/json".to_owned()),
+        ..Properties::default()
+    };
+    // It is about many results: of their trace, and below none of their spans.
+    TraceParent::generate(run).put(&mut properties);
     let message = Message {
         exchange: Exchange::Receipts,
         routing_key: run.to_string(),
         body: body.into(),
-        properties: Properties {
-            content_type: Some("application/json".to_owned()),
-            ..Properties::default()
-        },
+        properties,
         persistent: false,
         // A runner that did not wait, or left, is no error.
         mandatory: false,
@@ -100,7 +104,10 @@ async fn publish(broker: &dyn Broker, run: RunId, receipts: Vec<Receipt>) {
         }
     };
     match published {
-        Ok(()) => telemetry::record_receipts(count),
+        Ok(()) => {
+            debug!(target: "vogeler::ingest::receipts", %run, count, "receipts published");
+            telemetry::record_receipts(count);
+        }
         Err(error) => {
             telemetry::record_receipts_failed(count);
             warn!(target: "vogeler::ingest::receipts", %run, count, %error, "receipts lost; the runner will look in the store");

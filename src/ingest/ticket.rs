@@ -9,12 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::debug;
 
-use super::coalesce::Overtake;
+use super::coalesce::{Overtake, Pending};
 use super::held::Taken;
 use super::receipts::ReceiptSender;
 use crate::broker::{Delivery, Properties, Settler};
 use crate::telemetry::{Ledger, record_settled};
+use crate::trace::{self, RunSpan, Step, TraceParent};
 use crate::wire::{Content, Outcome, PUBLISHED_HEADER, PluginResult, Receipt, RunId};
 
 /// A delivery's original message, kept for the dead letters.
@@ -39,6 +41,8 @@ pub(super) struct Ticket {
     permit: Option<OwnedSemaphorePermit>,
     /// When the client published it, in milliseconds of Unix time, where it says so.
     published_ms: Option<i64>,
+    /// From here to the settlement, where spans are exported and the result belongs to a run.
+    span: Option<Box<RunSpan>>,
     /// Tells the partition's consumer, when dropped, that this delivery is settled.
     _taken: Taken,
 }
@@ -68,6 +72,7 @@ impl Ticket {
             receipts,
             permit: None,
             published_ms,
+            span: None,
             _taken: taken,
         }
     }
@@ -75,6 +80,21 @@ impl Ticket {
     /// The message as it came.
     pub(super) fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// The run it belongs to; before the result is admitted, and for what cannot be read, as the headers say.
+    pub(super) fn run(&self) -> Option<RunId> {
+        let admitted = self.receipt.as_ref().map(|told| told.0);
+        admitted.or_else(|| Some(TraceParent::of(&self.origin.properties)?.run))
+    }
+
+    /// Begins the span of a result of `run`, if spans are exported.
+    pub(super) fn begin_span(&mut self, run: Option<RunId>) {
+        let Some(run) = run.filter(|_| trace::is_exporting()) else {
+            return;
+        };
+        let parent = TraceParent::of(&self.origin.properties);
+        self.span = Some(Box::new(RunSpan::start(Step::Result, run, parent)));
     }
 
     /// Remembers whom to tell, once the result is known, and holds its share of the byte budget.
@@ -108,6 +128,7 @@ impl Ticket {
         let Some(settler) = self.settler.take() else {
             return;
         };
+        self.note(outcome);
         if outcome == Outcome::Requeued {
             settler.requeue();
         } else {
@@ -128,6 +149,26 @@ impl Ticket {
         }
         self.ledger.end(outcome);
     }
+
+    /// Tells the log and the trace how a result of a run ended.
+    fn note(&mut self, outcome: Outcome) {
+        if let Some((run, receipt)) = self.receipt.as_deref() {
+            debug!(target: "vogeler::ingest", %run, node = %receipt.node, plugin = %receipt.plugin, outcome = outcome.as_str(), "result settled");
+        }
+        if let Some(span) = &mut self.span {
+            span.set("vogeler.outcome", outcome.as_str());
+        }
+    }
+}
+
+/// Notes in the log which results of runs are written again, and why.
+pub(super) fn log_again(pending: &[Pending<Ticket>], why: &str) {
+    let tickets = pending
+        .iter()
+        .flat_map(|pending| std::iter::once(&pending.ticket).chain(&pending.overtaken));
+    for (run, receipt) in tickets.filter_map(|ticket| ticket.receipt.as_deref()) {
+        debug!(target: "vogeler::ingest", %run, node = %receipt.node, plugin = %receipt.plugin, why, "result not written");
+    }
 }
 
 impl Overtake for Ticket {
@@ -141,6 +182,7 @@ impl Overtake for Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(settler) = self.settler.take() {
+            self.note(Outcome::Requeued);
             settler.requeue();
             self.ledger.end(Outcome::Requeued);
         }

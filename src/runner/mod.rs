@@ -16,6 +16,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 pub use answers::{Answer, Counts, Expected, Failure, Run};
 pub use report::Report;
@@ -25,6 +26,7 @@ use crate::broker::topology::{self, Exchange};
 use crate::broker::{Broker, BrokerError, Consumer, Message, Properties};
 use crate::document::NodeDocument;
 use crate::store::{Store, StoreError, StoredDocument};
+use crate::trace::{RunSpan, Step, TraceParent};
 use crate::wire::{Command, NodeName, Outcome, PluginName, ReceiptBatch, RunId};
 
 /// Receipt messages unsettled at once; each is a batch already.
@@ -78,6 +80,45 @@ pub async fn run(
     observer: &mut (dyn FnMut(&Run) + Send),
     stop: &CancellationToken,
 ) -> Result<Report, RunError> {
+    let mut span = RunSpan::start(Step::Run, request.run, None);
+    let report = ask_and_gather(broker, store, request, observer, stop, span.here())
+        .instrument(log_span(request.run))
+        .await;
+    finish(&mut span, request, report)
+}
+
+/// The run's id in every line that is logged within, whatever the level.
+fn log_span(run: RunId) -> tracing::Span {
+    tracing::error_span!(target: "vogeler::runner", "run", %run)
+}
+
+/// Tells the log and the trace how the run went.
+fn finish(
+    span: &mut RunSpan,
+    request: &RunRequest,
+    report: Result<Report, RunError>,
+) -> Result<Report, RunError> {
+    span.set("vogeler.plugin", &request.plugin);
+    span.set("vogeler.target", &request.target);
+    match &report {
+        Ok(report) => {
+            let summary = report.summary();
+            span.set("vogeler.summary", &summary);
+            tracing::debug!(target: "vogeler::runner", run = %request.run, summary, "the runner is done");
+        }
+        Err(error) => span.fail(error),
+    }
+    report
+}
+
+async fn ask_and_gather(
+    broker: &dyn Broker,
+    store: &dyn Store,
+    request: &RunRequest,
+    observer: &mut (dyn FnMut(&Run) + Send),
+    stop: &CancellationToken,
+    place: TraceParent,
+) -> Result<Report, RunError> {
     let start = Instant::now();
     let end = start + request.timeout;
     let deadline = deadline(request.timeout);
@@ -87,7 +128,7 @@ pub async fn run(
         .unwrap_or(Err(BrokerError::Unconfirmed {
             timeout: request.timeout,
         }))?;
-    let mut asked = match ask(broker, store, request, deadline).await {
+    let mut asked = match ask(broker, store, request, deadline, place).await {
         Ok(asked) => asked,
         Err(error) => {
             receipts.close(CLOSE_TIMEOUT).await;
@@ -123,14 +164,20 @@ pub async fn send(
 ) -> Result<Report, RunError> {
     let start = Instant::now();
     let deadline = deadline(request.timeout);
-    let asked = ask(broker, store, request, deadline).await?;
-    Ok(Report::new(
-        &asked.run,
-        &request.target,
-        deadline,
-        start.elapsed(),
-        asked.notes,
-    ))
+    let mut span = RunSpan::start(Step::Run, request.run, None);
+    let asked = ask(broker, store, request, deadline, span.here())
+        .instrument(log_span(request.run))
+        .await;
+    let report = asked.map(|asked| {
+        Report::new(
+            &asked.run,
+            &request.target,
+            deadline,
+            start.elapsed(),
+            asked.notes,
+        )
+    });
+    finish(&mut span, request, report)
 }
 
 /// The end of a run that begins now; a timeout beyond the calendar's end is no deadline that anybody lives to see.
@@ -146,6 +193,7 @@ async fn ask(
     store: &dyn Store,
     request: &RunRequest,
     deadline: Timestamp,
+    place: TraceParent,
 ) -> Result<Asked, RunError> {
     let command = Command {
         run: Some(request.run),
@@ -153,16 +201,18 @@ async fn ask(
         deadline: Some(deadline),
         filter: None,
     };
+    let mut properties = Properties {
+        content_type: Some("application/json".to_owned()),
+        message_id: Some(request.run.to_string()),
+        expiration: Some(request.timeout),
+        ..Properties::default()
+    };
+    place.put(&mut properties);
     let message = Message {
         exchange: Exchange::Commands,
         routing_key: String::new(),
         body: Bytes::from(command.encode()?),
-        properties: Properties {
-            content_type: Some("application/json".to_owned()),
-            message_id: Some(request.run.to_string()),
-            expiration: Some(request.timeout),
-            ..Properties::default()
-        },
+        properties,
         persistent: true,
         mandatory: false,
     };
@@ -176,6 +226,7 @@ async fn ask(
         Target::Group(group) => topology::group_key(group),
         Target::Nodes(_) => {
             ask_by_name(broker, message, &mut asked.run).await?;
+            tracing::debug!(target: "vogeler::runner", plugin = %request.plugin, target = %request.target, "commands published");
             return Ok(asked);
         }
     };
@@ -184,6 +235,7 @@ async fn ask(
         ..message
     };
     broker.publish(message).await?;
+    tracing::debug!(target: "vogeler::runner", plugin = %request.plugin, target = %request.target, "command published");
     Ok(asked)
 }
 
@@ -266,6 +318,7 @@ async fn gather(
             Ok(batch) if batch.run == run.id() => {
                 let mut changed = false;
                 for receipt in batch.receipts {
+                    tracing::debug!(target: "vogeler::runner", node = %receipt.node, outcome = receipt.outcome.as_str(), "receipt");
                     changed |= run.on_receipt(receipt);
                 }
                 if changed {

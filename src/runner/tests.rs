@@ -34,8 +34,10 @@ async fn client(broker: &MemoryBroker, name: &str, groups: &[&str]) -> Consumer 
 async fn answer(broker: &MemoryBroker, client: &mut Consumer, nodes: &[&str]) -> Command {
     let delivery = client.next().await.unwrap();
     let command = Command::decode(&delivery.body).unwrap();
-    delivery.settler.ack();
     let run = command.run.unwrap();
+    let trace = TraceParent::of(&delivery.properties);
+    assert_eq!(trace.map(|trace| trace.run), Some(run));
+    delivery.settler.ack();
     let receipts = nodes.iter().map(|name| Receipt {
         node: node(name),
         plugin: command.plugin.clone(),

@@ -192,8 +192,6 @@ label_enum! {
         Refused = "refused",
         /// The command came after its deadline.
         Expired = "expired",
-        /// The command had been answered before.
-        Duplicate = "duplicate",
         /// The message is no command.
         Invalid = "invalid",
         /// The client stopped, or could not keep the result: the command went back to the broker.

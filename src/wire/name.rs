@@ -213,6 +213,16 @@ impl RunId {
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
     }
+
+    /// The run whose trace has this id (W3C Trace Context).
+    pub fn of_trace(trace: u128) -> Self {
+        Self(Uuid::from_u128(trace))
+    }
+
+    /// The id of the run's trace.
+    pub fn trace(self) -> u128 {
+        self.0.as_u128()
+    }
 }
 
 impl fmt::Display for RunId {

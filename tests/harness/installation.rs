@@ -75,6 +75,11 @@ impl Installation {
         &self.broker
     }
 
+    /// Where the HTTP side answers that [`get`](Self::get) asks: the server's, unless a test gives it to a client.
+    pub(crate) fn http_address(&self) -> String {
+        format!("127.0.0.1:{}", self.http_port)
+    }
+
     /// Writes a plugin file that clients of this set-up read.
     pub(crate) fn plugin_file(&self, name: &str, text: &str) {
         let folder = self.folder.path().join("plugins");
@@ -91,10 +96,7 @@ impl Installation {
             .env("PATH", "/usr/bin:/bin")
             .env("VOGELER_BROKER_DSN", &self.broker)
             .env("VOGELER_STORE_DSN", &self.store)
-            .env(
-                "VOGELER_HTTP_LISTEN",
-                format!("127.0.0.1:{}", self.http_port),
-            )
+            .env("VOGELER_HTTP_LISTEN", self.http_address())
             .env("VOGELER_CLIENT_PLUGINS", self.folder.path().join("plugins"))
             .env("VOGELER_BROKER_RECONNECT_MAX", "500ms")
             .env("VOGELER_SERVER_RETRY_MAX", "500ms")

@@ -16,6 +16,7 @@ use vogeler::ingest::{Drained, Server};
 use vogeler::store::Store;
 use vogeler::store::memory::MemoryStore;
 use vogeler::telemetry::Ledger;
+use vogeler::trace::TraceParent;
 use vogeler::wire::{Content, Format, NodeName, Outcome, PluginResult, ReceiptBatch, RunId, Seq};
 
 /// Longest wait for anything a test expects.
@@ -213,7 +214,9 @@ pub(crate) async fn next_receipts(consumer: &mut Consumer) -> ReceiptBatch {
         .await
         .expect("no receipt")
         .unwrap();
-    let batch = serde_json::from_slice(&delivery.body).unwrap();
+    let batch: ReceiptBatch = serde_json::from_slice(&delivery.body).unwrap();
+    let trace = TraceParent::of(&delivery.properties);
+    assert_eq!(trace.map(|trace| trace.run), Some(batch.run));
     delivery.settler.ack();
     batch
 }

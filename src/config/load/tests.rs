@@ -56,6 +56,8 @@ fn the_shipped_file_shows_every_default() {
         shown.client.node.take().unwrap().as_str(),
         "web01.example.com"
     );
+    let http_listen = shown.client.http_listen.take().unwrap();
+    assert!(http_listen.ip().is_loopback(), "{http_listen}");
     assert_eq!(shown.log.level.take().as_deref(), Some("info"));
     assert_eq!(shown, Config::default());
 

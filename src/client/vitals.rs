@@ -1,0 +1,218 @@
+//! What a client tells of itself while it runs: spool and publishing, for metrics and readiness.
+//!
+//! Spool and publisher note what happened; the HTTP side reads. Invariant: the gauges and [`Vitals`] say the same.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::spool::Bounds;
+use crate::broker::Link;
+use crate::http::{Probe, part};
+use crate::telemetry::catalogue as c;
+
+/// Results that wait longer than this without any being confirmed make the client unready: the broker may be up, and
+/// still take nothing.
+const STALL_MIN: Duration = Duration::from_mins(1);
+
+/// The state of spool and publisher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Vitals {
+    bounds: Bounds,
+    messages: usize,
+    bytes: u64,
+    /// Results given up for want of room since the spool was last empty.
+    dropped: u64,
+    /// When the broker last confirmed a result.
+    published_at: Option<Timestamp>,
+    /// Since when something waits and nothing was confirmed.
+    waiting_since: Option<Timestamp>,
+}
+
+impl Vitals {
+    fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            messages: 0,
+            bytes: 0,
+            dropped: 0,
+            published_at: None,
+            waiting_since: None,
+        }
+    }
+
+    fn spooled(&mut self, messages: usize, bytes: u64, now: Timestamp) {
+        (self.messages, self.bytes) = (messages, bytes);
+        if messages == 0 {
+            self.dropped = 0;
+            self.waiting_since = None;
+        } else {
+            self.waiting_since.get_or_insert(now);
+        }
+    }
+
+    fn published(&mut self, now: Timestamp) {
+        self.published_at = Some(now);
+        self.waiting_since = self.waiting_since.map(|_| now);
+    }
+
+    fn spool(&self) -> Value {
+        let mut spool = json!({
+            "ok": self.dropped == 0, "messages": self.messages, "bytes": self.bytes,
+            "messages_max": self.bounds.count_max, "bytes_max": self.bounds.bytes_max,
+        });
+        if self.dropped > 0 {
+            let dropped = self.dropped;
+            spool["reason"] = json!(format!(
+                "full: {dropped} results are lost, the oldest first"
+            ));
+        }
+        spool
+    }
+
+    fn last_publish(&self, now: Timestamp) -> Value {
+        let stalled = self.waiting_since.filter(|since| {
+            let waiting = Duration::try_from(now.duration_since(*since));
+            waiting.is_ok_and(|waiting| waiting > STALL_MIN)
+        });
+        let at = self.published_at;
+        match stalled {
+            Some(since) => {
+                let reason = format!("results wait, and none was confirmed since {since}");
+                json!({"ok": false, "at": at, "reason": reason})
+            }
+            None => json!({"ok": true, "at": at}),
+        }
+    }
+}
+
+/// The state, shared by who notes and who reads. Held for moments only.
+#[derive(Debug, Clone)]
+pub(super) struct Noted(Arc<Mutex<Vitals>>);
+
+impl Noted {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
+        c::CLIENT_SPOOL_BYTES_LIMIT
+            .get()
+            .set(bounds.bytes_max as f64);
+        Self(Arc::new(Mutex::new(Vitals::new(bounds))))
+    }
+
+    /// The spool holds this now.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
+    pub(super) fn spooled(&self, messages: usize, bytes: u64) {
+        c::CLIENT_SPOOL_MESSAGES.get().set(messages as f64);
+        c::CLIENT_SPOOL_BYTES.get().set(bytes as f64);
+        self.with(|vitals| vitals.spooled(messages, bytes, Timestamp::now()));
+    }
+
+    /// So many results were given up for want of room.
+    pub(super) fn dropped(&self, count: u64) {
+        c::CLIENT_SPOOL_DROPPED.get().increment(count);
+        self.with(|vitals| vitals.dropped += count);
+    }
+
+    /// The broker confirmed a result.
+    pub(super) fn published(&self) {
+        let now = Timestamp::now();
+        let last = c::CLIENT_LAST_PUBLISH_TIMESTAMP_SECONDS.get();
+        last.set(now.as_duration().as_secs_f64());
+        self.with(|vitals| vitals.published(now));
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Vitals) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What `/readyz` of a client answers from.
+#[derive(Debug)]
+pub(super) struct ClientProbe {
+    pub(super) noted: Noted,
+    pub(super) broker: watch::Receiver<Link>,
+    /// Cancelled when the client begins to stop.
+    pub(super) stopping: CancellationToken,
+}
+
+impl Probe for ClientProbe {
+    fn readiness(&self) -> (bool, Value) {
+        let now = Timestamp::now();
+        let is_stopping = self.stopping.is_cancelled();
+        let broker = self.broker.borrow().clone();
+        self.noted
+            .with(|vitals| readiness(&broker, vitals, is_stopping, now))
+    }
+}
+
+/// Whether a client is ready, and the reasons, a member a part.
+fn readiness(broker: &Link, vitals: &Vitals, is_stopping: bool, now: Timestamp) -> (bool, Value) {
+    let parts = [part(broker), vitals.spool(), vitals.last_publish(now)];
+    let is_ready = !is_stopping && parts.iter().all(|part| part["ok"] == true);
+    let [broker, spool, last_publish] = parts;
+    let body = json!({
+        "ready": is_ready, "broker": broker, "spool": spool, "last_publish": last_publish, "stopping": is_stopping,
+    });
+    (is_ready, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        count_max: 2,
+        bytes_max: 100,
+    };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    /// Goal: each part that is wrong makes the client unready, and the answer says which and why.
+    #[test]
+    fn readiness_names_what_is_wrong() {
+        let mut vitals = Vitals::new(BOUNDS);
+        let (up, away) = (
+            Link::Up,
+            Link::Down {
+                reason: "gone".into(),
+            },
+        );
+        assert!(readiness(&up, &vitals, false, at(0)).0);
+        assert!(!readiness(&up, &vitals, true, at(0)).0);
+        let (is_ready, body) = readiness(&away, &vitals, false, at(0));
+        assert!(!is_ready && body["broker"]["reason"] == "gone", "{body}");
+
+        vitals.spooled(2, 90, at(0));
+        assert!(
+            readiness(&up, &vitals, false, at(60)).0,
+            "waiting a moment is no trouble"
+        );
+        let (is_ready, body) = readiness(&up, &vitals, false, at(61));
+        assert!(!is_ready && body["spool"]["ok"] == true, "{body}");
+        let reason = body["last_publish"]["reason"].as_str().unwrap();
+        assert!(reason.contains(&at(0).to_string()), "{reason}");
+
+        vitals.published(at(61));
+        vitals.dropped += 1;
+        let (is_ready, body) = readiness(&up, &vitals, false, at(62));
+        assert!(!is_ready && body["last_publish"]["ok"] == true, "{body}");
+        assert!(
+            body["spool"]["reason"]
+                .as_str()
+                .unwrap()
+                .starts_with("full: 1 ")
+        );
+
+        vitals.spooled(0, 0, at(63));
+        assert!(
+            readiness(&up, &vitals, false, at(600)).0,
+            "an empty spool waits for nothing"
+        );
+    }
+}
