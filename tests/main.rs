@@ -32,6 +32,7 @@ mod outages;
 mod scale_out;
 mod shutdown;
 mod simulation;
+mod status;
 mod store;
 mod traces;
 mod verdicts;

@@ -3,7 +3,7 @@
 //! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
 //! and the backlog stays in the broker.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
@@ -15,7 +15,7 @@ use super::held::Taken;
 use super::node::Incoming;
 use super::receipts::ReceiptSender;
 use super::router::Router;
-use super::runs::RecentRuns;
+use super::runs::Runs;
 use super::ticket::Ticket;
 use crate::broker::Delivery;
 use crate::config;
@@ -32,7 +32,7 @@ pub(super) struct Intake {
     dead_letters: DeadLetters,
     receipts: ReceiptSender,
     ledger: Arc<Ledger>,
-    runs: Arc<Mutex<RecentRuns>>,
+    runs: Runs,
 }
 
 impl Intake {
@@ -42,6 +42,7 @@ impl Intake {
         dead_letters: DeadLetters,
         receipts: ReceiptSender,
         ledger: Arc<Ledger>,
+        runs: Runs,
     ) -> Self {
         let budget_bytes = settings.bytes_in_flight_max.min(Semaphore::MAX_PERMITS);
         Self {
@@ -52,7 +53,7 @@ impl Intake {
             dead_letters,
             receipts,
             ledger,
-            runs: Arc::default(),
+            runs,
         }
     }
 
@@ -107,11 +108,10 @@ impl Intake {
         let plugin = result.plugin.as_ref().map_or(Plugin::OTHER, Plugin::of);
         let status = ResultStatus::from(&result.content);
         catalogue::PLUGIN_RESULTS.of((plugin, status)).increment(1);
-        if let Some(run) = result.run {
-            let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-            if runs.meet(run) {
-                catalogue::RUNS.get().increment(1);
-            }
+        if let Some(run) = result.run
+            && self.runs.meet(run, result.plugin.as_ref())
+        {
+            catalogue::RUNS.get().increment(1);
         }
     }
 }

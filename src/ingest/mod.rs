@@ -57,6 +57,7 @@ use pace::PaceBounds;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
 use router::{NodeSettings, Router};
+pub use runs::{RunSeen, Runs};
 use writer::{Drain, WriterActor};
 
 /// First pause before a declaration is tried again; the longest is the broker's `reconnect_max`.
@@ -79,6 +80,7 @@ pub struct Server {
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
     gauges: Arc<Gauges>,
+    runs: Runs,
     drain_timeout: Duration,
 }
 
@@ -116,8 +118,9 @@ impl Server {
         let queues = topology::server_queues(config.broker.partitions, config.broker.queue_type);
         declare_or_wait(&broker, &queues, config.broker.reconnect_max).await?;
 
+        let runs = Runs::default();
         let (receipts, receipt_publisher) =
-            receipts::start(Arc::clone(&broker), settings.receipt_linger);
+            receipts::start(Arc::clone(&broker), settings.receipt_linger, runs.clone());
         let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
         let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
         let store_link = gate.link();
@@ -157,6 +160,7 @@ impl Server {
             dead_letters,
             receipts,
             Arc::clone(&ledger),
+            runs.clone(),
         );
 
         let downstream = Downstream {
@@ -181,6 +185,7 @@ impl Server {
             ledger,
             store_link,
             gauges: Arc::new(gauges),
+            runs,
             drain_timeout: settings.drain_timeout,
         })
     }
@@ -198,6 +203,11 @@ impl Server {
     /// What is read at each scrape.
     pub fn gauges(&self) -> Arc<Gauges> {
         Arc::clone(&self.gauges)
+    }
+
+    /// The last runs, as far as this server saw them.
+    pub fn runs(&self) -> Runs {
+        self.runs.clone()
     }
 
     /// How many nodes have an actor.
