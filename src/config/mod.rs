@@ -234,7 +234,7 @@ pub struct Client {
     pub spool_count_max: usize,
     /// The same in bytes. Default 64 MiB.
     pub spool_bytes_max: u64,
-    /// Where the client answers `/metrics`, `/livez` and `/readyz`. Default nowhere.
+    /// Where the client answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default nowhere.
     pub http_listen: Option<SocketAddr>,
 }
 
@@ -260,8 +260,8 @@ impl Default for Client {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
-    /// Where the server answers `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0 takes a free
-    /// one, which is logged.
+    /// Where the server answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0
+    /// takes a free one, which is logged.
     pub listen: SocketAddr,
 }
 

@@ -32,7 +32,6 @@ pub(super) struct Intake {
     dead_letters: DeadLetters,
     receipts: ReceiptSender,
     ledger: Arc<Ledger>,
-    runs: Runs,
 }
 
 impl Intake {
@@ -42,7 +41,6 @@ impl Intake {
         dead_letters: DeadLetters,
         receipts: ReceiptSender,
         ledger: Arc<Ledger>,
-        runs: Runs,
     ) -> Self {
         let budget_bytes = settings.bytes_in_flight_max.min(Semaphore::MAX_PERMITS);
         Self {
@@ -53,13 +51,17 @@ impl Intake {
             dead_letters,
             receipts,
             ledger,
-            runs,
         }
     }
 
     /// The byte budget, and how large it is.
     pub(super) fn budget(&self) -> (Arc<Semaphore>, usize) {
         (Arc::clone(&self.budget), self.budget_bytes)
+    }
+
+    /// The runs that the results belong to.
+    pub(super) fn runs(&self) -> Runs {
+        self.receipts.runs().clone()
     }
 
     /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is
@@ -109,7 +111,7 @@ impl Intake {
         let status = ResultStatus::from(&result.content);
         catalogue::PLUGIN_RESULTS.of((plugin, status)).increment(1);
         if let Some(run) = result.run
-            && self.runs.meet(run, result.plugin.as_ref())
+            && self.receipts.runs().meet(run, result.plugin.as_ref())
         {
             catalogue::RUNS.get().increment(1);
         }

@@ -118,12 +118,10 @@ impl Server {
         let queues = topology::server_queues(config.broker.partitions, config.broker.queue_type);
         declare_or_wait(&broker, &queues, config.broker.reconnect_max).await?;
 
-        let runs = Runs::default();
         let (receipts, receipt_publisher) =
-            receipts::start(Arc::clone(&broker), settings.receipt_linger, runs.clone());
+            receipts::start(Arc::clone(&broker), settings.receipt_linger);
         let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
         let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
-        let store_link = gate.link();
         let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
         let keeper = tokio::task::spawn_local(keeper);
         let survey = survey::start(config, &broker, &store, gate.link());
@@ -160,7 +158,6 @@ impl Server {
             dead_letters,
             receipts,
             Arc::clone(&ledger),
-            runs.clone(),
         );
 
         let downstream = Downstream {
@@ -183,9 +180,9 @@ impl Server {
             survey,
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
-            store_link,
+            store_link: gate.link(),
             gauges: Arc::new(gauges),
-            runs,
+            runs: downstream.intake.runs(),
             drain_timeout: settings.drain_timeout,
         })
     }

@@ -36,6 +36,11 @@ pub(super) struct ReceiptSender {
 }
 
 impl ReceiptSender {
+    /// The runs that the results belong to.
+    pub(super) fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
     /// Takes a receipt, without waiting.
     pub(super) fn send(&self, run: RunId, receipt: Receipt) {
         self.runs.settled(run, &receipt);
@@ -46,15 +51,14 @@ impl ReceiptSender {
     }
 }
 
-/// Starts the publisher; what is settled is noted in `runs`, too. It ends, after a last flush, when all senders are gone.
-pub(super) fn start(
-    broker: Arc<dyn Broker>,
-    linger: Duration,
-    runs: Runs,
-) -> (ReceiptSender, JoinHandle<()>) {
+/// Starts the publisher. It ends, after a last flush, when all senders are gone.
+pub(super) fn start(broker: Arc<dyn Broker>, linger: Duration) -> (ReceiptSender, JoinHandle<()>) {
     let (queue, receiver) = mpsc::channel(WAITING_MAX);
     (
-        ReceiptSender { queue, runs },
+        ReceiptSender {
+            queue,
+            runs: Runs::default(),
+        },
         tokio::spawn(publish_all(broker, receiver, linger)),
     )
 }

@@ -34,27 +34,28 @@ pub fn report(seen: &Seen<'_>) -> Report {
     let metrics = seen.metrics;
     let used = text::bytes(metrics.sum(&c::CLIENT_SPOOL_BYTES));
     let limit = text::bytes(metrics.sum(&c::CLIENT_SPOOL_BYTES_LIMIT));
+    let figure = Figure::new;
     let figures = vec![
-        Figure {
-            name: "In the spool",
-            value: text::count(metrics.sum(&c::CLIENT_SPOOL_MESSAGES)),
-            note: "results that wait for the broker",
-        },
-        Figure {
-            name: "Spool size",
-            value: format!("{used} of {limit}"),
-            note: "when it is full, the oldest results go",
-        },
-        Figure {
-            name: "Dropped",
-            value: text::count(metrics.sum(&c::CLIENT_SPOOL_DROPPED)),
-            note: "results lost for want of room",
-        },
-        Figure {
-            name: "Last publish",
-            value: last_publish(metrics, seen.now),
-            note: "when the broker confirmed a result",
-        },
+        figure(
+            "In the spool",
+            text::count(metrics.sum(&c::CLIENT_SPOOL_MESSAGES)),
+            "results that wait for the broker",
+        ),
+        figure(
+            "Spool size",
+            used,
+            &format!("of {limit}; when it is full, the oldest results go"),
+        ),
+        figure(
+            "Dropped",
+            text::count(metrics.sum(&c::CLIENT_SPOOL_DROPPED)),
+            "results lost for want of room",
+        ),
+        figure(
+            "Last publish",
+            last_publish(metrics, seen.now),
+            "when the broker confirmed a result",
+        ),
     ];
     Report {
         figures,

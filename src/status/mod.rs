@@ -76,7 +76,18 @@ pub struct Figure {
     /// The number with its unit.
     pub value: String,
     /// What it means, in a few words.
-    pub note: &'static str,
+    pub note: String,
+}
+
+impl Figure {
+    /// Says `value` of `name`.
+    pub fn new(name: &'static str, value: String, note: &str) -> Self {
+        Self {
+            name,
+            value,
+            note: note.to_owned(),
+        }
+    }
 }
 
 /// A table. The first cell of each row names the row.

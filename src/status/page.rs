@@ -6,7 +6,6 @@
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
-use tracing::Level;
 
 use super::journal::Entry;
 use super::rates::{LONG, Rates, SHORT};
@@ -68,9 +67,9 @@ pub fn render(page: &Page<'_>) -> Markup {
                         @for reason in reasons(page.readiness) { br; bdi { (reason) } }
                     }
                     nav aria-label="Endpoints" {
-                        a href="/metrics" { "Metrics" }
-                        a href="/readyz" { "Readiness" }
-                        a href="/livez" { "Liveness" }
+                        a href="/metrics" { "/metrics" } " "
+                        a href="/readyz" { "/readyz" } " "
+                        a href="/livez" { "/livez" }
                     }
                 }
                 main {
@@ -131,7 +130,7 @@ fn state(readiness: &Value, now: Timestamp) -> Markup {
     parts.sort_by_key(|(_, part)| part.get("ok").is_none());
     html! {
         h2 { "State" }
-        div.scroll { table {
+        div.scroll { table.state {
             thead { tr { th scope="col" { "Part" } th scope="col" { "State" } th scope="col" { "Details" } } }
             tbody {
                 @for (name, part) in parts {
@@ -159,26 +158,42 @@ fn verdict(part: &Value) -> Markup {
     }
 }
 
-/// The members of a part but its verdict, as words; the reason first.
+/// The members of a part but its verdict, as words.
 fn details(part: &Value, now: Timestamp) -> String {
     let members = part.as_object().into_iter().flatten();
-    let details = members
-        .filter(|(name, _)| *name != "ok")
-        .map(|(name, value)| match (name.as_str(), value) {
-            ("reason", Value::String(reason)) => reason.clone(),
-            ("at", Value::String(at)) => match at.parse() {
-                Ok(at) => format!("{} ({})", text::moment(at), text::ago(at, now)),
-                Err(_) => at.clone(),
-            },
-            ("at", Value::Null) => "never".to_owned(),
-            (name, Value::Array(items)) if items.is_empty() => format!("{}: none", words(name)),
-            (name, Value::Array(items)) => {
-                let items: Vec<_> = items.iter().map(ToString::to_string).collect();
-                format!("{}: {}", words(name), items.join(", "))
-            }
-            (name, value) => format!("{}: {value}", words(name)),
-        });
+    let members = members.filter(|(name, _)| *name != "ok");
+    let details = members.map(|(name, value)| match (name.as_str(), value) {
+        ("reason", Value::String(reason)) => reason.clone(),
+        ("at", value) => when(value, now),
+        (name, Value::Array(items)) => {
+            let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+            let items = if items.is_empty() {
+                "none".to_owned()
+            } else {
+                items.join(", ")
+            };
+            format!("{}: {items}", name.replace('_', " "))
+        }
+        (name, value) => {
+            let shown = match value.as_f64() {
+                Some(bytes) if name.starts_with("bytes") => text::bytes(bytes),
+                Some(number) => text::count(number),
+                None => value.to_string(),
+            };
+            format!("{}: {shown}", name.replace('_', " "))
+        }
+    });
     details.collect::<Vec<_>>().join("; ")
+}
+
+fn when(value: &Value, now: Timestamp) -> String {
+    match value {
+        Value::Null => "never".to_owned(),
+        value => match value.as_str().unwrap_or_default().parse() {
+            Ok(at) => format!("{} ({})", text::moment(at), text::ago(at, now)),
+            Err(_) => value.to_string(),
+        },
+    }
 }
 
 fn rates(watched: Watched, rates: &Rates) -> Markup {
@@ -246,9 +261,9 @@ fn journal(entries: &[Entry], now: Timestamp) -> Markup {
             div.scroll { table {
                 thead { tr { th scope="col" { "When" } th scope="col" { "What" } } }
                 tbody { @for entry in entries { tr {
-                    td { (text::moment(entry.at)) br; span.when { (text::ago(entry.at, now)) } }
+                    td.moment { (text::moment(entry.at)) br; span.when { (text::ago(entry.at, now)) } }
                     td.long {
-                        strong.bad[entry.level == Level::ERROR] { (entry.level.as_str()) } " "
+                        strong { (entry.level.as_str()) } " "
                         (entry.target.trim_start_matches("vogeler::"))
                         @if entry.times > 1 { ", " (entry.times) " times" }
                         br;

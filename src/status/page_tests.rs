@@ -1,4 +1,5 @@
 use serde_json::json;
+use tracing::Level;
 
 use super::*;
 use crate::telemetry::{Role, catalogue as c};
@@ -24,7 +25,7 @@ fn render_with(hostile: &str) -> String {
         figures: vec![Figure {
             name: "Backlog",
             value: hostile.to_owned(),
-            note: "results",
+            note: hostile.to_owned(),
         }],
         tables: vec![Table {
             title: "Plugins",
@@ -102,7 +103,7 @@ fn the_page_stands_alone() {
         "Draining",
         "✖ not ok",
         "✔ ok",
-        "Owned: 0, 3",
+        "owned: 0, 3",
         "never",
         "href=\"/metrics\"",
         "href=\"/readyz\"",

@@ -116,7 +116,7 @@ fn figures(seen: &Seen<'_>) -> Vec<Figure> {
     } else {
         text::NOTHING.to_owned()
     };
-    let figure = |name, value, note| Figure { name, value, note };
+    let figure = Figure::new;
     vec![
         figure("Results", per_second(seen, RECEIVED), "received, last 10 s"),
         figure("Documents", per_second(seen, WRITTEN), "written, last 10 s"),

@@ -59,7 +59,8 @@ pub fn bytes(value: f64) -> String {
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
     match now.duration_since(at).as_secs_f64() {
         age if age < 1.0 => "now".to_owned(),
-        age => format!("{} ago", seconds(age.floor())),
+        age if age < 120.0 => format!("{:.0} s ago", age.floor()),
+        age => format!("{} ago", seconds(age)),
     }
 }
 
@@ -79,7 +80,7 @@ mod tests {
             [0.0, 999.0, 1000.0, 1_234_567.0].map(count),
             ["0", "999", "1,000", "1,234,567"]
         );
-        let rates = [None, Some(0.0), Some(0.253), Some(3.14), Some(1200.4)];
+        let rates = [None, Some(0.0), Some(0.253), Some(3.12), Some(1200.4)];
         assert_eq!(rates.map(rate), ["–", "0", "0.25", "3.1", "1,200"]);
         let spans = [0.0, 0.0002, 0.25, 1.25, 59.9, 180.0, 18_000.0, 200_000.0];
         let shown = [

@@ -103,7 +103,8 @@ mod tests {
         assert_eq!(snapshot.of(&c::UP, Part::Store), Some(0.0));
         assert_eq!(snapshot.of(&c::QUEUE_LAG_SECONDS, Partition(11)), Some(2.5));
         assert_eq!(snapshot.of(&c::QUEUE_LAG_SECONDS, Partition(1)), None);
-        assert_eq!(snapshot.count_and_sum(&c::BATCH_DOCUMENTS), [3.0, 9.0]);
+        let [count, sum] = snapshot.count_and_sum(&c::BATCH_DOCUMENTS);
+        assert_eq!((Some(count), Some(sum)), (Some(3.0), Some(9.0)));
         assert!((snapshot.sum(&c::UP) - 1.0).abs() < 1e-9);
         assert!(snapshot.all(&c::RUNS).is_empty());
         let failed = &snapshot.all(&c::PLUGIN_RESULTS)[0].labels;
