@@ -1,55 +1,43 @@
-//! The HTTP side of server and client: `/metrics`, `/livez` and `/readyz`.
+//! The HTTP side of server and client: `/metrics`, `/livez`, `/readyz` and the status page `/`.
 //!
 //! Reads what the process notes of itself, changes nothing. Invariant: alive as long as the process answers; ready as
-//! its [`Probe`] says. A server is ready only while broker and store can be used and it is not stopping.
+//! its [`Probe`] says.
 
+use std::convert::Infallible;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Link;
-use crate::ingest::Agreement;
+use crate::status::journal::JOURNAL;
+use crate::status::page::{self, Page};
+use crate::status::rates::{Rates, SAMPLE_EVERY};
+use crate::status::{About, Report, Seen, Watched};
 use crate::telemetry::Telemetry;
 
-/// Whether a process is ready, asked anew for each `/readyz`.
+/// What a process tells of itself, asked anew for each request.
 pub trait Probe: fmt::Debug + Send + Sync + 'static {
-    /// Whether it is, and the reasons: an object with a member a part.
+    /// Whether it is ready, and the reasons: an object with a member a part.
     fn readiness(&self) -> (bool, Value);
-}
 
-/// What the server's `/readyz` answers from.
-#[derive(Debug)]
-pub struct Health {
-    /// Whether the broker can be used.
-    pub broker: watch::Receiver<Link>,
-    /// Whether the store can be used.
-    pub store: watch::Receiver<Link>,
-    /// Which partitions this server should own.
-    pub agreement: watch::Receiver<Agreement>,
-    /// Cancelled when the server begins to stop.
-    pub stopping: CancellationToken,
-}
+    /// What it is.
+    fn about(&self) -> &About;
 
-impl Probe for Health {
-    fn readiness(&self) -> (bool, Value) {
-        let (is_ready, mut body) = readiness(
-            &self.broker.borrow(),
-            &self.store.borrow(),
-            self.stopping.is_cancelled(),
-        );
-        let agreement = self.agreement.borrow();
-        body["partitions"] = json!({"owned": agreement.owned(), "servers": agreement.servers()});
-        (is_ready, body)
-    }
+    /// The counters whose rates the status page shows.
+    fn watched(&self) -> Watched;
+
+    /// What else the status page shows.
+    fn report(&self, seen: &Seen<'_>) -> Report;
 }
 
 /// What the endpoints answer from.
@@ -57,6 +45,7 @@ impl Probe for Health {
 struct Sources {
     telemetry: Telemetry,
     probe: Arc<dyn Probe>,
+    rates: Arc<Mutex<Rates>>,
 }
 
 /// Answers on `listener` until `stop`. An error is one of the listener.
@@ -66,14 +55,64 @@ pub async fn serve(
     probe: Arc<dyn Probe>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
+    let sources = Sources {
+        telemetry,
+        probe,
+        rates: Arc::default(),
+    };
     let routes = Router::new()
+        .route("/", get(status))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(Sources { telemetry, probe });
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+        .with_state(sources.clone());
+    let server = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
+    tokio::select! {
+        served = server => served,
+        never = sample(sources) => match never {},
+    }
+}
+
+/// Takes the samples that rates are made of.
+async fn sample(sources: Sources) -> Infallible {
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let metrics = sources.telemetry.snapshot();
+        let watched = sources.probe.watched().iter();
+        let values = watched.map(|(_, metric)| metrics.sum(*metric)).collect();
+        let mut rates = sources.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.add(Instant::now(), values);
+    }
+}
+
+async fn status(State(sources): State<Sources>) -> Response {
+    let (is_ready, readiness) = sources.probe.readiness();
+    let metrics = sources.telemetry.snapshot();
+    let rates = sources.rates.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Timestamp::now();
+    let report = sources.probe.report(&Seen {
+        metrics: &metrics,
+        rates: &rates,
+        now,
+    });
+    let html = page::render(&Page {
+        about: sources.probe.about(),
+        is_ready,
+        readiness: &readiness,
+        report: &report,
+        watched: sources.probe.watched(),
+        rates: &rates,
+        journal: &JOURNAL.newest_first(),
+        now,
+    });
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, page::CONTENT_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, Html(html.into_string())).into_response()
 }
 
 async fn metrics(State(sources): State<Sources>) -> Response {
@@ -104,37 +143,5 @@ pub fn part(link: &Link) -> Value {
         Link::Up => json!({"ok": true}),
         Link::Unknown => json!({"ok": false, "reason": "not tried yet"}),
         Link::Down { reason } => json!({"ok": false, "reason": reason}),
-    }
-}
-
-/// Whether the server is ready, and the reasons, a member a part.
-fn readiness(broker: &Link, store: &Link, is_stopping: bool) -> (bool, Value) {
-    let is_ready = *broker == Link::Up && *store == Link::Up && !is_stopping;
-    (
-        is_ready,
-        json!({"ready": is_ready, "broker": part(broker), "store": part(store), "stopping": is_stopping}),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: any one part that is away, or a stop, makes the server unready, and the answer names it.
-    #[test]
-    fn readiness_names_what_is_missing() {
-        let down = Link::Down {
-            reason: "connection refused".to_owned(),
-        };
-        assert!(readiness(&Link::Up, &Link::Up, false).0);
-        for (broker, store, is_stopping) in [
-            (&down, &Link::Up, false),
-            (&Link::Up, &Link::Unknown, false),
-            (&Link::Up, &Link::Up, true),
-        ] {
-            assert!(!readiness(broker, store, is_stopping).0);
-        }
-        let (_, body) = readiness(&down, &Link::Up, false);
-        assert_eq!(body["broker"]["reason"], "connection refused");
     }
 }

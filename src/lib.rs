@@ -24,6 +24,7 @@ pub mod runner;
 pub mod store;
 
 pub mod http;
+pub mod status;
 pub mod telemetry;
 
 pub mod backoff;

@@ -7,10 +7,13 @@
 use std::io::IsTerminal;
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{Directive, LevelFilter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{Log, LogFormat};
+use crate::status::journal::Recorder;
 
 /// What libraries log unless a directive names them: what else they say, only their authors want to know.
 const LIBRARIES: [&str; 9] = [
@@ -54,16 +57,24 @@ pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// Starts logging to stderr, at `level_default` unless a level is set. Where logging runs already (tests), that stays as it is.
+/// What the status page tells of.
+const JOURNAL: &str = "warn";
+
+/// Starts logging to stderr, at `level_default` unless a level is set, and warnings to the journal of the status page.
+/// Where logging runs already (tests), that stays as it is.
 pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(log.level.as_deref().unwrap_or(level_default))?)
+    let level = filter(log.level.as_deref().unwrap_or(level_default))?;
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && !no_color());
-    let started = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let started = tracing_subscriber::registry()
+        .with(lines.with_filter(level))
+        .with(Recorder.with_filter(filter(JOURNAL)?))
+        .try_init();
     if started.is_err() {
         tracing::debug!(target: "vogeler::log", "logging was started before");
     }

@@ -35,6 +35,7 @@ mod outages;
 mod scale_out;
 mod shutdown;
 mod simulation;
+mod status;
 mod store;
 mod traces;
 mod verdicts;

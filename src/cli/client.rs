@@ -16,6 +16,7 @@ use crate::client::execute::{Limits, execute};
 use crate::client::plugin::{Plugin, Registry};
 use crate::config::{Config, span};
 use crate::http;
+use crate::status::client::settings;
 use crate::telemetry::{Part, Role, Telemetry, record_up};
 use crate::wire::{Content, NodeName, PluginError};
 
@@ -66,10 +67,11 @@ pub async fn run(
         Some(listen) => Some(Endpoints::open(listen, broker.link()).await?),
         None => None,
     };
+    let settings = settings(&config);
     let client = Client::new(config.client, broker.clone())?;
     let http_stop = CancellationToken::new();
     let http = endpoints.map(|endpoints| {
-        let probe = client.probe(stop.clone());
+        let probe = client.probe(settings, stop.clone());
         let telemetry = endpoints.telemetry;
         tokio::spawn(http::serve(
             endpoints.listener,

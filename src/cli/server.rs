@@ -9,9 +9,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::client::host_name;
 use crate::config::Config;
-use crate::http::{self, Health};
+use crate::http;
 use crate::ingest;
+use crate::status::About;
+use crate::status::server::{Health, settings};
 use crate::telemetry::{Ledger, Role, Telemetry};
 use crate::wire::Outcome;
 use crate::{broker, store};
@@ -27,6 +30,8 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let ledger = Arc::new(Ledger::default());
+    let host = host_name().map_or_else(|_| String::new(), |host| host.to_string());
+    let about = About::new(Role::Server, host, settings(&config));
     let endpoints = if config.http.enabled {
         Some(open_endpoints(config.http.listen).await?)
     } else {
@@ -49,6 +54,8 @@ pub(super) async fn run(
     .await?;
     let gauges = server.gauges();
     let health = Health {
+        about,
+        runs: server.runs(),
         broker: broker.link(),
         store: server.store_link(),
         agreement: server.agreement(),

@@ -45,6 +45,8 @@ use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Consumer, topology};
 use crate::config;
 use crate::http::Probe;
+use crate::status::About;
+use crate::telemetry::Role;
 use crate::wire::{NodeName, PluginName};
 
 /// Commands that wait or run at once: enough for an operator, and a bound on what a stop gives back.
@@ -131,9 +133,14 @@ impl Client {
         &self.agent.node
     }
 
-    /// Tells whether the client is ready, `stop` being what ends it.
-    pub fn probe(&self, stop: CancellationToken) -> Arc<dyn Probe> {
+    /// Tells how the client is, `stop` being what ends it, with these settings.
+    pub fn probe(
+        &self,
+        settings: Vec<(&'static str, String)>,
+        stop: CancellationToken,
+    ) -> Arc<dyn Probe> {
         Arc::new(ClientProbe {
+            about: About::new(Role::Client, self.node().to_string(), settings),
             noted: self.agent.outbox.noted(),
             broker: self.broker.link(),
             stopping: stop,

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::spool::Bounds;
 use crate::broker::Link;
 use crate::http::{Probe, part};
+use crate::status::client::{self, WATCHED};
+use crate::status::{About, Report, Seen, Watched};
 use crate::telemetry::catalogue as c;
 
 /// Results that wait longer than this without any being confirmed make the client unready: the broker may be up, and
@@ -130,9 +132,10 @@ impl Noted {
     }
 }
 
-/// What `/readyz` of a client answers from.
+/// What a client's endpoints answer from.
 #[derive(Debug)]
 pub(super) struct ClientProbe {
+    pub(super) about: About,
     pub(super) noted: Noted,
     pub(super) broker: watch::Receiver<Link>,
     /// Cancelled when the client begins to stop.
@@ -147,6 +150,18 @@ impl Probe for ClientProbe {
         self.noted
             .with(|vitals| readiness(&broker, vitals, is_stopping, now))
     }
+
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn watched(&self) -> Watched {
+        WATCHED
+    }
+
+    fn report(&self, seen: &Seen<'_>) -> Report {
+        client::report(seen)
+    }
 }
 
 /// Whether a client is ready, and the reasons, a member a part.
@@ -155,7 +170,7 @@ fn readiness(broker: &Link, vitals: &Vitals, is_stopping: bool, now: Timestamp) 
     let is_ready = !is_stopping && parts.iter().all(|part| part["ok"] == true);
     let [broker, spool, last_publish] = parts;
     let body = json!({
-        "ready": is_ready, "broker": broker, "spool": spool, "last_publish": last_publish, "stopping": is_stopping,
+        "ready": is_ready, "broker": broker, "spool": spool, "last_publish": last_publish, "draining": is_stopping,
     });
     (is_ready, body)
 }

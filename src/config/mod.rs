@@ -123,7 +123,9 @@ pub struct Server {
     /// allows). Must cover `batch_count_max × writes_in_flight` over all partitions. Default 2,000: the more a server
     /// holds, the more of a backlog's results of one node meet and are one write.
     pub prefetch: u16,
-    /// Bytes of messages held at once; past it the server stops pulling. Default 256 MiB.
+    /// Bytes of messages that results in work hold at once; past it nothing more is taken in. Default 256 MiB. RabbitMQ has no
+    /// prefetch by bytes, so up to `prefetch` messages a partition wait beside it as they came: a fleet whose results are
+    /// 100 KB and more wants a lower `prefetch`.
     pub bytes_in_flight_max: usize,
     /// Largest message taken, unpacked, in bytes; larger ones are dead letters. Default 8,000,000, CouchDB's
     /// `max_document_size`.
@@ -235,7 +237,7 @@ pub struct Client {
     pub spool_count_max: usize,
     /// The same in bytes. Default 64 MiB.
     pub spool_bytes_max: u64,
-    /// Where the client answers `/metrics`, `/livez` and `/readyz`. Default nowhere.
+    /// Where the client answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default nowhere.
     pub http_listen: Option<SocketAddr>,
 }
 
@@ -264,8 +266,8 @@ pub struct Http {
     /// Whether the server answers at all. Without it no metrics are recorded either: nobody could read them. Default
     /// true; `make bench` says what they cost.
     pub enabled: bool,
-    /// Where the server answers `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0 takes a free
-    /// one, which is logged.
+    /// Where the server answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0
+    /// takes a free one, which is logged.
     pub listen: SocketAddr,
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
 //! and the backlog stays in the broker.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
@@ -15,7 +15,7 @@ use super::held::Taken;
 use super::node::Incoming;
 use super::receipts::ReceiptSender;
 use super::router::Router;
-use super::runs::RecentRuns;
+use super::runs::Runs;
 use super::ticket::Ticket;
 use crate::broker::Delivery;
 use crate::config;
@@ -32,7 +32,6 @@ pub(super) struct Intake {
     dead_letters: DeadLetters,
     receipts: ReceiptSender,
     ledger: Arc<Ledger>,
-    runs: Arc<Mutex<RecentRuns>>,
 }
 
 impl Intake {
@@ -52,13 +51,17 @@ impl Intake {
             dead_letters,
             receipts,
             ledger,
-            runs: Arc::default(),
         }
     }
 
     /// The byte budget, and how large it is.
     pub(super) fn budget(&self) -> (Arc<Semaphore>, usize) {
         (Arc::clone(&self.budget), self.budget_bytes)
+    }
+
+    /// The runs that the results belong to.
+    pub(super) fn runs(&self) -> Runs {
+        self.receipts.runs().clone()
     }
 
     /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is
@@ -107,11 +110,10 @@ impl Intake {
         let plugin = result.plugin.as_ref().map_or(Plugin::OTHER, Plugin::of);
         let status = ResultStatus::from(&result.content);
         catalogue::PLUGIN_RESULTS.of((plugin, status)).increment(1);
-        if let Some(run) = result.run {
-            let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-            if runs.meet(run) {
-                catalogue::RUNS.get().increment(1);
-            }
+        if let Some(run) = result.run
+            && self.receipts.runs().meet(run, result.plugin.as_ref())
+        {
+            catalogue::RUNS.get().increment(1);
         }
     }
 }

@@ -59,6 +59,7 @@ use pace::PaceBounds;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
 use router::{NodeSettings, Router};
+pub use runs::{RunSeen, Runs};
 use writer::{Drain, WriterActor};
 
 /// First pause before a declaration is tried again; the longest is the broker's `reconnect_max`.
@@ -81,6 +82,7 @@ pub struct Server {
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
     gauges: Arc<Gauges>,
+    runs: Runs,
     drain_timeout: Duration,
 }
 
@@ -122,7 +124,6 @@ impl Server {
             receipts::start(Arc::clone(&broker), settings.receipt_linger);
         let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
         let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
-        let store_link = gate.link();
         let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
         let keeper = tokio::task::spawn_local(keeper);
         let survey = survey::start(config, &broker, &store, gate.link());
@@ -181,8 +182,9 @@ impl Server {
             watchers: [keeper, survey, sweeper],
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
-            store_link,
+            store_link: gate.link(),
             gauges: Arc::new(gauges),
+            runs: downstream.intake.runs(),
             drain_timeout: settings.drain_timeout,
         })
     }
@@ -200,6 +202,11 @@ impl Server {
     /// What is read at each scrape.
     pub fn gauges(&self) -> Arc<Gauges> {
         Arc::clone(&self.gauges)
+    }
+
+    /// The last runs, as far as this server saw them.
+    pub fn runs(&self) -> Runs {
+        self.runs.clone()
     }
 
     /// How many nodes have an actor.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+use super::runs::Runs;
 use crate::backoff::Backoff;
 use crate::broker::topology::Exchange;
 use crate::broker::{Broker, Message, Properties};
@@ -29,12 +30,21 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Where tickets leave their receipts. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct ReceiptSender(mpsc::Sender<(RunId, Receipt)>);
+pub(super) struct ReceiptSender {
+    queue: mpsc::Sender<(RunId, Receipt)>,
+    runs: Runs,
+}
 
 impl ReceiptSender {
+    /// The runs that the results belong to.
+    pub(super) fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
     /// Takes a receipt, without waiting.
     pub(super) fn send(&self, run: RunId, receipt: Receipt) {
-        if self.0.try_send((run, receipt)).is_err() {
+        self.runs.settled(run, &receipt);
+        if self.queue.try_send((run, receipt)).is_err() {
             telemetry::record_receipts_failed(1);
             debug!(target: "vogeler::ingest::receipts", %run, "receipt dropped: the queue is full or closed");
         }
@@ -43,9 +53,12 @@ impl ReceiptSender {
 
 /// Starts the publisher. It ends, after a last flush, when all senders are gone.
 pub(super) fn start(broker: Arc<dyn Broker>, linger: Duration) -> (ReceiptSender, JoinHandle<()>) {
-    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    let (queue, receiver) = mpsc::channel(WAITING_MAX);
     (
-        ReceiptSender(sender),
+        ReceiptSender {
+            queue,
+            runs: Runs::default(),
+        },
         tokio::spawn(publish_all(broker, receiver, linger)),
     )
 }

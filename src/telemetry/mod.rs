@@ -14,6 +14,7 @@ mod ledger;
 mod metric;
 mod record;
 mod reference;
+mod snapshot;
 mod words;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use ledger::{Counts, Ledger};
 pub use metric::{Counter, Declared, Entry, Gauge, Handle, Histogram, Kind, Metric, Role};
 pub use record::*;
 pub use reference::reference;
+pub use snapshot::{Series, Snapshot};
 pub use words::*;
 
 /// Upper bounds of the duration histograms, in seconds: half a millisecond to half an hour.
@@ -106,6 +108,11 @@ impl Telemetry {
         }
         self.process.collect();
         self.handle.render()
+    }
+
+    /// The values of one moment.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::read(&self.render())
     }
 }
 

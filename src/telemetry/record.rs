@@ -1,5 +1,6 @@
 //! Facts that take more than one metric, or are recorded in several places: one call each.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +11,9 @@ use super::words::{
 };
 use crate::store::{StoreError, Write};
 use crate::wire::{DecodeError, Outcome};
+
+/// When this process last wrote a document, in milliseconds of Unix time; 0 for never. The gauge cannot be read back.
+static LAST_WRITE_MS: AtomicI64 = AtomicI64::new(0);
 
 /// A message could not be decoded.
 pub fn record_decode_error(error: &DecodeError) {
@@ -50,6 +54,13 @@ pub fn record_document(bytes: usize) {
     c::LAST_WRITE_TIMESTAMP_SECONDS
         .get()
         .set(now.as_duration().as_secs_f64());
+    LAST_WRITE_MS.store(now.as_millisecond(), Ordering::Relaxed);
+}
+
+/// When this process last wrote a document.
+pub fn last_write() -> Option<Timestamp> {
+    let at = LAST_WRITE_MS.load(Ordering::Relaxed);
+    Timestamp::from_millisecond(at).ok().filter(|_| at > 0)
 }
 
 /// A document is about to be written again.

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 pub(crate) mod audit;
+pub(crate) mod browser;
 pub(crate) mod installation;
 pub(crate) mod load;
 pub(crate) mod pipeline;

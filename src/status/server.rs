@@ -1,0 +1,288 @@
+//! What the server's `/readyz` and status page tell: connections, partitions, accounts, runs.
+//!
+//! Reads links, agreement, metrics and runs. Invariant: ready only while broker and store can be used and the server is
+//! not stopping.
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::rates::SHORT;
+use super::{About, Column, Figure, Report, Seen, Table, Watched, text};
+use crate::broker::Link;
+use crate::config::{Config, span};
+use crate::http::{Probe, part};
+use crate::ingest::{Agreement, RunSeen, Runs};
+use crate::telemetry::{self, Partition, Snapshot, catalogue as c};
+use crate::wire::Outcome;
+
+/// Counters whose rates are shown.
+static WATCHED: Watched = &[
+    ("Results received", &c::RESULTS_RECEIVED),
+    ("Documents written", &c::DOCUMENTS_WRITTEN),
+    ("Results redelivered", &c::RESULTS_REDELIVERED),
+    ("Dead letters", &c::DEAD_LETTERS),
+];
+/// Place of the results received in [`WATCHED`].
+const RECEIVED: usize = 0;
+/// Place of the documents written in [`WATCHED`].
+const WRITTEN: usize = 1;
+
+/// What the server's endpoints answer from.
+#[derive(Debug)]
+pub struct Health {
+    /// What this process is.
+    pub about: About,
+    /// Whether the broker can be used.
+    pub broker: watch::Receiver<Link>,
+    /// Whether the store can be used.
+    pub store: watch::Receiver<Link>,
+    /// Which partitions this server should own.
+    pub agreement: watch::Receiver<Agreement>,
+    /// The last runs.
+    pub runs: Runs,
+    /// Cancelled when the server begins to stop.
+    pub stopping: CancellationToken,
+}
+
+impl Probe for Health {
+    fn readiness(&self) -> (bool, Value) {
+        let (is_ready, mut body) = readiness(
+            &self.broker.borrow(),
+            &self.store.borrow(),
+            self.stopping.is_cancelled(),
+        );
+        let agreement = self.agreement.borrow();
+        body["partitions"] = json!({"owned": agreement.owned(), "servers": agreement.servers()});
+        body["last_write"] = json!({"at": telemetry::last_write()});
+        (is_ready, body)
+    }
+
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn watched(&self) -> Watched {
+        WATCHED
+    }
+
+    fn report(&self, seen: &Seen<'_>) -> Report {
+        let owned = self.agreement.borrow().owned();
+        Report {
+            figures: figures(seen),
+            tables: vec![
+                partitions(seen.metrics, &owned),
+                accounts(seen.metrics),
+                runs(&self.runs.newest_first(), seen),
+            ],
+        }
+    }
+}
+
+/// Whether the server is ready, and the reasons, a member a part.
+fn readiness(broker: &Link, store: &Link, is_draining: bool) -> (bool, Value) {
+    let is_ready = *broker == Link::Up && *store == Link::Up && !is_draining;
+    (
+        is_ready,
+        json!({"ready": is_ready, "broker": part(broker), "store": part(store), "draining": is_draining}),
+    )
+}
+
+/// The settings that the page shows. DSNs show no password.
+pub fn settings(config: &Config) -> Vec<(&'static str, String)> {
+    let server = &config.server;
+    vec![
+        ("broker.dsn", config.broker.dsn.to_string()),
+        ("broker.partitions", config.broker.partitions.to_string()),
+        ("store.dsn", config.store.dsn.to_string()),
+        ("server.prefetch", server.prefetch.to_string()),
+        ("server.batch_count_max", server.batch_count_max.to_string()),
+        ("server.linger", span::format(server.linger)),
+        ("server.freshness", span::format(server.freshness)),
+        ("http.listen", config.http.listen.to_string()),
+        ("server.stale_after", span::format(server.stale_after)),
+    ]
+}
+
+fn figures(seen: &Seen<'_>) -> Vec<Figure> {
+    let metrics = seen.metrics;
+    let lags = metrics.all(&c::QUEUE_LAG_SECONDS).iter();
+    let lag = lags.map(|series| series.value).fold(0.0, f64::max);
+    let written = telemetry::last_write();
+    let written = written.map_or_else(|| "never".to_owned(), |at| text::ago(at, seen.now));
+    let [count, sum] = metrics.count_and_sum(&c::PUBLISHED_TO_STORED_SECONDS);
+    let took = if count > 0.0 {
+        text::seconds(sum / count)
+    } else {
+        text::NOTHING.to_owned()
+    };
+    let figure = Figure::new;
+    vec![
+        figure("Results", per_second(seen, RECEIVED), "received, last 10 s"),
+        figure("Documents", per_second(seen, WRITTEN), "written, last 10 s"),
+        figure(
+            "Backlog",
+            text::count(metrics.sum(&c::QUEUE_MESSAGES_READY)),
+            "results that wait in the broker",
+        ),
+        figure(
+            "Lag",
+            text::seconds(lag),
+            "age of the oldest result taken and not settled",
+        ),
+        figure("Published to stored", took, "mean since the start"),
+        figure("Last write", written, "when a document was last written"),
+        figure(
+            "Dead letters",
+            text::count(metrics.sum(&c::DEAD_LETTERS_WAITING)),
+            "wait for you in vogeler.dead",
+        ),
+        figure(
+            "Servers",
+            text::count(metrics.sum(&c::SERVERS)),
+            "share the partitions, this one included",
+        ),
+    ]
+}
+
+fn per_second(seen: &Seen<'_>, index: usize) -> String {
+    format!("{} /s", text::rate(seen.rates.over(index, SHORT)))
+}
+
+fn partitions(metrics: &Snapshot, owned: &[u16]) -> Table {
+    use Column::{Number, Text};
+    // Every server reports every partition.
+    let count = metrics.all(&c::QUEUE_MESSAGES_UNACKED).len();
+    let row = |number: u16| {
+        let partition = Partition(number);
+        let of = |gauge| {
+            metrics
+                .of(gauge, partition)
+                .map_or_else(|| text::NOTHING.to_owned(), text::count)
+        };
+        let lag = metrics.of(&c::QUEUE_LAG_SECONDS, partition).unwrap_or(0.0);
+        vec![
+            number.to_string(),
+            yes_no(owned.contains(&number)).to_owned(),
+            of(&c::QUEUE_MESSAGES_READY),
+            of(&c::QUEUE_MESSAGES_UNACKED),
+            text::seconds(lag),
+            of(&c::QUEUE_CONSUMERS),
+        ]
+    };
+    Table {
+        title: "Partitions",
+        note: "Backlog and consumers as the broker counted them within the last seconds.",
+        head: vec![
+            Number("Partition"),
+            Text("Ours"),
+            Number("Backlog"),
+            Number("Held here"),
+            Number("Lag"),
+            Number("Consumers"),
+        ],
+        rows: (0..).take(count).map(row).collect(),
+        empty: "None are known yet.",
+    }
+}
+
+fn accounts(metrics: &Snapshot) -> Table {
+    let row = |name: &str, value: f64| vec![name.replace('_', " "), text::count(value)];
+    let ended = Outcome::ALL.map(|outcome| {
+        let value = metrics.of(&c::RESULTS, outcome).unwrap_or(0.0);
+        row(outcome.as_str(), value)
+    });
+    let mut rows = vec![row("received", metrics.sum(&c::RESULTS_RECEIVED))];
+    rows.extend(ended);
+    rows.push(row("in flight", metrics.sum(&c::RESULTS_IN_FLIGHT)));
+    Table {
+        title: "Accounts",
+        note: "Deliveries since the start. Those received are all in one of the other lines.",
+        head: vec![Column::Text("Deliveries"), Column::Number("Count")],
+        rows,
+        empty: "",
+    }
+}
+
+fn runs(runs: &[RunSeen], seen: &Seen<'_>) -> Table {
+    use Column::{Number, Text};
+    let row = |run: &RunSeen| {
+        let outcomes = Outcome::ALL.iter().filter_map(|outcome| {
+            let count = run.of(*outcome);
+            let word = outcome.as_str().replace('_', " ");
+            (count > 0).then(|| format!("{count} {word}"))
+        });
+        vec![
+            run.run.to_string(),
+            run.plugin
+                .as_ref()
+                .map_or_else(|| text::NOTHING.to_owned(), ToString::to_string),
+            run.results().to_string(),
+            run.failed.to_string(),
+            outcomes.collect::<Vec<_>>().join(", "),
+            text::moment(run.first_seen),
+            text::ago(run.last_seen, seen.now),
+        ]
+    };
+    Table {
+        title: "Last runs",
+        note: "As far as this server saw them; other servers see the results of their own partitions.",
+        head: vec![
+            Text("Run"),
+            Text("Plugin"),
+            Number("Results"),
+            Number("Failed"),
+            Text("Outcomes"),
+            Text("First seen"),
+            Text("Last seen"),
+        ],
+        rows: runs.iter().map(row).collect(),
+        empty: "No result of a run was seen yet.",
+    }
+}
+
+fn yes_no(is: bool) -> &'static str {
+    if is { "yes" } else { "no" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: any one part that is away, or a stop, makes the server unready, and the answer names it.
+    #[test]
+    fn readiness_names_what_is_missing() {
+        let down = Link::Down {
+            reason: "connection refused".to_owned(),
+        };
+        assert!(readiness(&Link::Up, &Link::Up, false).0);
+        for (broker, store, is_draining) in [
+            (&down, &Link::Up, false),
+            (&Link::Up, &Link::Unknown, false),
+            (&Link::Up, &Link::Up, true),
+        ] {
+            assert!(!readiness(broker, store, is_draining).0);
+        }
+        let (_, body) = readiness(&down, &Link::Up, true);
+        assert_eq!(body["broker"]["reason"], "connection refused");
+        assert_eq!(body["draining"], true);
+    }
+
+    /// Goal: no password is among the settings that are shown.
+    #[test]
+    fn settings_show_no_password() {
+        let mut config = Config::default();
+        config.broker.dsn = "amqp://joe:hunter2@broker.example:5672/%2f"
+            .parse()
+            .unwrap();
+        config.store.dsn = "couch://joe:hunter2@store.example:5984/fleet"
+            .parse()
+            .unwrap();
+        let shown = format!("{:?}", settings(&config));
+        assert!(
+            shown.contains("broker.example") && shown.contains("store.example"),
+            "{shown}"
+        );
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
