@@ -3,7 +3,7 @@
 //! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
 //! and the backlog stays in the broker.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
@@ -59,6 +59,11 @@ impl Intake {
     /// The byte budget, and how large it is.
     pub(super) fn budget(&self) -> (Arc<Semaphore>, usize) {
         (Arc::clone(&self.budget), self.budget_bytes)
+    }
+
+    /// Where results go; weakly, for who only looks.
+    pub(super) fn router(&self) -> Weak<Router> {
+        Arc::downgrade(&self.router)
     }
 
     /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is
