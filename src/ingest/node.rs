@@ -83,6 +83,8 @@ pub(super) struct NodeActor {
     session: u64,
     era: u64,
     router: Arc<Router>,
+    /// The map forgot this actor a while ago, and may have had another one since: what this one knows may be outdated.
+    is_replaced: bool,
     _active: CountedIn,
 }
 
@@ -99,6 +101,7 @@ impl NodeActor {
             session,
             era,
             router,
+            is_replaced: false,
             _active: CountedIn::new(&catalogue::NODE_ACTORS),
         }
     }
@@ -182,6 +185,13 @@ impl NodeActor {
             finished,
         }
     }
+
+    /// Rare: something came after the sweep looked and before the map forgot. It is brought to its end first.
+    fn stop_later(&mut self, ctx: &mut Context<Self>) {
+        debug!(target: "vogeler::ingest::node", node = %self.node, "busy again");
+        self.is_replaced = true;
+        ctx.notify_later(Stop, self.router.settings().node_idle);
+    }
 }
 
 impl Actor for NodeActor {
@@ -215,7 +225,7 @@ impl Handler<Retire> for NodeActor {
         if self.coalescer.is_idle() {
             self.router.forget(&self.node, &ctx.address());
             if ctx.address().try_send(Stop).is_err() {
-                debug!(target: "vogeler::ingest::node", node = %self.node, "busy again");
+                self.stop_later(ctx);
             }
         }
     }
@@ -225,17 +235,18 @@ impl Handler<Stop> for NodeActor {
     type Result = ();
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
         if self.coalescer.is_idle() {
-            let memory = Memory {
-                marks: self.coalescer.leave(),
-                session: self.session,
-                era: self.era,
-            };
-            self.router.rest(&self.node, memory);
+            if !self.is_replaced {
+                let memory = Memory {
+                    marks: self.coalescer.leave(),
+                    session: self.session,
+                    era: self.era,
+                };
+                self.router.rest(&self.node, memory);
+            }
             catalogue::NODE_PASSIVATIONS.get().increment(1);
             ctx.stop();
         } else {
-            // Rare: something came after the sweep and before the map forgot. The map knows a fresh actor by then.
-            ctx.notify_later(Stop, self.router.settings().node_idle);
+            self.stop_later(ctx);
         }
     }
 }
