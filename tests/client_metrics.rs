@@ -164,16 +164,14 @@ fn commands_are_counted(v: &Installation) {
 /// back all that waits is published.
 fn the_spool_fills_and_drains(v: &Installation, proxy: &Proxy) {
     is(v, "vogeler_client_spool_bytes_limit", SPOOL_BYTES_MAX);
+    let most = SPOOL_COUNT_MAX.parse().unwrap();
+    is(v, "vogeler_client_spool_messages_limit", most);
     let dropped = v.metric("vogeler_client_spool_dropped_total").unwrap();
     proxy.refuse(true);
     is(v, "vogeler_up{part=\"broker\"}", 0.0);
     at_least(v, &of_publish("failed"), 1.0);
     at_least(v, "vogeler_client_spool_dropped_total", dropped + 1.0);
-    is(
-        v,
-        "vogeler_client_spool_messages",
-        SPOOL_COUNT_MAX.parse().unwrap(),
-    );
+    is(v, "vogeler_client_spool_messages", most);
     at_least(v, "vogeler_client_spool_bytes", 400.0);
     let body = ready(v, "spool", false);
     assert_eq!(body["broker"]["ok"], false, "{body}");

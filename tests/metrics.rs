@@ -9,6 +9,7 @@ use vogeler::telemetry::{Declared, Kind, Role, catalogue as c};
 use vogeler::wire::{Content, ErrorKind, PUBLISHED_HEADER, PluginError, RunId};
 
 use crate::harness::pipeline::{in_system, message, result, value};
+use crate::harness::proxy::{Fault, Rule};
 use crate::harness::scene::Scene;
 
 /// One line of a scrape: the metric's name, its labels, its value.
@@ -163,15 +164,46 @@ fn expected() -> Vec<(&'static dyn Declared, f64)> {
         (&c::SERVERS, 1.0),
         (&c::DRAINING, 0.0),
         (&c::NODE_ACTORS, 0.0),
+        (&c::KNOWN_NODES, 3.0),
         (&c::QUEUE_CONSUMERS, 2.0),
         (&c::QUEUE_MESSAGES_READY, 0.0),
         (&c::QUEUE_MESSAGES_UNACKED, 0.0),
         (&c::QUEUE_LAG_SECONDS, 0.0),
         (&c::BYTES_IN_FLIGHT, 0.0),
         (&c::WRITES_IN_FLIGHT, 0.0),
+        (&c::BATCH_DOCUMENTS_LIMIT, 100.0),
+        (&c::WRITES_IN_FLIGHT_LIMIT, 4.0),
         (&c::UP, 2.0),
         (&c::RECONNECTS, 0.0),
     ]
+}
+
+/// Goal: what the server allows itself follows the store: half of it after a write that fails, all of it again when full
+/// writes go well.
+#[test]
+fn the_limits_of_writes_follow_the_store() {
+    in_system(async {
+        let scene = Scene::new(&[
+            ("SERVER_WRITE_TARGET", "1min"),
+            ("SERVER_BATCH_COUNT_MAX", "2"),
+            ("SERVER_WRITES_IN_FLIGHT", "2"),
+        ])
+        .await;
+        let limits = async |wanted: f64| {
+            for metric in [&c::BATCH_DOCUMENTS_LIMIT, &c::WRITES_IN_FLIGHT_LIMIT] {
+                until(&scene, metric, |limit| (limit - wanted).abs() < 0.5).await;
+            }
+        };
+        limits(2.0).await;
+        let busy = Fault::Answer(503, "", r#"{"error":"busy"}"#.to_owned());
+        scene.store.rule(Rule::new("_bulk_docs", busy).times(1));
+        scene.publish_all(&["web01"], 1, &json!(1)).await;
+        limits(1.0).await;
+        scene.until_ended("stored", 1.0).await;
+        scene.publish_all(&["web02"], 1, &json!(1)).await;
+        limits(2.0).await;
+        scene.end().await;
+    });
 }
 
 /// Goal: a server under load exports each metric that is declared for it, with help and type, and nothing else: no
@@ -179,7 +211,12 @@ fn expected() -> Vec<(&'static dyn Declared, f64)> {
 #[test]
 fn a_server_exports_what_is_declared() {
     in_system(async {
-        let mut scene = Scene::new(&[("SERVER_NODE_IDLE", "1s")]).await;
+        let mut scene = Scene::new(&[
+            ("SERVER_NODE_IDLE", "1s"),
+            // No write is too slow, however busy the machine is.
+            ("SERVER_WRITE_TARGET", "1min"),
+        ])
+        .await;
         let designs = ["admin", "setup", "--designs", "etc/vogeler/_design"];
         scene.v.vogeler(&designs).ok();
         publish_some(&scene).await;

@@ -97,8 +97,11 @@ impl Vitals {
 pub(super) struct Noted(Arc<Mutex<Vitals>>);
 
 impl Noted {
+    #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
     pub(super) fn new(bounds: Bounds) -> Self {
-        #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
+        c::CLIENT_SPOOL_MESSAGES_LIMIT
+            .get()
+            .set(bounds.count_max as f64);
         c::CLIENT_SPOOL_BYTES_LIMIT
             .get()
             .set(bounds.bytes_max as f64);

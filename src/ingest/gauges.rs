@@ -1,9 +1,9 @@
 //! The gauges that are read when `/metrics` is asked, rather than told of every change.
 //!
 //! Reads links, agreement, settings and what is held; changes nothing but gauges. Holds the byte budget and not the
-//! intake: who holds that keeps the server from ending.
+//! intake, and the router only weakly: who holds those keeps the server from ending.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
 use super::partitions::{Agreement, Downstream, Partitions};
+use super::router::Router;
 use crate::broker::{Broker, Link};
 use crate::config::Config;
 use crate::telemetry::{Part, Partition, catalogue, record_up};
@@ -22,6 +23,7 @@ pub struct Gauges {
     broker: watch::Receiver<Link>,
     store: watch::Receiver<Link>,
     held: Held,
+    router: Weak<Router>,
     budget: (Arc<Semaphore>, usize),
     stop: CancellationToken,
     prefetch: u16,
@@ -42,6 +44,7 @@ impl Gauges {
             broker: broker.link(),
             store,
             held: downstream.held.clone(),
+            router: downstream.intake.router(),
             budget: downstream.intake.budget(),
             stop: downstream.stop.clone(),
             prefetch: config.server.prefetch,
@@ -67,6 +70,8 @@ impl Gauges {
         catalogue::SERVERS.get().set(servers);
         let limit = owned * f64::from(self.prefetch);
         catalogue::PREFETCH_LIMIT.get().set(limit);
+        let known = self.router.upgrade().map_or(0, |router| router.known());
+        catalogue::KNOWN_NODES.get().set(float(known));
         self.export_held();
     }
 

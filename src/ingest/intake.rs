@@ -3,7 +3,7 @@
 //! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
 //! and the backlog stays in the broker.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
@@ -62,6 +62,11 @@ impl Intake {
     /// The runs that the results belong to.
     pub(super) fn runs(&self) -> Runs {
         self.receipts.runs().clone()
+    }
+
+    /// Where results go; weakly, for who only looks.
+    pub(super) fn router(&self) -> Weak<Router> {
+        Arc::downgrade(&self.router)
     }
 
     /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is

@@ -135,6 +135,11 @@ impl Router {
         self.nodes.iter().filter(|known| is_active(known)).count()
     }
 
+    /// Of how many nodes something is known: those with an actor, and those at rest.
+    pub(super) fn known(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Removes an actor that ends, if it is still the node's.
     pub(super) fn forget(&self, node: &NodeName, address: &Addr<NodeActor>) {
         let is_same = |seat: &Seat| matches!(seat, Seat::Active(current) if current == address);

@@ -66,6 +66,12 @@ impl WriterActor {
         }
     }
 
+    /// Takes over what the pace allows now.
+    fn keep_pace(&mut self) {
+        self.buffer.limit_count(self.pace.count());
+        telemetry::record_pace(self.pace.count(), self.pace.writes(true));
+    }
+
     /// Starts as many commits as are due and allowed, and sees to it that somebody looks again.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
@@ -131,7 +137,7 @@ impl WriterActor {
                     error!(target: "vogeler::ingest::writer", %error, "a commit died; its results come again");
                 }
             }
-            actor.buffer.limit_count(actor.pace.count());
+            actor.keep_pace();
             actor.writes_in_flight -= 1;
             actor.pump(ctx);
         }));
@@ -143,6 +149,7 @@ impl Actor for WriterActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(self.mailbox);
+        self.keep_pace();
     }
 }
 

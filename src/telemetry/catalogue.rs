@@ -55,14 +55,17 @@ catalogue! {
 
     // Node actors.
     NODE_ACTORS: Gauge = "vogeler_node_actors", Count, Server, "Node actors in memory";
+    KNOWN_NODES: Gauge = "vogeler_known_nodes", Count, Server, "Nodes that this server knows something of: with an actor, or at rest";
     NODE_PASSIVATIONS: Counter = "vogeler_node_passivations_total", Count, Server, "Node actors that ended because their node was quiet";
     MAILBOX_WAIT_SECONDS: Histogram = "vogeler_mailbox_wait_seconds", Seconds, Server, "How long a result waits from the router to its node's actor";
 
     // Batches.
     BATCHES: Counter<FlushReason> = "vogeler_batches_total", Count, Server, "Batches cut, by reason";
     BATCH_DOCUMENTS: Histogram = "vogeler_batch_documents", Count, Server, "Documents a batch";
+    BATCH_DOCUMENTS_LIMIT: Gauge = "vogeler_batch_documents_limit", Count, Server, "Documents that a batch may have now; halved when the store is slow or fails, at most server.batch_count_max";
     BATCH_BYTES: Histogram = "vogeler_batch_bytes", Bytes, Server, "Bytes of JSON that one write sent to the store";
     WRITES_IN_FLIGHT: Gauge = "vogeler_writes_in_flight", Count, Server, "Batches being committed";
+    WRITES_IN_FLIGHT_LIMIT: Gauge = "vogeler_writes_in_flight_limit", Count, Server, "Full batches that may be committed at once now; halved when the store is slow or fails, at most server.writes_in_flight";
 
     // The store.
     STORE_REQUESTS: Counter<(StoreRequest, StoreStatus)> = "vogeler_store_requests_total", Count, Server, "Store requests, by kind and by how they ended as a whole";
@@ -96,8 +99,9 @@ catalogue! {
     CLIENT_PLUGIN_RUNS: Counter<(Plugin, PluginOutcome)> = "vogeler_client_plugin_runs_total", Count, Client, "Executions of plugins, by plugin and outcome";
     CLIENT_PLUGIN_SECONDS: Histogram<Plugin> = "vogeler_client_plugin_seconds", Seconds, Client, "Duration of executions, by plugin";
     CLIENT_SPOOL_MESSAGES: Gauge = "vogeler_client_spool_messages", Count, Client, "Results that wait in the spool";
+    CLIENT_SPOOL_MESSAGES_LIMIT: Gauge = "vogeler_client_spool_messages_limit", Count, Client, "Most results that the spool may hold: client.spool_count_max";
     CLIENT_SPOOL_BYTES: Gauge = "vogeler_client_spool_bytes", Bytes, Client, "Size of the spool";
-    CLIENT_SPOOL_BYTES_LIMIT: Gauge = "vogeler_client_spool_bytes_limit", Bytes, Client, "Most that the spool may hold";
+    CLIENT_SPOOL_BYTES_LIMIT: Gauge = "vogeler_client_spool_bytes_limit", Bytes, Client, "Most bytes that the spool may hold: client.spool_bytes_max";
     CLIENT_SPOOL_DROPPED: Counter = "vogeler_client_spool_dropped_total", Count, Client, "Results dropped because the spool was full";
     CLIENT_PUBLISH_SECONDS: Histogram = "vogeler_client_publish_seconds", Seconds, Client, "From publish to the broker's confirm";
     CLIENT_PUBLISHED: Counter<PublishOutcome> = "vogeler_client_published_total", Count, Client, "Tries to publish a result, by outcome";

@@ -27,6 +27,13 @@ pub fn record_batch(reason: FlushReason, documents: usize) {
     c::BATCH_DOCUMENTS.get().record(documents as f64);
 }
 
+/// So many documents a batch may have from now on, and so many full batches may be written at once.
+#[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
+pub fn record_pace(documents: usize, writes: usize) {
+    c::BATCH_DOCUMENTS_LIMIT.get().set(documents as f64);
+    c::WRITES_IN_FLIGHT_LIMIT.get().set(writes as f64);
+}
+
 /// A delivery was settled that its client had published at `published_ms`. Clocks differ a little: a result from the
 /// future took no time.
 #[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]

@@ -15,10 +15,12 @@ use serde_json::json;
 use super::process::{Service, free_port, wait_until};
 
 const BIN: &str = "/usr/lib/rabbitmq/bin";
+/// So many of the last lines of its logs are shown when it does not start.
+const LOG_LINES: usize = 30;
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
 const VHOSTS: usize = 64;
-/// Starting takes 5 to 20 s on two cores.
-const START_PATIENCE: Duration = Duration::from_mins(2);
+/// Starting takes 5 to 20 s on two cores, and took over 2 minutes on two that were busy with six times their load.
+const START_PATIENCE: Duration = Duration::from_mins(4);
 const STOP_PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) const USER: &str = "vogeler";
 /// Holds what a URL must escape.
@@ -135,13 +137,24 @@ impl Rabbit {
         let mut server =
             Service::start(&mut command, &self.folder).expect("RabbitMQ does not start");
         let is_up = wait_until(START_PATIENCE, || !server.is_running() || greets(self.port));
-        let log = || std::fs::read_to_string(self.folder.join("output.log")).unwrap_or_default();
         assert!(
             is_up && server.is_running(),
             "RabbitMQ is not up: {}",
-            log()
+            self.last_words()
         );
         self.server = Some(server);
+    }
+
+    /// The end of what it printed, and of its own log.
+    fn last_words(&self) -> String {
+        let own = format!("log/{}.log", self.node);
+        let end = |file: &str| {
+            let text = std::fs::read_to_string(self.folder.join(file)).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let shown = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+            format!("\n{file}:\n{shown}")
+        };
+        end("output.log") + &end(&own)
     }
 
     /// Stops the server in order; what is durable stays.

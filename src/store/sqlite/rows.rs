@@ -97,7 +97,8 @@ pub(super) fn select<T>(
     Ok(picked)
 }
 
-/// Counts the node documents, and those that changed at `since` or later.
+/// Counts the node documents, and those that changed at `since` or later. Reads every document, once a minute for
+/// a server: fine for the fleets that an embedded store is for, and cheaper than an index that every write would pay for.
 #[allow(clippy::cast_precision_loss, reason = "milliseconds fit")]
 pub(super) fn census(connection: &mut Connection, since: Timestamp) -> rusqlite::Result<Census> {
     let nodes = count(connection)?;

@@ -48,8 +48,9 @@ fn headline() -> Row {
                 .ask(r#"count(vogeler_up{@,part="broker"} == 0) or vector(0)"#, "away")
                 .worse_from(1.0, 100.0)
                 .runbook("VogelerClientSilent"),
-            stat("Fullest spool", "percentunit", "Share of its limit. When it is full the oldest results are dropped.")
-                .ask("max(vogeler_client_spool_bytes{@} / on (job, instance) vogeler_client_spool_bytes_limit{@})", "fullest")
+            stat("Fullest spool", "percentunit", "Share of its limits, of bytes and of messages. When either is full the oldest results are dropped.")
+                .ask("max(vogeler_client_spool_bytes{@} / on (job, instance) vogeler_client_spool_bytes_limit{@})", "bytes")
+                .ask("max(vogeler_client_spool_messages{@} / on (job, instance) vogeler_client_spool_messages_limit{@})", "messages")
                 .worse_from(0.5, 0.8)
                 .runbook("VogelerSpoolFilling"),
             stat("Dropped, 1 h", "none", "Results that full spools dropped: they are lost.")
@@ -149,8 +150,9 @@ fn spool() -> Row {
             graph("Bytes in the spool", "bytes", "Over all clients, and in the fullest.")
                 .ask(sum("vogeler_client_spool_bytes"), "all")
                 .ask(max("vogeler_client_spool_bytes"), "fullest"),
-            graph("Fullest spools", "percentunit", "Share of the limit, the ten fullest.")
-                .ask("topk(10, vogeler_client_spool_bytes{@} / on (job, instance) vogeler_client_spool_bytes_limit{@})", "{{instance}}")
+            graph("Fullest spools", "percentunit", "Share of the limits, the ten fullest by bytes and by messages.")
+                .ask("topk(10, vogeler_client_spool_bytes{@} / on (job, instance) vogeler_client_spool_bytes_limit{@})", "{{instance}} bytes")
+                .ask("topk(10, vogeler_client_spool_messages{@} / on (job, instance) vogeler_client_spool_messages_limit{@})", "{{instance}} messages")
                 .worse_from(0.5, 0.8)
                 .runbook("VogelerSpoolFilling"),
             graph("Dropped", "reqps", "Results that full spools dropped.")
