@@ -17,8 +17,11 @@ use super::process::{Service, free_port, wait_until};
 const BIN: &str = "/usr/lib/rabbitmq/bin";
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
 const VHOSTS: usize = 64;
-/// Starting takes 5 to 20 s on two cores.
-const START_PATIENCE: Duration = Duration::from_mins(2);
+/// Starting takes 5 to 20 s on two cores, and was seen to need more than 120 s beside builds and benches. One that ends by itself
+/// is noticed at once.
+const START_PATIENCE: Duration = Duration::from_mins(5);
+/// Lines of its log that are shown when it does not start.
+const LAST_WORDS: usize = 20;
 const STOP_PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) const USER: &str = "vogeler";
 /// Holds what a URL must escape.
@@ -124,13 +127,22 @@ impl Rabbit {
         let mut server =
             Service::start(&mut command, &self.folder).expect("RabbitMQ does not start");
         let is_up = wait_until(START_PATIENCE, || !server.is_running() || greets(self.port));
-        let log = || std::fs::read_to_string(self.folder.join("output.log")).unwrap_or_default();
+        let is_running = server.is_running();
         assert!(
-            is_up && server.is_running(),
-            "RabbitMQ is not up: {}",
-            log()
+            is_up && is_running,
+            "RabbitMQ is not up (running: {is_running}):\n{}",
+            self.last_words()
         );
         self.server = Some(server);
+    }
+
+    /// What it printed before it had its log, and the end of that.
+    fn last_words(&self) -> String {
+        let read = |path| std::fs::read_to_string(self.folder.join(path)).unwrap_or_default();
+        let log = read(format!("log/{}.log", self.node));
+        let lines: Vec<&str> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_WORDS)..];
+        format!("{}…\n{}", read("output.log".to_owned()), last.join("\n"))
     }
 
     /// Stops the server in order; what is durable stays.
