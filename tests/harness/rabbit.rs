@@ -17,8 +17,8 @@ use super::process::{Service, free_port, wait_until};
 const BIN: &str = "/usr/lib/rabbitmq/bin";
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
 const VHOSTS: usize = 64;
-/// Starting takes 5 to 20 s on two cores, and was seen to need more than 120 s beside builds and benches. One that ends by itself
-/// is noticed at once.
+/// Starting takes 5 to 20 s on two cores, and was seen to need more than 120 s beside builds and benches.
+/// One that ends by itself is noticed at once.
 const START_PATIENCE: Duration = Duration::from_mins(5);
 /// Lines of its log that are shown when it does not start.
 const LAST_WORDS: usize = 20;
