@@ -64,6 +64,9 @@ pub(crate) struct Args {
     /// One more fault, KIND@AT+LASTS, such as kill_server@10s+2s or slow_store:200ms@5s+10s; may be repeated
     #[arg(long = "fault", value_name = "SPEC")]
     faults: Vec<FaultPlan>,
+    /// Another value for one of the plan's bounds, such as p99_tester_lag=5s on a slow machine; may be repeated
+    #[arg(long = "bound", value_name = "KEY=VALUE")]
+    bounds: Vec<String>,
     /// Folder for report.json, report.md, plots and the server's log [default: target/loadtest/PLAN]
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -76,11 +79,15 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The plan, with the seed and the faults of the command line in it.
+    /// The plan, with the seed, the faults and the bounds of the command line in it.
     pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
         let mut plan = Plan::load(&self.plan)?;
         plan.seed = self.seed.unwrap_or(plan.seed);
         plan.faults.extend(&self.faults);
+        for spec in &self.bounds {
+            let bounds = plan.bounds.with(spec);
+            plan.bounds = bounds.map_err(|error| anyhow::anyhow!("--bound {error}"))?;
+        }
         plan.check(&self.plan)?;
         faults::check(&plan.faults, &self.given())?;
         Ok(plan)
@@ -111,12 +118,16 @@ mod tests {
         Args::try_parse_from([&["vogeler-loadtest"], args].concat())
     }
 
-    /// Goal: seed and faults of the command line are in the plan, and so in the report.
+    /// Goal: seed, faults and bounds of the command line are in the plan, and so in the report.
     #[test]
     fn flags_are_part_of_the_plan() {
-        let args = parse(&["smoke", "--seed", "7", "--fault", "kill_server@2s+1s"]).unwrap();
+        let mut words = vec!["smoke", "--seed", "7", "--fault", "kill_server@2s+1s"];
+        words.extend(["--bound", "rate_min=5", "--bound", "recovery=9s"]);
+        let args = parse(&words).unwrap();
         let plan = args.plan().unwrap();
         assert_eq!((plan.seed, plan.faults.len()), (7, 1));
+        assert_eq!(plan.bounds.rate_min, Some(5.0));
+        assert_eq!(plan.bounds.recovery.unwrap().as_secs(), 9);
         assert_eq!(
             args.report_folder(&plan),
             PathBuf::from("target/loadtest/smoke")

@@ -76,6 +76,9 @@ pub(crate) struct RunnerOutcome {
     /// How long until all had answered, or the deadline.
     #[serde(with = "crate::span")]
     pub(crate) took: Duration,
+    /// How long its connections then took to close: an operator waits for that, too.
+    #[serde(default, with = "crate::span")]
+    pub(crate) closing: Duration,
     /// Nodes that were expected to answer.
     pub(crate) expected: usize,
     /// Nodes that answered with a value.

@@ -1,6 +1,9 @@
 //! The runners: operators that ask from hosts of their own, at the plan's times, several at once if so planned.
 
+use std::time::Duration;
+
 use futures::future::join_all;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vogeler::runner::{self, RunRequest};
 use vogeler::wire::RunId;
@@ -34,7 +37,8 @@ async fn run(
         plugin: plan.plugin.clone(),
         target: plan.target.clone(),
         at: plan.at,
-        took: std::time::Duration::ZERO,
+        took: Duration::ZERO,
+        closing: Duration::ZERO,
         expected: 0,
         answered: 0,
         error: None,
@@ -44,11 +48,9 @@ async fn run(
         outcome.error = Some("stopped before its time".to_owned());
         return outcome;
     }
-    let began = start.instant.elapsed();
     if let Err(error) = ask(plan, target, stop, &mut outcome).await {
         outcome.error = Some(format!("{error:#}"));
     }
-    outcome.took = start.instant.elapsed().saturating_sub(began);
     outcome
 }
 
@@ -64,6 +66,7 @@ async fn ask(
         target: plan.target.parse()?,
         timeout: plan.deadline,
     };
+    let began = Instant::now();
     let broker = target.brokers.open();
     let report = runner::run(
         broker.as_ref(),
@@ -73,7 +76,9 @@ async fn ask(
         stop,
     )
     .await;
+    outcome.took = began.elapsed();
     broker.close().await;
+    outcome.closing = began.elapsed().saturating_sub(outcome.took);
     let counts = report?.counts;
     outcome.answered = counts.answered;
     outcome.expected =

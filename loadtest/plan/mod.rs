@@ -3,6 +3,7 @@
 //! TOML text goes in, a checked [`Plan`] comes out. Invariant: unknown keys are errors, and every error says what is
 //! wrong, where, and what to do.
 
+mod bounds;
 mod bundled;
 mod check;
 mod fault;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use bounds::Bounds;
 pub(crate) use check::PlanError;
 
 pub(crate) use fault::{FaultKind, FaultPlan};
@@ -184,39 +186,6 @@ pub(crate) struct RunnerPlan {
     /// How long the clients may take. Default 30 s.
     #[serde(default = "default_deadline", with = "span")]
     pub(crate) deadline: Duration,
-}
-
-/// What must hold. What the verifier counts must be 0 always and has no key here.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Bounds {
-    /// 99 of 100 results are stored (settled) within this, counted from the time they were due.
-    #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
-    pub(crate) p99_published_to_stored: Option<Duration>,
-    /// Results settled a second, over the whole of the load, at least.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) rate_min: Option<f64>,
-    /// After each fault the backlog is gone within this.
-    #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
-    pub(crate) recovery: Option<Duration>,
-    /// 99 of 100 results are handed to their connection within this of when they were due; past it the tester is the
-    /// bottleneck, and the run does not pass. Default 250 ms.
-    #[serde(with = "span")]
-    pub(crate) p99_tester_lag: Duration,
-    /// Share of all cores that the tester itself may use; past it the tester is the bottleneck. Default 0.9.
-    pub(crate) tester_cpu_max: f64,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            p99_published_to_stored: None,
-            rate_min: None,
-            recovery: None,
-            p99_tester_lag: Duration::from_millis(250),
-            tester_cpu_max: 0.9,
-        }
-    }
 }
 
 impl Plan {

@@ -147,11 +147,12 @@ fn runs(report: &Report) -> Table {
             span::format(run.at),
             run.error.clone().unwrap_or(answered),
             time(run.took.as_secs_f64() * 1e3),
+            time(run.closing.as_secs_f64() * 1e3),
         ]
     });
     Table {
         title: "Runs",
-        head: vec!["run", "at", "answered", "complete after"],
+        head: vec!["run", "at", "answered", "complete after", "closed in"],
         rows: rows.collect(),
     }
 }

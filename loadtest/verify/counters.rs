@@ -60,10 +60,9 @@ pub(super) fn judge(book: &Book, counts: &ServerCounts, redelivers: bool) -> Vec
         in_flight,
         ..
     } = *counts;
-    // What a life that was killed had in flight never ended in it.
-    let settled = ended + in_flight;
+    // Over the lives of a server, too: what a killed one held counts as given back.
     hold(
-        received == settled || (received > settled && !counts.is_complete),
+        received == ended + in_flight,
         format!("the identity: {received} received, {ended} ended, {in_flight} in flight"),
     );
     if !counts.is_complete {

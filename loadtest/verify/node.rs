@@ -250,8 +250,18 @@ impl<'a> Series<'a> {
 
     /// Whether the stored content is that of the stored sequence.
     fn judge_content(&mut self, stored: &Entry, state: &PluginState, value: Option<&RawValue>) {
+        if let Some(failure) = &state.last_error {
+            // The value, if there is one, is an earlier result's.
+            if stored.hash != Hash::of(failure.error.message.as_bytes()) {
+                let what = "the store has an error that was never sent".to_owned();
+                self.verdict
+                    .unexplained
+                    .push(self.finding(stored.seq, what));
+            }
+            return;
+        }
         let hash = state.hash.as_ref().map(Hash::of_wire);
-        if hash != Some(stored.hash) && state.last_error.is_none() {
+        if hash != Some(stored.hash) {
             let owner = hash.and_then(|hash| self.scale.owners.get(&hash)).copied();
             let what = "the stored hash is not the one that was sent".to_owned();
             self.content_finding(stored, owner, what);

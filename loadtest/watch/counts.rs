@@ -102,7 +102,11 @@ impl Lives {
             self.end();
             self.is_up = true;
         }
-        self.before.get_or_insert_with(|| scrape.clone());
+        self.before.get_or_insert_with(|| ServerCounts {
+            // What it holds when the run begins ends in the run.
+            received: scrape.received.saturating_sub(scrape.in_flight),
+            ..scrape.clone()
+        });
         self.current = scrape;
     }
 
@@ -217,6 +221,10 @@ mod tests {
         lives.see(0, Some(scrape(2, 0)));
         lives.see(0, Some(scrape(100, 90)));
         lives.see(0, Some(scrape(30, 20)));
-        assert_eq!((lives.total().received, lives.restarts()), (128, 1));
+        // One of the two that came before the run was in flight when it began, and ended in it.
+        let total = lives.total();
+        assert_eq!((total.received, lives.restarts()), (129, 1));
+        let ended: u64 = total.ended.iter().sum();
+        assert_eq!(total.received, ended + total.in_flight);
     }
 }

@@ -150,7 +150,7 @@ pub struct Server {
     /// Writes under way at once, at most; batches that are not full use half of them. Default 4.
     pub writes_in_flight: usize,
     /// A write that takes longer, or fails, halves the documents a write and the writes at once; good ones bring them
-    /// back step by step. Default 1 s.
+    /// back step by step. Default 5 s, well below `store.timeout`.
     #[serde(with = "span")]
     pub write_target: Duration,
     /// An unchanged result is written all the same (its `checked_at`) when the stored check is older. Default 15 min.
@@ -198,7 +198,7 @@ impl Default for Server {
             linger: Duration::from_millis(20),
             linger_max: Duration::from_millis(500),
             writes_in_flight: 4,
-            write_target: Duration::from_secs(1),
+            write_target: Duration::from_secs(5),
             freshness: Duration::from_mins(15),
             document_cache_bytes_max: 32 * 1024 * 1024,
             conflict_retries_max: 10,

@@ -2,7 +2,8 @@
 //!
 //! Additive increase, multiplicative decrease (AIMD): a write that fails or takes longer than the target halves both,
 //! once for all writes that were under way then; each good full one adds a part. Invariant: both stay between 1 and
-//! what is configured.
+//! what is configured, and slowness alone leaves an eighth of the documents: a store that is busy with something else is
+//! slow whatever it is sent, and small writes would only make it slower.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use tokio::time::Instant;
 /// A good full write adds this part of the most documents a write may have: a store that is well again has its full
 /// batches back after so many writes.
 const STEPS: usize = 16;
+/// A store that is slow and does not fail gets this part of the most documents a write may have, at least.
+const SLOW_PART: usize = 8;
 
 /// What the pace stays within.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +76,12 @@ impl Pace {
             // What was under way when it slowed down says nothing about the slower pace.
             if self.slowed_at.is_none_or(|slowed| started >= slowed) {
                 self.slowed_at = Some(now);
-                self.count = (self.count / 2).max(1);
+                let least = if went.is_failed {
+                    1
+                } else {
+                    self.count.min(self.bounds.count_max.div_ceil(SLOW_PART))
+                };
+                self.count = (self.count / 2).max(least);
                 self.writes = (self.writes / 2).max(1);
             }
         } else if documents >= self.count {
@@ -125,6 +133,22 @@ mod tests {
         }
         assert_eq!((pace.count(), pace.writes(true)), (100, 4));
         assert_eq!(pace.writes(false), 2);
+    }
+
+    /// Goal: slowness alone does not end in writes of one document, failures do.
+    #[test]
+    fn slow_is_not_failed() {
+        let after = |is_failed| {
+            let mut pace = Pace::new(BOUNDS);
+            let mut now = Instant::now();
+            for _ in 0..10 {
+                let started = now;
+                now += SLOW.slowest;
+                pace.ended(100, started, Went { is_failed, ..SLOW }, now);
+            }
+            (pace.count(), pace.writes(true))
+        };
+        assert_eq!((after(false), after(true)), ((13, 1), (1, 1)));
     }
 
     /// Goal: writes that were not full say nothing about what a full one would do.

@@ -18,7 +18,8 @@ use super::process::{Service, free_port, wait_until};
 pub const USER: &str = "vogeler";
 /// The administrator's password.
 pub const PASSWORD: &str = "se:cret@1";
-const START_DEADLINE: Duration = Duration::from_mins(1);
+/// One that ends by itself is noticed at once; beside builds and benches it may take long.
+const START_DEADLINE: Duration = Duration::from_mins(5);
 
 #[derive(Debug)]
 struct Pouch {

@@ -3,7 +3,9 @@
 //! The guard is a shell that reads a pipe from the test process. However that process ends, kill -9 included, the pipe
 //! closes, and the guard kills the group and removes the folder.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -58,6 +60,12 @@ impl Service {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// The first process's exit code, once it ended by itself.
+    #[allow(dead_code, reason = "the bench shares this file, and asks nothing")]
+    pub(crate) fn code(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten()?.code()
+    }
+
     /// Asks the service to end, and kills what is left of the group after `patience`.
     pub(crate) fn stop(mut self, patience: Duration) {
         let pid = self.group();
@@ -101,10 +109,17 @@ pub(crate) fn scratch() -> PathBuf {
     option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
-/// A loopback port that nothing listens on now.
+/// A loopback port that nothing listens on now. The kernel gives it to no outgoing connection either (they begin at
+/// 32768): while a service is down, those who try to reach it would take its port sooner or later, and it could not
+/// come back.
 pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("no free port");
-    listener.local_addr().expect("no address").port()
+    loop {
+        let drawn = RandomState::new().build_hasher().finish() % 22_000;
+        let port = 10_000 + u16::try_from(drawn).expect("below 22,000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Goal: a service ends with its guard's pipe, together with what it started, and its folder goes.

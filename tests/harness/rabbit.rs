@@ -20,7 +20,7 @@ const LOG_LINES: usize = 30;
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
 const VHOSTS: usize = 64;
 /// Starting takes 5 to 20 s on two cores, and took over 2 minutes on two that were busy with six times their load.
-const START_PATIENCE: Duration = Duration::from_mins(4);
+const START_PATIENCE: Duration = Duration::from_mins(5);
 const STOP_PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) const USER: &str = "vogeler";
 /// Holds what a URL must escape.

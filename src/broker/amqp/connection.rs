@@ -20,8 +20,9 @@ use super::links::{Links, Role};
 use super::trouble::Trouble;
 use crate::broker::Link;
 
-/// Largest frame we agree to: lapin allocates what the broker offers, and some offer 4 GiB.
-const FRAME_BYTES_MAX: u32 = 131_072;
+/// Largest frame we agree to: lapin keeps room for 32 of them each way of every connection, and fills it in time. At the
+/// 128 KiB that RabbitMQ offers that would be 8 MB, twice in every client; so it is 2 MB. Longer messages take more frames.
+const FRAME_BYTES_MAX: u32 = 32_768;
 /// How often a connection or channel is looked at: a broken one is not always announced.
 pub(super) const WATCHDOG_EVERY: Duration = Duration::from_secs(1);
 
