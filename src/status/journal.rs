@@ -1,6 +1,6 @@
 //! The journal: the last warnings and errors that this process logged.
 //!
-//! A layer of the log writes, the status page reads. Invariant: at most [`ENTRIES_MAX`] entries of [`TEXT_MAX`]
+//! A layer of the log writes, the status page reads. Invariant: at most `ENTRIES_MAX` entries of `TEXT_MAX`
 //! characters; what repeats in a row is one entry with a count.
 
 use std::collections::VecDeque;

@@ -206,6 +206,9 @@ async fn setup_says_what_it_did(place: &Place) {
             "_design/values is up to date",
         ]
     );
+    // Indexes are built when somebody asks, not after every write.
+    let items = place.other.get("_design/items").await.unwrap();
+    assert_eq!(items["autoupdate"], serde_json::json!(false));
     let fresh = with_dsn(place, |url| url.database.push_str("_fresh"));
     let store = store::open(&fresh).unwrap();
     let did = store.setup(None).await.unwrap();

@@ -1,7 +1,8 @@
 //! Design documents: read from a folder in the layout of CouchApp, written where they differ from what is there.
 //!
-//! `<ddoc>/views/<view>/{map,reduce}.js`, `<ddoc>/language`, `<ddoc>/validate_doc_update.js`. A design document that
-//! did not change is not written: CouchDB would build its indexes again.
+//! `<ddoc>/views/<view>/{map,reduce}.js`, `<ddoc>/language`, `<ddoc>/validate_doc_update.js`, and `<ddoc>/autoupdate.json`,
+//! which is `false` where CouchDB is not to build indexes before somebody asks. A design document that did not change is
+//! not written: CouchDB would build its indexes again.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -42,6 +43,12 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Design>, StoreError> {
             if let Some(text) = read_text(&path.join(file))? {
                 members.insert(member.to_owned(), text.into());
             }
+        }
+        let autoupdate = path.join("autoupdate.json");
+        if let Some(text) = read_text(&autoupdate)? {
+            let is_on: bool = serde_json::from_str(&text)
+                .map_err(|_| file_error(&autoupdate, "it must be true or false"))?;
+            members.insert("autoupdate".to_owned(), is_on.into());
         }
         designs.push(Design { name, members });
     }
