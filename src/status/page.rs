@@ -116,7 +116,7 @@ fn figures(figures: &[Figure]) -> Markup {
             @for figure in figures {
                 div {
                     dt { (figure.name) }
-                    dd { bdi { (figure.value) } " " small { (figure.note) } }
+                    dd { bdi { (figure.value) } " " small { bdi { (figure.note) } } }
                 }
             }
         }
