@@ -1,5 +1,6 @@
 //! The contract of `broker/mod.rs`, a function a rule; each runs on memory and on RabbitMQ.
 
+use std::collections::BTreeSet;
 use std::slice;
 
 use futures::future::{join_all, try_join_all};
@@ -311,7 +312,9 @@ async fn cancel_gives_back_what_was_not_taken(bench: Bench) {
     bench.until_ready(&queue, Some(75)).await;
     let mut again = bench.other.consume(&queue, 100).await.unwrap();
     let got = take(&mut again, 75).await;
-    assert_eq!(texts(&got), bodies[5..]);
+    // As a set: RabbitMQ 3.10 holds back what is given back past 32 of a channel, and puts that into the queue in no order.
+    let got: BTreeSet<String> = texts(&got).into_iter().collect();
+    assert_eq!(got, bodies[5..].iter().map(ToString::to_string).collect());
     bench.close().await;
 }
 
