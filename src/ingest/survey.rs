@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::broker::{Broker, BrokerError, Link, topology};
@@ -18,8 +19,11 @@ use crate::telemetry::{NodeState, Partition, catalogue};
 
 /// Pause between two looks at the queues.
 const QUEUES_EVERY: Duration = Duration::from_secs(5);
-/// Pause between two counts of the nodes.
+/// Pause between two counts of the nodes, at least.
 const NODES_EVERY: Duration = Duration::from_mins(1);
+/// The pause is so many times what the count took, where that is longer: CouchDB brings its index up to date for it, and
+/// what that takes the ingest cannot have.
+const NODES_REST: u32 = 20;
 
 /// What is asked, and of whom.
 #[derive(Debug)]
@@ -86,10 +90,11 @@ impl Survey {
         let mut link = self.store_link.clone();
         // The sender lives as long as the server; without it there is nothing to ask.
         while link.wait_for(|link| *link == Link::Up).await.is_ok() {
+            let started = Instant::now();
             if let Err(error) = self.count_nodes().await {
                 debug!(target: "vogeler::ingest::survey", %error, "the nodes cannot be counted");
             }
-            tokio::time::sleep(NODES_EVERY).await;
+            tokio::time::sleep(NODES_EVERY.max(started.elapsed() * NODES_REST)).await;
         }
     }
 

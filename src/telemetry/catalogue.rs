@@ -92,7 +92,7 @@ catalogue! {
     REBALANCES: Counter = "vogeler_rebalances_total", Count, Server, "Times that the servers agreed anew on who owns which partitions";
     SERVERS: Gauge = "vogeler_servers", Count, Server, "Servers that share the partitions, this one included";
     DRAINING: Gauge = "vogeler_draining", Count, Server, "Whether this server is stopping: 1 or 0";
-    NODES: Gauge<NodeState> = "vogeler_nodes", Count, Server, "Nodes in the store, by whether one was heard of within server.stale_after; looked at every minute";
+    NODES: Gauge<NodeState> = "vogeler_nodes", Count, Server, "Nodes in the store, by whether one was heard of within server.stale_after; looked at every minute, less often where that takes the store long";
 
     // The client.
     CLIENT_COMMANDS: Counter<CommandOutcome> = "vogeler_client_commands_total", Count, Client, "Commands received, by what was done about them";
