@@ -1,6 +1,7 @@
 //! Real clients: the product's own, in this process, each with a connection and a folder of its own.
 //!
-//! Their plugins are stubs that print what a machine of their flavour would (`cat` of a file). They answer commands, and
+//! Their plugins are stubs that print what a machine of their flavour would (`cat` of a file; by its path, since a program
+//! that has to be looked up is started by a fork of this large process). They answer commands, and
 //! report themselves when they start; a tap notes all of it in the ledger.
 
 use std::fmt::Write as _;
@@ -109,7 +110,7 @@ fn write_plugins(fleet: &Fleet, member: &Member, folder: &Path) -> anyhow::Resul
         let path = output.display();
         write!(
             sections,
-            "[{plugin}]\ncommand = cat {path}\nresult_format = json\n\n"
+            "[{plugin}]\ncommand = /bin/cat {path}\nresult_format = json\n\n"
         )?;
     }
     std::fs::write(folder.join("stubs.cfg"), sections)?;

@@ -28,7 +28,7 @@ const LENGTH_MAX: Duration = Duration::from_hours(24);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
     /// No bundled plan, and no file.
-    #[error("plan {path}: {source}; name a file, or one of the bundled plans: {bundled}")]
+    #[error("cannot read plan {path}; name a file, or one of the bundled plans: {bundled}")]
     Read {
         /// As it was named.
         path: String,
@@ -39,7 +39,7 @@ pub(crate) enum PlanError {
         source: std::io::Error,
     },
     /// Not TOML, an unknown key, or a value of another kind.
-    #[error("plan {origin}: {source}")]
+    #[error("plan {origin}")]
     Toml {
         /// Which plan.
         origin: String,

@@ -105,8 +105,12 @@ impl FaultKind {
 impl FromStr for FaultPlan {
     type Err = String;
     fn from_str(spec: &str) -> Result<Self, String> {
-        let shape =
-            || format!("{spec:?} is no fault: write KIND@AT+LASTS, such as kill_server@10s+2s");
+        let shape = || {
+            format!(
+                "{spec:?} is no fault: write KIND@AT+LASTS, such as kill_server@10s+2s; kinds are {}",
+                FaultKind::NAMES.join(", ")
+            )
+        };
         let (kind, when) = spec.split_once('@').ok_or_else(shape)?;
         let (at, lasts) = when.split_once('+').ok_or_else(shape)?;
         let (name, delay) = match kind.split_once(':') {

@@ -1,3 +1,5 @@
+use std::error::Error as _;
+
 use super::*;
 
 const GOOD: &str = r#"
@@ -115,26 +117,33 @@ fn every_plan_of_the_folder_is_bundled() {
     assert_eq!(files, names);
 }
 
+/// What the tester says of a plan that it cannot use: the error with its cause, and nothing twice.
+fn told(plan: Result<Plan, PlanError>) -> String {
+    let error = plan.unwrap_err();
+    let cause = error.source().map(ToString::to_string);
+    let text = format!("{:#}", anyhow::Error::from(error));
+    if let Some(cause) = cause {
+        assert_eq!(text.matches(&cause).count(), 1, "{text}");
+    }
+    text
+}
+
 /// Goal: each kind of mistake is an error that says where it is and what to do.
 #[test]
 fn mistakes_are_named() {
     Plan::parse(GOOD, "good").unwrap();
     for (line, expected) in ADDED {
-        let error = Plan::parse(&format!("{GOOD}{line}\n"), "test.toml")
-            .unwrap_err()
-            .to_string();
+        let error = told(Plan::parse(&format!("{GOOD}{line}\n"), "test.toml"));
         assert!(
             error.contains(expected) && error.contains("test.toml"),
             "{line}: {error}"
         );
     }
     for (good, bad, expected) in REPLACED {
-        let error = Plan::parse(&GOOD.replace(good, bad), "test.toml")
-            .unwrap_err()
-            .to_string();
+        let error = told(Plan::parse(&GOOD.replace(good, bad), "test.toml"));
         assert!(error.contains(expected), "{bad}: {error}");
     }
-    let error = Plan::load("smok").unwrap_err().to_string();
+    let error = told(Plan::load("smok"));
     assert!(
         error.contains("smok") && error.contains("smoke, blowout"),
         "{error}"
@@ -146,7 +155,7 @@ fn mistakes_are_named() {
 fn runners_need_real_clients() {
     let text = GOOD.replace("real_clients = 2", "real_clients = 0");
     let text = format!("{text}[[runners]]\nat = \"1s\"\nplugin = \"facter\"\n");
-    let error = Plan::parse(&text, "test.toml").unwrap_err().to_string();
+    let error = told(Plan::parse(&text, "test.toml"));
     assert!(error.contains("runners need real clients"), "{error}");
 }
 

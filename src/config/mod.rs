@@ -8,6 +8,7 @@ mod dsn;
 mod error;
 mod keys;
 mod limits;
+mod listen;
 mod load;
 pub mod span;
 
@@ -132,8 +133,8 @@ pub struct Server {
     pub message_bytes_max: usize,
     /// Results waiting for one node's actor before the router waits. Default 64.
     pub node_mailbox: usize,
-    /// A node's actor stops when it heard nothing for so long; what it knows of the node stays (some 300 bytes) until
-    /// `freshness` has passed. Default 5 s.
+    /// A node's actor stops when it heard nothing for so long; what it knows of the node stays (some 150 bytes, and as
+    /// much again for each plugin) until `freshness` has passed. Default 5 s.
     #[serde(with = "span")]
     pub node_idle: Duration,
     /// Documents a write at most. Default 100: past it CouchDB gains little rate and much latency (measured).
@@ -238,6 +239,7 @@ pub struct Client {
     /// The same in bytes. Default 64 MiB.
     pub spool_bytes_max: u64,
     /// Where the client answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default nowhere.
+    #[serde(deserialize_with = "listen::option")]
     pub http_listen: Option<SocketAddr>,
 }
 
@@ -268,6 +270,7 @@ pub struct Http {
     pub enabled: bool,
     /// Where the server answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0
     /// takes a free one, which is logged.
+    #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
 }
 

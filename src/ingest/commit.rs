@@ -177,7 +177,7 @@ impl Committer {
         if writes.is_empty() {
             return Attempt::default();
         }
-        telemetry::record_write(&writes);
+        telemetry::record_write(merged.iter().map(|merged| merged.bytes).sum());
         let started = Instant::now();
         let written = self
             .timed(StoreRequest::Write, self.store.write(writes))

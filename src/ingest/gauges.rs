@@ -14,7 +14,7 @@ use super::partitions::{Agreement, Downstream, Partitions};
 use super::router::Router;
 use crate::broker::{Broker, Link};
 use crate::config::Config;
-use crate::telemetry::{Part, Partition, catalogue, record_up};
+use crate::telemetry::{Part, Partition, catalogue, last_write, record_up};
 
 /// Sets the gauges of a server at each scrape.
 #[derive(Debug)]
@@ -72,6 +72,10 @@ impl Gauges {
         catalogue::PREFETCH_LIMIT.get().set(limit);
         let known = self.router.upgrade().map_or(0, |router| router.known());
         catalogue::KNOWN_NODES.get().set(float(known));
+        let last_write = last_write().map_or(0.0, |at| at.as_duration().as_secs_f64());
+        catalogue::LAST_WRITE_TIMESTAMP_SECONDS
+            .get()
+            .set(last_write);
         self.export_held();
     }
 

@@ -25,7 +25,8 @@ const RESENDS_MAX: usize = 3;
 /// Idle actors are looked for so often in the time after which they count as idle: one stops at most a quarter late.
 const SWEEPS: u32 = 4;
 /// Nodes that are known at once, at most; past it a node is forgotten when its actor stops, and its next result costs a
-/// read. At some 300 bytes each at rest this is 300 MB.
+/// read. At rest each takes some 150 bytes, and as much again for each of its plugins (counted from the types): with one
+/// plugin a node this is 300 MB.
 const KNOWN_NODES_MAX: usize = 1_000_000;
 /// Shortest pause between two sweeps.
 const SWEEP_EVERY_MIN: Duration = Duration::from_millis(10);
@@ -63,7 +64,7 @@ struct Known {
 enum Seat {
     /// Its actor.
     Active(Addr<NodeActor>),
-    /// Nobody; a tenth of an actor's memory, and as good for a result that brings nothing new.
+    /// Nobody: an actor's memory is saved, and a result that brings nothing new needs no read all the same.
     Resting(Memory),
 }
 

@@ -21,9 +21,9 @@ use crate::telemetry::{NodeState, Partition, catalogue};
 const QUEUES_EVERY: Duration = Duration::from_secs(5);
 /// Pause between two counts of the nodes, at least.
 const NODES_EVERY: Duration = Duration::from_mins(1);
-/// The pause is so many times what the count took, where that is longer: CouchDB brings its index up to date for it, and
+/// The pause is so many times what the count took, where that is longer: CouchDB goes through all documents for it, and
 /// what that takes the ingest cannot have.
-const NODES_REST: u32 = 20;
+const NODES_REST: u32 = 50;
 
 /// What is asked, and of whom.
 #[derive(Debug)]

@@ -216,15 +216,15 @@ async fn ask(
         persistent: true,
         mandatory: false,
     };
-    let (expected, notes) = expect(store, &request.target).await;
-    let mut asked = Asked {
+    let asked = |(expected, notes)| Asked {
         run: Run::new(request.run, request.plugin.clone(), expected),
         notes,
     };
     let routing_key = match &request.target {
         Target::All => topology::broadcast_key(),
         Target::Group(group) => topology::group_key(group),
-        Target::Nodes(_) => {
+        Target::Nodes(names) => {
+            let mut asked = asked((Expected::Nodes(names.clone()), Vec::new()));
             ask_by_name(broker, message, &mut asked.run).await?;
             tracing::debug!(target: "vogeler::runner", plugin = %request.plugin, target = %request.target, "commands published");
             return Ok(asked);
@@ -234,16 +234,20 @@ async fn ask(
         routing_key,
         ..message
     };
-    broker.publish(message).await?;
-    tracing::debug!(target: "vogeler::runner", plugin = %request.plugin, target = %request.target, "command published");
-    Ok(asked)
+    // The store goes through the whole fleet to say whom that means; nobody waits for it to begin.
+    let (_, expected) = tokio::try_join!(
+        async {
+            broker.publish(message).await?;
+            tracing::debug!(target: "vogeler::runner", plugin = %request.plugin, target = %request.target, "command published");
+            Ok::<_, BrokerError>(())
+        },
+        async { Ok(expect(store, &request.target).await) },
+    )?;
+    Ok(asked(expected))
 }
 
 /// Whom the target means, as far as the store can say.
 async fn expect(store: &dyn Store, target: &Target) -> (Expected, Vec<String>) {
-    if let Target::Nodes(names) = target {
-        return (Expected::Nodes(names.clone()), Vec::new());
-    }
     match store.nodes().await {
         Ok(known) => {
             let nodes = target.among(&known);

@@ -53,8 +53,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The nodes that `query` finds, by name. Uses an index where the store has such, never a scan in here.
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError>;
 
-    /// How many nodes there are, and how many of their documents changed at `since` or later. A server asks every
-    /// minute: where the store has an index, it answers.
+    /// How many nodes there are, and how many of their documents changed at `since` or later. The store may go through
+    /// all documents for it.
     async fn census(&self, since: Timestamp) -> Result<Census, StoreError>;
 
     /// Ends connections and flushes what is left.

@@ -9,10 +9,11 @@ use super::catalogue as c;
 use super::words::{
     DeadLetterReason, DecodeReason, FlushReason, Part, SplitReason, StoreRequest, StoreStatus,
 };
-use crate::store::{StoreError, Write};
+use crate::store::StoreError;
 use crate::wire::{DecodeError, Outcome};
 
-/// When this process last wrote a document, in milliseconds of Unix time; 0 for never. The gauge cannot be read back.
+/// When this process last wrote a document, in milliseconds of Unix time; 0 for never. The gauge is set from it when
+/// `/metrics` is asked.
 static LAST_WRITE_MS: AtomicI64 = AtomicI64::new(0);
 
 /// A message could not be decoded.
@@ -46,10 +47,9 @@ pub fn record_settled(outcome: Outcome, published_ms: i64, now: Timestamp) {
     }
 }
 
-/// A request to write documents is sent.
+/// A request to write documents of so many bytes in all is sent.
 #[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
-pub fn record_write(writes: &[Write]) {
-    let bytes: usize = writes.iter().map(|write| write.json.get().len()).sum();
+pub fn record_write(bytes: usize) {
     c::BATCH_BYTES.get().record(bytes as f64);
 }
 
@@ -57,11 +57,7 @@ pub fn record_write(writes: &[Write]) {
 pub fn record_document(bytes: usize) {
     c::DOCUMENTS_WRITTEN.get().increment(1);
     c::DOCUMENT_BYTES_WRITTEN.get().increment(bytes as u64);
-    let now = Timestamp::now();
-    c::LAST_WRITE_TIMESTAMP_SECONDS
-        .get()
-        .set(now.as_duration().as_secs_f64());
-    LAST_WRITE_MS.store(now.as_millisecond(), Ordering::Relaxed);
+    LAST_WRITE_MS.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
 }
 
 /// When this process last wrote a document.

@@ -16,7 +16,7 @@ fn document(name: &str, plugins: &Value) -> Value {
     for (plugin, value) in plugins.as_object().unwrap() {
         document[plugin] = value.clone();
         document["vogeler"]["plugins"][plugin] =
-            json!({"seq": 1, "collected_at": "2026-02-03T04:05:06Z"});
+            json!({"seq": 1, "hash": "b3:0", "collected_at": "2026-02-03T04:05:06Z"});
     }
     document
 }

@@ -167,7 +167,11 @@ fn mistakes_in_the_file_are_named() {
         ),
         (
             "[http]\nlisten = \"here\"\n",
-            ":2: http.listen = \"here\": ",
+            ":2: http.listen = \"here\": \"here\" is no address to listen on: write ADDRESS:PORT, such as",
+        ),
+        (
+            "[client]\nhttp_listen = \"localhost:9878\"\n",
+            ":2: client.http_listen = \"localhost:9878\": \"localhost:9878\" is no address to listen on: write",
         ),
         (
             "[log]\nlevel = \"loud\"\n",

@@ -158,7 +158,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/_design");
         let designs = read(&folder).unwrap();
         let names: Vec<_> = designs.iter().map(|design| design.name.as_str()).collect();
-        assert_eq!(names, ["items", "nodes", "packages", "plugins", "values"]);
+        assert_eq!(names, ["items", "packages", "plugins", "values"]);
         for design in &designs {
             let views = design.members["views"].as_object().unwrap();
             for view in views.values() {

@@ -2,30 +2,14 @@
 
 use super::panel::{graph, stat, table};
 use super::query::{hourly_by, max, max_by, rate, rate_by};
-use super::{Board, Choice, Row};
-
-/// What `@` stands for: the servers chosen.
-const SERVERS: &str = r#"job=~"$job",instance=~"$instance""#;
-
-const CHOICES: [Choice; 2] = [
-    Choice {
-        name: "job",
-        label: "Job",
-        values: "label_values(vogeler_results_received_total, job)",
-    },
-    Choice {
-        name: "instance",
-        label: "Server",
-        values: r#"label_values(vogeler_results_received_total{job=~"$job"}, instance)"#,
-    },
-];
+use super::{Board, INSTANCE, JOB, Row, SERVERS};
 
 pub(super) fn board() -> Board {
     Board {
         uid: "vogeler-fleet",
         title: "Vogeler: fleet",
         description: "How many nodes report, which plugins fail, and what runs do.",
-        choices: &CHOICES,
+        choices: &[JOB, INSTANCE],
         rows: vec![headline(), nodes(), plugins(), runs()],
     }
 }

@@ -35,6 +35,21 @@ pub(crate) struct Choice {
     values: &'static str,
 }
 
+/// What `@` stands for: the servers chosen.
+const SERVERS: &str = r#"job=~"$job",instance=~"$instance""#;
+/// The servers' job in Prometheus.
+const JOB: Choice = Choice {
+    name: "job",
+    label: "Job",
+    values: "label_values(vogeler_results_received_total, job)",
+};
+/// A server of it.
+const INSTANCE: Choice = Choice {
+    name: "instance",
+    label: "Server",
+    values: r#"label_values(vogeler_results_received_total{job=~"$job"}, instance)"#,
+};
+
 /// A board.
 #[derive(Debug)]
 pub(crate) struct Board {

@@ -6,24 +6,14 @@ mod overview;
 mod settlement;
 mod store;
 
-use super::{Board, Choice, Row, services};
+use super::{Board, Choice, INSTANCE, JOB, Row, SERVERS, services};
 
-/// What `@` stands for: the servers chosen.
-const SERVERS: &str = r#"job=~"$job",instance=~"$instance""#;
-/// The same for what is kept for each partition.
+/// What `@` stands for where something is kept for each partition.
 const PARTITIONS: &str = r#"job=~"$job",instance=~"$instance",partition=~"$partition""#;
 
 const CHOICES: [Choice; 5] = [
-    Choice {
-        name: "job",
-        label: "Job",
-        values: "label_values(vogeler_results_received_total, job)",
-    },
-    Choice {
-        name: "instance",
-        label: "Server",
-        values: r#"label_values(vogeler_results_received_total{job=~"$job"}, instance)"#,
-    },
+    JOB,
+    INSTANCE,
     Choice {
         name: "partition",
         label: "Partition",
