@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -144,6 +144,32 @@ async fn dispatch(
     }
 }
 
+/// A connection, and who may try again when it fails.
+struct Outlet {
+    broker: Arc<dyn Broker>,
+    /// One message at a time tries whether the broker is back; thousands that do are the tester's own load.
+    turn: Semaphore,
+    /// Told of every confirm, on which all others try again.
+    confirms: watch::Sender<()>,
+}
+
+impl Outlet {
+    /// Waits until there is a point in publishing again. Who holds the permit tries for all.
+    async fn again(&self, pause: Duration) -> Option<SemaphorePermit<'_>> {
+        let mut confirms = self.confirms.subscribe();
+        let turn = async {
+            let permit = self.turn.acquire().await.ok();
+            tokio::time::sleep(pause).await;
+            permit
+        };
+        tokio::select! {
+            biased;
+            _ = confirms.changed() => None,
+            permit = turn => permit,
+        }
+    }
+}
+
 /// One connection: sends what comes down its line.
 async fn work(
     light: Arc<Light>,
@@ -151,6 +177,11 @@ async fn work(
     mut line: mpsc::Receiver<u32>,
     in_flight: usize,
 ) {
+    let outlet = Outlet {
+        broker,
+        turn: Semaphore::new(1),
+        confirms: watch::Sender::new(()),
+    };
     let mut flights = FuturesUnordered::new();
     // Until when the broker, not the tester, kept the next message waiting.
     let mut held_until = light.start.instant;
@@ -164,12 +195,13 @@ async fn work(
                 }
             }
             index = line.recv(), if is_open && flights.len() < in_flight => match index {
-                Some(index) => flights.push(light.send(broker.as_ref(), index, held_until)),
+                Some(index) => flights.push(light.send(&outlet, index, held_until)),
                 None => is_open = false,
             },
         }
     }
-    broker.close().await;
+    drop(flights);
+    outlet.broker.close().await;
 }
 
 impl Light {
@@ -198,13 +230,13 @@ impl Light {
         leaving.contains(&node)
     }
 
-    async fn send(&self, broker: &dyn Broker, index: u32, held_until: Instant) {
+    async fn send(&self, outlet: &Outlet, index: u32, held_until: Instant) {
         let sending = self.fleet.schedule.sendings[index as usize];
         match self.make(index, sending) {
             Ok((message, note)) => {
                 let due = self.start.at(sending.at).max(held_until);
                 self.fleet.stats.tester_lag.record(due.elapsed());
-                self.publish(broker, message, &note, sending.at).await;
+                self.publish(outlet, message, &note, sending.at).await;
             }
             Err(error) => {
                 tracing::error!(%error, "a message cannot be made");
@@ -252,17 +284,21 @@ impl Light {
     }
 
     /// Publishes until the broker has it, it cannot, or nobody waits any longer.
-    async fn publish(&self, broker: &dyn Broker, message: Message, note: &Note, due: u64) {
+    async fn publish(&self, outlet: &Outlet, message: Message, note: &Note, due: u64) {
         let stats = &self.fleet.stats;
         let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
+        let mut permit = None;
         stats.sent.add();
         loop {
             self.note_attempt(note);
             let publish = self
                 .stop
-                .run_until_cancelled(broker.publish(message.clone()));
-            match publish.await {
+                .run_until_cancelled(outlet.broker.publish(message.clone()));
+            let published = publish.await;
+            drop(permit.take());
+            match published {
                 Some(Ok(())) => {
+                    outlet.confirms.send_replace(());
                     self.note_confirm(note);
                     stats.confirmed.add();
                     stats.publish_to_confirmed.record(self.start.since(due));
@@ -275,8 +311,8 @@ impl Light {
                 }
                 None => break,
             }
-            let pause = tokio::time::sleep(backoff.next_random());
-            self.stop.run_until_cancelled(pause).await;
+            let again = outlet.again(backoff.next_random());
+            permit = self.stop.run_until_cancelled(again).await.flatten();
         }
         stats.unconfirmed.add();
     }

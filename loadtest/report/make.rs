@@ -131,12 +131,9 @@ impl Run<'_> {
                 .filter_map(|sample| Some((sample.at, sample.usage[index]?)))
                 .collect();
             let (seconds, last) = seen.last()?;
-            let busiest = seen.windows(2).map(|pair| {
-                ratio(
-                    pair[1].1.cpu_seconds - pair[0].1.cpu_seconds,
-                    pair[1].0 - pair[0].0,
-                )
-            });
+            let busiest = seen
+                .windows(2)
+                .filter_map(|pair| pair[1].1.cores_since(pair[0].1, pair[1].0 - pair[0].0));
             Some(Resources {
                 who: (*who).to_owned(),
                 cpu_seconds: last.cpu_seconds,

@@ -114,10 +114,9 @@ fn cpus(timeline: &[Sample]) -> Vec<Line> {
             who,
             timeline.windows(2).map(|pair| {
                 let used = pair[1].usage[index].zip(pair[0].usage[index]);
-                let cores = used.map(|(now, before)| {
-                    (now.cpu_seconds - before.cpu_seconds) / (pair[1].at - pair[0].at)
-                });
-                (pair[1].at, cores.filter(|cores| cores.is_finite()))
+                let cores =
+                    used.and_then(|(now, before)| now.cores_since(before, pair[1].at - pair[0].at));
+                (pair[1].at, cores)
             }),
         )
     };

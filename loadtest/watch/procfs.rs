@@ -31,6 +31,15 @@ pub(crate) struct Usage {
     pub(crate) rss_mb: f64,
 }
 
+impl Usage {
+    /// Cores used in the `seconds` since `before`. None where the service was down then: it is found once it listens, and
+    /// brings the time of its whole start.
+    pub(crate) fn cores_since(self, before: Self, seconds: f64) -> Option<f64> {
+        let cores = (self.cpu_seconds - before.cpu_seconds) / seconds;
+        (before.rss_mb > 0.0 && cores.is_finite()).then_some(cores)
+    }
+}
+
 /// Looks at the same service again and again.
 #[derive(Debug)]
 pub(crate) struct Watched {
@@ -209,6 +218,22 @@ mod tests {
         let stat = "7 (a) b (c) S 3 7 7 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 1 0 99 1 1";
         assert_eq!(parse_stat(stat), Some((2.0, 3)));
         assert_eq!(parse_stat("7 (gone"), None);
+    }
+
+    /// Goal: a start that took longer than a second is not taken for more cores than there are.
+    #[test]
+    fn a_start_is_no_busiest_second() {
+        let usage = |cpu_seconds, rss_mb| Usage {
+            cpu_seconds,
+            rss_mb,
+        };
+        let down = usage(1.0, 0.0);
+        assert_eq!(usage(8.0, 90.0).cores_since(down, 1.0), None);
+        assert_eq!(
+            usage(8.5, 90.0).cores_since(usage(8.0, 90.0), 1.0),
+            Some(0.5)
+        );
+        assert_eq!(usage(8.5, 90.0).cores_since(usage(8.5, 90.0), 0.0), None);
     }
 
     /// Goal: children and grandchildren are in the family, strangers are not.

@@ -235,7 +235,7 @@ async fn ask(
         ..message
     };
     // The store goes through the whole fleet to say whom that means; nobody waits for it to begin.
-    let (_, expected) = tokio::try_join!(
+    let ((), expected) = tokio::try_join!(
         async {
             broker.publish(message).await?;
             tracing::debug!(target: "vogeler::runner", plugin = %request.plugin, target = %request.target, "command published");
