@@ -35,7 +35,7 @@ pub(crate) struct Stats {
     pub(crate) publish_to_confirmed: Latency,
     /// Until the server's receipt came: an upper bound, since receipts wait `server.receipt_linger` for company.
     pub(crate) published_to_stored: Latency,
-    /// Until the tester had made the message and handed it to its connection.
+    /// Until the tester had made the message.
     pub(crate) tester_lag: Latency,
 }
 

@@ -12,6 +12,7 @@ mod leave;
 mod light;
 mod listen;
 mod message;
+mod outlet;
 mod real;
 mod runner;
 mod tap;

@@ -91,7 +91,7 @@ fn latency(report: &Report) -> Table {
         title: "Time since a result was due",
         head: vec!["until", "count", "p50", "p90", "p99", "p99.9", "max"],
         rows: vec![
-            row("handed over (the tester's lag)", latencies.tester_lag),
+            row("ready to be sent (the tester's lag)", latencies.tester_lag),
             row("confirmed by the broker", latencies.publish_to_confirmed),
             row(
                 "stored, and its receipt here",
