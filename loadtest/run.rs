@@ -6,18 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use vogeler::config;
 
+use crate::complain;
 use crate::faults;
 use crate::fleet::{Brokers, Deleter, Fleet, Target};
 use crate::live;
 use crate::plan::Plan;
 use crate::report::make::Run;
-use crate::report::{Report, Setting};
-use crate::services::{Given, Services};
+use crate::report::{self, Report, Setting};
+use crate::services::{Given, INTERRUPTED, Services, until};
 use crate::stats::Stats;
 use crate::verdict::Verdict;
 use crate::verify::Case;
@@ -28,6 +29,9 @@ use crate::watch::sample::{Sampler, Timeline};
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// What does not hold at once may hold a moment later; after so long it is a finding.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(15);
+
+/// So long the fleet may take to end in order after a signal.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a run is asked for.
 pub(crate) struct Asked<'a> {
@@ -43,18 +47,26 @@ pub(crate) struct Asked<'a> {
 
 /// Runs the plan; an error says why it could not be run to its end.
 pub(crate) async fn run(asked: &Asked<'_>, stop: &CancellationToken) -> anyhow::Result<Report> {
-    std::fs::create_dir_all(asked.folder)
-        .with_context(|| format!("--report {}", asked.folder.display()))?;
-    let log = asked.folder.join("server.log");
-    // An earlier run's.
-    drop(std::fs::remove_file(&log));
-    let services = Arc::new(Services::start(asked.plan, asked.given, &log).await?);
-    let report = load(asked, &services, stop).await;
-    let services = Arc::into_inner(services).context("a service is still in use")?;
-    let stopped = services.stop().await;
-    let report = report?;
-    stopped?;
-    Ok(report)
+    let log = asked.folder.join(report::LOG);
+    let services = Services::start(asked.plan, asked.given, &log, stop).await?;
+    let services = Arc::new(services);
+    let in_time = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_PATIENCE).await;
+    };
+    let report = tokio::select! {
+        report = load(asked, &services, stop) => report,
+        () = in_time => Err(anyhow!(INTERRUPTED)),
+    };
+    let stopped = match Arc::into_inner(services) {
+        Some(services) => services.stop(stop).await,
+        None => Err(anyhow!("a service is still in use")),
+    };
+    if let Err(error) = stopped {
+        // The report stands all the same.
+        complain(&format!("vogeler-loadtest: {error:#}"));
+    }
+    report
 }
 
 /// Load, faults and samples at the same time; then the verdict and the report.
@@ -89,9 +101,10 @@ async fn load(
     let (worked, _) = tokio::join!(working, watching);
     let (sent, faults) = worked?;
     if stop.is_cancelled() {
-        bail!("interrupted before its end");
+        bail!(INTERRUPTED);
     }
-    let verdict = verify(&fleet, services, &target, &timeline).await?;
+    let mut verdict = until(stop, verify(&fleet, services, &target, &timeline)).await?;
+    verdict.failed_clients.clone_from(&sent.failed_clients);
     target.store.close().await;
     let run = Run {
         plan,

@@ -34,6 +34,9 @@ pub(crate) struct Verdict {
     pub(crate) unexplained: Vec<Finding>,
     /// The server's counters and the ledger tell different stories.
     pub(crate) counters_disagree: Vec<Finding>,
+    /// Real clients that ended with an error.
+    #[serde(default)]
+    pub(crate) failed_clients: Vec<Finding>,
     /// Receipts that a fault explains the lack of; the store told the fate. No finding.
     pub(crate) receipts_lost_to_faults: u64,
     /// An older result that came late was taken for new, after an unchanged one that leaves no trace in the store and a
@@ -45,7 +48,7 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// The categories by name, in the order of the report.
-    pub(crate) fn categories(&self) -> [(&'static str, &[Finding]); 7] {
+    pub(crate) fn categories(&self) -> [(&'static str, &[Finding]); 8] {
         [
             ("lost", &self.lost),
             ("stale over newer", &self.stale_over_newer),
@@ -54,6 +57,7 @@ impl Verdict {
             ("missing receipt", &self.missing_receipt),
             ("unexplained", &self.unexplained),
             ("counters disagree", &self.counters_disagree),
+            ("failed real clients", &self.failed_clients),
         ]
     }
 

@@ -36,7 +36,7 @@ use crate::plan::Plan;
 use crate::roster::Roster;
 use crate::schedule::Schedule;
 use crate::stats::Stats;
-use crate::verdict::RunnerOutcome;
+use crate::verdict::{Finding, RunnerOutcome};
 pub(crate) use leave::Deleter;
 
 /// Between two looks at whether all is settled.
@@ -101,6 +101,8 @@ pub(crate) struct Fleet {
 pub(crate) struct Sent {
     /// Each runner's run.
     pub(crate) runners: Vec<RunnerOutcome>,
+    /// Real clients that ended with an error.
+    pub(crate) failed_clients: Vec<Finding>,
     /// From the first message due to the last one confirmed or given up.
     pub(crate) load: Duration,
     /// Until everything was settled, or nobody waited any longer.
@@ -198,12 +200,12 @@ impl Fleet {
         });
         self.settle(target, start, &over).await;
         let settled = start.instant.elapsed();
-        let ended = clients.stop().await;
+        let failed_clients = clients.stop().await;
         drop(guard);
         listener.stop().await;
-        ended?;
         Ok(Sent {
             runners,
+            failed_clients,
             load,
             settled,
         })

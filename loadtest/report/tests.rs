@@ -57,6 +57,7 @@ pub(crate) fn good() -> Report {
         server,
         server_restarts: 0,
         sent: Sent {
+            failed_clients: Vec::new(),
             runners: Vec::new(),
             load: Duration::from_secs(10),
             settled: Duration::from_secs(25),

@@ -75,6 +75,42 @@ impl BrokerService {
         }))
     }
 
+    /// Refuses a given broker that is in use, or is not what the given server works with, before anything is
+    /// changed. Takes the number of partitions from the given server: the plan's settings are not for it.
+    pub(super) async fn check(
+        &self,
+        settings: &mut config::Broker,
+        has_server: bool,
+    ) -> anyhow::Result<()> {
+        if self.rabbit.is_some() {
+            return Ok(());
+        }
+        let broker = self.direct()?;
+        let found = broker::setup::old_queues(&*broker, 0).await;
+        broker.close().await;
+        let found = found.context("--broker")?;
+        let waiting: u64 = found.iter().map(|(_, depth)| depth.ready).sum();
+        let consumers: u64 = found.iter().map(|(_, depth)| depth.consumers).sum();
+        if waiting > 0 {
+            bail!(
+                "--broker: {waiting} messages wait in vogeler.results.*: give an empty virtual host, or let a server drain them first"
+            );
+        }
+        if !has_server && consumers > 0 {
+            bail!(
+                "--broker: a server works on this virtual host: give an empty one, or name that server with --metrics"
+            );
+        }
+        if has_server {
+            let last = found.last().filter(|_| consumers > 0);
+            let (last, _) = last.context(
+                "--broker: no server consumes vogeler.results.* here: give the virtual host of the server of --metrics",
+            )?;
+            settings.partitions = last + 1;
+        }
+        Ok(())
+    }
+
     /// Declares what the server declares.
     pub(super) async fn set_up(&self, config: &Config) -> anyhow::Result<()> {
         let broker = self.direct()?;

@@ -29,7 +29,7 @@ use node::Scale;
 /// Documents read at once.
 const LOAD_COUNT_MAX: usize = 100;
 /// Names of simulated machines end so; what else is in the store is somebody else's.
-const OUR_DOMAIN: &str = ".loadtest.example.com";
+pub(crate) const OUR_DOMAIN: &str = ".loadtest.example.com";
 /// Pause before it is looked again.
 const AGAIN: Duration = Duration::from_millis(500);
 
