@@ -37,8 +37,11 @@ mod rabbit;
 mod server;
 mod store;
 
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -194,14 +197,42 @@ fn install_services() {
     );
 }
 
+thread_local! {
+    /// Whether a panic of this thread becomes an error, which is told once and not twice.
+    static IS_TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Leaves the panics of [`blocking`] to those who get them as errors.
+fn tell_panics_once() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !IS_TOLD.get() {
+                others(panic);
+            }
+        }));
+    });
+}
+
 /// Runs what blocks, and may panic, on a thread of its own; a panic is an error.
 async fn blocking<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .with_context(|| format!("{what} failed"))
+    tell_panics_once();
+    let work = move || {
+        IS_TOLD.set(true);
+        let done = panic::catch_unwind(AssertUnwindSafe(work));
+        IS_TOLD.set(false);
+        done
+    };
+    let done = tokio::task::spawn_blocking(work).await?;
+    done.map_err(|panic| {
+        let why = panic.downcast_ref::<String>().map(String::as_str);
+        let why = why.or_else(|| panic.downcast_ref::<&str>().copied());
+        anyhow!("{what} failed: {}", why.unwrap_or("a panic"))
+    })
 }
 
 /// `dsn`, by another port of this machine.
