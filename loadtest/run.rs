@@ -18,7 +18,7 @@ use crate::live;
 use crate::plan::Plan;
 use crate::report::make::Run;
 use crate::report::{self, Report, Setting};
-use crate::services::{Given, INTERRUPTED, Services, until};
+use crate::services::{Given, INTERRUPTED, Services, soon_after, until};
 use crate::stats::Stats;
 use crate::verdict::Verdict;
 use crate::verify::Case;
@@ -29,9 +29,6 @@ use crate::watch::sample::{Sampler, Timeline};
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// What does not hold at once may hold a moment later; after so long it is a finding.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(15);
-
-/// So long the fleet may take to end in order after a signal.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a run is asked for.
 pub(crate) struct Asked<'a> {
@@ -50,17 +47,13 @@ pub(crate) async fn run(asked: &Asked<'_>, stop: &CancellationToken) -> anyhow::
     let log = asked.folder.join(report::LOG);
     let services = Services::start(asked.plan, asked.given, &log, stop).await?;
     let services = Arc::new(services);
-    let in_time = async {
-        stop.cancelled().await;
-        tokio::time::sleep(STOP_PATIENCE).await;
-    };
-    let report = tokio::select! {
-        report = load(asked, &services, stop) => report,
-        () = in_time => Err(anyhow!(INTERRUPTED)),
-    };
+    let load = Box::pin(load(asked, &services, stop));
+    let report = soon_after(stop, load).await;
     let stopped = match Arc::into_inner(services) {
         Some(services) => services.stop(stop).await,
-        None => Err(anyhow!("a service is still in use")),
+        None => Err(anyhow!(
+            "a service is still in use, and ends with this process"
+        )),
     };
     if let Err(error) = stopped {
         // The report stands all the same.

@@ -305,7 +305,7 @@ fn dead_services_are_named_at_once() {
     assert!(text.contains("--report wants a folder"), "{text}");
 }
 
-/// Goal: a server that is given is loaded as it is, with as many partitions as it has, and neither stopped nor changed;
+/// Goal: a server that is given is loaded as it is, with the partitions and the type of queues that it has, and neither stopped nor changed;
 /// what an earlier run left, or a server that nobody named, is refused.
 #[test]
 fn a_given_server_stays_as_it_is() {
@@ -314,6 +314,7 @@ fn a_given_server_stays_as_it_is() {
     let (broker, store) = (Rabbit::shared().fresh_vhost(), pouch::fresh_dsn());
     let mut installation = Installation::new(broker.as_str(), &store);
     installation.set("VOGELER_BROKER_PARTITIONS", "3");
+    installation.set("VOGELER_BROKER_QUEUE_TYPE", "classic");
     installation.vogeler(&["admin", "setup"]).ok();
     let mut server = installation.server();
     let metrics = format!("http://{}/metrics", installation.http_address());

@@ -138,3 +138,30 @@ fn write_plugins(fleet: &Fleet, member: &Member, folder: &Path) -> anyhow::Resul
     std::fs::write(folder.join("stubs.cfg"), sections)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a client that fails, or panics, is a finding; one that ends in order is none.
+    #[tokio::test]
+    async fn failed_clients_are_findings() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { None });
+        tasks.spawn(async { Some(failed("web01".to_owned(), "no disk")) });
+        tasks.spawn(async { panic!("a bug") });
+        let clients = Clients {
+            tasks,
+            stop: CancellationToken::new(),
+            _folder: GuardedFolder::new().unwrap(),
+        };
+        let mut found = clients.stop().await;
+        found.sort();
+        let [panicked, failed] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert!(panicked.what.contains("a bug"), "{panicked:?}");
+        assert_eq!(failed.node, "web01");
+        assert_eq!(failed.what, "the real client failed: no disk");
+    }
+}

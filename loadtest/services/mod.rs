@@ -61,6 +61,8 @@ use store::StoreService;
 const READY_PATIENCE: Duration = Duration::from_mins(2);
 /// A given server runs already.
 const GIVEN_PATIENCE: Duration = Duration::from_secs(5);
+/// So long what ends in order may take after a signal.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// What a signal leaves to say.
 pub(crate) const INTERRUPTED: &str = "interrupted before its end";
 const READY_PAUSE: Duration = Duration::from_millis(100);
@@ -119,8 +121,8 @@ impl Services {
                 // Broker and store are set up as that server wants them.
                 return Ok(server);
             }
-            // To its end even if stopped: whether there is a database to delete must be known.
-            store.set_up().await?;
+            // To its end if that is near: what is still to be made could not be deleted.
+            soon_after(stop, store.set_up()).await?;
             let started = async {
                 broker.set_up(&config).await?;
                 start_server(plan, &broker, &store, log).await
@@ -185,6 +187,20 @@ pub(crate) async fn until<T>(
 ) -> anyhow::Result<T> {
     let done = stop.run_until_cancelled(work).await;
     done.unwrap_or_else(|| Err(anyhow!(INTERRUPTED)))
+}
+
+/// Does `work`, which may end in order within [`STOP_PATIENCE`] once it is stopped.
+pub(crate) async fn soon_after<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        } => bail!(INTERRUPTED),
+    }
 }
 
 /// Installs the services that are missing, as the tests do.
