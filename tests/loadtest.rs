@@ -1,13 +1,14 @@
 //! The load tester as an operator runs it: its exit code, and what the report says.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::installation::Installation;
 use crate::harness::pouch;
@@ -369,17 +370,26 @@ fn ctrl_c_leaves_nothing() {
     );
     let (report, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let entries = || std::fs::read_dir(scratch.path()).unwrap().count();
+    // A CouchDB that takes connections and never answers: what starts waits for it.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://u:p@{}", listener.local_addr().unwrap());
     // The clients' folder is the fourth, after RabbitMQ's, pouchdb-server's and the server's.
-    for (folders, when) in [(1, "starting"), (4, "under load")] {
-        let mut command = command(&plan, &[], report.path());
+    let cases: [(&[&str], usize, &str); 2] = [
+        (&["--couch", &silent], 1, "starting"),
+        (&[], 4, "under load"),
+    ];
+    for (arguments, folders, when) in cases {
+        let mut command = command(&plan, arguments, report.path());
         command
             .env("TMPDIR", scratch.path())
             .stdout(File::create("/dev/null").unwrap());
         let nowhere = plan_folder.path().join("nothing");
         let mut service = Service::start(&mut command, &nowhere).unwrap();
         assert!(wait_until(PATIENCE, || entries() >= folders), "{when}");
-        service.signal(Signal::INT);
-        let patience = Duration::from_secs(30);
+        // To it alone: what it started must not be ended by the test.
+        let pid = Pid::from_raw(service.pid().parse().unwrap()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        let patience = Duration::from_secs(20);
         assert!(wait_until(patience, || !service.is_running()), "{when}");
         assert_eq!(service.code(), Some(2), "{when}");
         assert!(wait_until(patience, || entries() == 0), "{when}");
