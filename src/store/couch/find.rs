@@ -24,8 +24,9 @@ use crate::wire::{Group, PluginName};
 const PAGE_ROWS: usize = 10_000;
 /// Keys asked for in one request to a view.
 const KEYS_MAX: usize = 1000;
-/// Documents that one request of a scan goes through: at 130 KB each this is half a second of CouchDB's CPU.
-const SCAN_LIMIT: usize = 500;
+/// Documents that one request of a scan goes through: few, so that writes have their turn in between also where the store
+/// does one thing at a time.
+const SCAN_LIMIT: usize = 100;
 /// Documents asked for in one `_find`.
 const FIND_LIMIT: usize = 1000;
 /// Design documents of indexes made on demand start so, that an operator knows whose they are.
