@@ -56,6 +56,7 @@ impl Broker for Tap {
             return self.inner.publish(message).await;
         };
         let due = self.start.micros();
+        self.fleet.stats.due.add();
         self.fleet.stats.sent.add();
         self.fleet.ledger.attempt(entry);
         let published = self.inner.publish(message).await;

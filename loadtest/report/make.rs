@@ -49,6 +49,7 @@ impl Run<'_> {
             publish_to_confirmed: times(&self.stats.publish_to_confirmed),
             published_to_stored: times(&self.stats.published_to_stored),
             tester_lag: times(&self.stats.tester_lag),
+            timer_lag: times(&self.stats.timer_lag),
         };
         let under_way = self.plan.length.rate() * SECONDS_UNDER_WAY;
         let faults = self.faults.into_iter().map(|record| Fault {
@@ -91,6 +92,7 @@ impl Run<'_> {
             redelivered: self.server.redelivered,
             outcomes: by_outcome(|outcome| self.server.of(outcome)),
             documents: self.server.documents_written,
+            is_complete: self.server.is_complete,
             server_restarts: self.server_restarts,
         }
     }
@@ -183,29 +185,28 @@ fn percentiles(histogram: &Histogram<u64>) -> Times {
 
 /// The best rate of any ten seconds, or of the whole if it is shorter.
 fn peak(timeline: &[Sample]) -> f64 {
-    let rate = |(index, from): (usize, &Sample)| {
-        let later = timeline[index..]
-            .iter()
-            .find(|to| to.at - from.at >= PEAK_SECONDS - 0.5);
-        later.map(|to| {
-            ratio(
-                float(to.settled.saturating_sub(from.settled)),
-                to.at - from.at,
-            )
-        })
-    };
-    let best = timeline
+    busiest(timeline, |sample| Some(float(sample.settled))).unwrap_or(0.0)
+}
+
+/// The largest growth a second of a count over any ten seconds, or over the whole if it is shorter. None if it was not
+/// seen twice.
+pub(super) fn busiest(timeline: &[Sample], count: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
+    let seen: Vec<(f64, f64)> = timeline
         .iter()
-        .enumerate()
-        .filter_map(rate)
-        .fold(0.0, f64::max);
-    match timeline {
-        [first, .., last] if best == 0.0 => ratio(
-            float(last.settled.saturating_sub(first.settled)),
-            last.at - first.at,
-        ),
-        _ => best,
-    }
+        .filter_map(|sample| Some((sample.at, count(sample)?)))
+        .collect();
+    let rate = |from: (f64, f64), to: (f64, f64)| ratio((to.1 - from.1).max(0.0), to.0 - from.0);
+    let later = seen.iter().enumerate().filter_map(|(index, from)| {
+        let to = seen[index..]
+            .iter()
+            .find(|to| to.0 - from.0 >= PEAK_SECONDS - 0.5)?;
+        Some(rate(*from, *to))
+    });
+    let whole = || match seen[..] {
+        [first, .., last] => Some(rate(first, last)),
+        _ => None,
+    };
+    later.max_by(f64::total_cmp).or_else(whole)
 }
 
 /// Seconds from the end of a fault until the backlog was no more than before it, or than what is always under way.
@@ -265,6 +266,26 @@ mod tests {
         assert_eq!(recovery(&fault, &timeline[..5], 10.0), None);
     }
 
+    /// Goal: what waits in the clients is to be caught up, too: an outage of the broker leaves nothing in its queues.
+    #[test]
+    fn recovery_waits_for_the_clients() {
+        let fault = FaultRecord {
+            kind: "cut_broker".to_owned(),
+            began: 2.5,
+            ended: 4.5,
+        };
+        let waiting = |at: f64, waiting: u64| Sample {
+            waiting,
+            ..sample(at, 0)
+        };
+        let mut timeline: Vec<Sample> = (1..=2).map(|at| waiting(float(at), 3)).collect();
+        timeline.extend(
+            [(5, 12_000), (6, 7_000), (7, 900), (8, 40), (9, 2)]
+                .map(|(at, left)| waiting(float(at), left)),
+        );
+        assert_eq!(recovery(&fault, &timeline, 100.0), Some(3.5));
+    }
+
     /// Goal: a peak is the best of ten seconds, or the mean of a shorter run.
     #[test]
     fn a_peak_is_the_best_of_ten_seconds() {
@@ -281,5 +302,10 @@ mod tests {
         rates.extend([100; 11]);
         assert!((peak(&line(&rates)) - 100.0).abs() < 0.01);
         assert!(peak(&[]).abs() < 0.01);
+        assert_eq!(busiest(&line(&[10; 30]), |_| None), None);
+        // A last sample a moment after the one before is no burst.
+        let mut line = line(&[10; 12]);
+        line.push(sample(11.001, 140));
+        assert!(peak(&line) < 13.0, "{}", peak(&line));
     }
 }
