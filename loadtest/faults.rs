@@ -136,6 +136,7 @@ async fn one(
     }
     let name = fault.kind.name();
     let began = started.elapsed();
+    timeline.note_fault(name, false, began);
     begin(fault.kind, services, timeline)
         .await
         .with_context(|| format!("cannot begin {name}"))?;
@@ -144,6 +145,7 @@ async fn one(
     end(fault.kind, services)
         .await
         .with_context(|| format!("cannot end {name}"))?;
+    timeline.note_fault(name, true, started.elapsed());
     Ok(Some(FaultRecord {
         kind: name.to_owned(),
         began: began.as_secs_f64(),

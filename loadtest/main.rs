@@ -64,7 +64,7 @@ fn start(args: &Args) -> anyhow::Result<Report> {
         plan: &plan,
         given: &args.given(),
         folder: &folder,
-        quiet: args.quiet,
+        live: live::Live::new(args.quiet),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -105,6 +105,6 @@ fn answer(text: &str) {
 }
 
 #[allow(clippy::print_stderr, reason = "errors go to the terminal")]
-fn complain(text: &str) {
+pub(crate) fn complain(text: &str) {
     eprintln!("{text}");
 }

@@ -13,7 +13,7 @@ use vogeler::config;
 
 use crate::faults;
 use crate::fleet::{Brokers, Deleter, Fleet, Target};
-use crate::live;
+use crate::live::Live;
 use crate::plan::Plan;
 use crate::report::make::Run;
 use crate::report::{Report, Setting};
@@ -37,8 +37,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) given: &'a Given,
     /// Where the server's log goes.
     pub(crate) folder: &'a Path,
-    /// Nobody looks.
-    pub(crate) quiet: bool,
+    /// Shows how it goes.
+    pub(crate) live: Live,
 }
 
 /// Runs the plan; an error says why it could not be run to its end.
@@ -69,14 +69,14 @@ async fn load(
     let setting = setting(services).await?;
     let fleet = Fleet::new(plan, Arc::clone(&stats))?;
     let target = target(services)?;
-    let sampler = Sampler::new(services, &stats, &timeline).await?;
+    let sampler = Sampler::new(services, &fleet, &timeline).await?;
 
     let (started, started_at) = (Instant::now(), Timestamp::now());
     let over = CancellationToken::new();
     let watching = async {
         tokio::join!(
             sampler.run(started, over.clone()),
-            live::show(asked, &stats, &timeline, started, &over),
+            asked.live.load(&fleet, &timeline, started, &over),
         )
     };
     let working = async {
@@ -93,6 +93,7 @@ async fn load(
     }
     let verdict = verify(&fleet, services, &target, &timeline).await?;
     target.store.close().await;
+    asked.live.last_phase("stopping what was started");
     let run = Run {
         plan,
         fingerprint: fleet.fingerprint(),

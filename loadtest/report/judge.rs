@@ -157,7 +157,7 @@ fn tester(report: &Report) -> Vec<Bound> {
     });
     let share = cores.map(|cores| cores / float(report.setting.cores.max(1)));
     bounds.push(bound(
-        "CPU of the tester in its busiest 10 s, share of all cores",
+        "busiest 10 s of the tester, of all cores",
         format!("{:.0} %", limits.tester_cpu_max * 100.0),
         share.map_or_else(
             || "not measured".to_owned(),

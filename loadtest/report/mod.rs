@@ -10,7 +10,7 @@ pub(crate) mod plot;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::collections::BTreeMap;
 

@@ -103,6 +103,7 @@ fn depths(timeline: &[Sample]) -> Vec<Line> {
         )
     };
     vec![
+        of("waiting in the clients", |sample| Some(sample.waiting)),
         of("waiting in the queues", |sample| sample.ready),
         of("held by the server", |sample| sample.in_flight),
     ]
@@ -220,7 +221,7 @@ mod tests {
         let mut timeline: Vec<Sample> =
             (0..5).map(|second| sample(float(second), second)).collect();
         timeline[2].ready = None;
-        let (name, pieces) = depths(&timeline).remove(0);
+        let (name, pieces) = depths(&timeline).remove(1);
         assert_eq!(name, "waiting in the queues");
         assert_eq!(
             pieces,

@@ -15,6 +15,7 @@ pub(crate) fn sample(at: f64, settled: u64) -> Sample {
         sent: settled,
         confirmed: settled,
         waiting: 0,
+        overdue: 0,
         settled,
         documents: settled / 2,
         ready: Some(0),
@@ -111,7 +112,7 @@ fn each_missed_bound_fails_the_run() {
         }
     }
     type Harm = fn(&mut Report);
-    const CPU: &str = "CPU of the tester in its busiest 10 s, share of all cores";
+    const CPU: &str = "busiest 10 s of the tester, of all cores";
     let cases: [(&str, Harm); 12] = [
         ("lost", |report| report.verdict.lost.push(finding())),
         ("counters disagree", |report| {

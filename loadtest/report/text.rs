@@ -7,7 +7,7 @@ use super::{Report, judge, plot};
 const SHOWN_MAX: usize = 10;
 
 /// A time in ms, as short as it can be told.
-pub(super) fn time(millis: f64) -> String {
+pub(crate) fn time(millis: f64) -> String {
     match millis {
         ms if ms < 10.0 => format!("{ms:.2} ms"),
         ms if ms < 1_000.0 => format!("{ms:.0} ms"),
@@ -16,7 +16,7 @@ pub(super) fn time(millis: f64) -> String {
 }
 
 /// A count with its thousands apart.
-pub(super) fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {

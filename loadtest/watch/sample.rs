@@ -13,7 +13,10 @@ use tokio_util::sync::CancellationToken;
 use vogeler::broker::Broker;
 
 use super::counts::{self, Lives};
+use super::overdue::Overdue;
 use super::procfs::{Usage, Watched, Whose};
+use crate::fleet::Fleet;
+use crate::ledger::Ledger;
 use crate::services::Services;
 use crate::stats::Stats;
 
@@ -35,6 +38,9 @@ pub(crate) struct Sample {
     /// Messages that wait in the clients: due, and not confirmed.
     #[serde(default)]
     pub(crate) waiting: u64,
+    /// Results that the broker confirmed, that should have a receipt by now, and have none.
+    #[serde(default)]
+    pub(crate) overdue: u64,
     /// Deliveries that the server settled so far, by its own count.
     pub(crate) settled: u64,
     /// Documents that the server wrote so far.
@@ -61,6 +67,12 @@ impl Sample {
     pub(crate) fn backlog(&self) -> Option<u64> {
         Some(self.waiting + self.ready? + self.in_flight?)
     }
+
+    /// What is overdue and cannot all be in a queue or with the server: lost, or only its receipt is. None while it is not
+    /// known what waits there.
+    pub(crate) fn lost(&self) -> Option<u64> {
+        Some(self.overdue.saturating_sub(self.ready? + self.in_flight?))
+    }
 }
 
 /// What the sampler has seen; shared with those who read it.
@@ -68,6 +80,18 @@ impl Sample {
 pub(crate) struct Timeline {
     samples: Mutex<Vec<Sample>>,
     lives: Mutex<Lives>,
+    faults: Mutex<Vec<FaultEvent>>,
+}
+
+/// A fault begins, or is over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct FaultEvent {
+    /// Its name in plans.
+    pub(crate) name: &'static str,
+    /// Whether it is over: the service was started again, and need not be ready yet.
+    pub(crate) is_over: bool,
+    /// When, in seconds since the load began.
+    pub(crate) at: f64,
 }
 
 impl Timeline {
@@ -76,12 +100,24 @@ impl Timeline {
         Self {
             samples: Mutex::default(),
             lives: Mutex::new(Lives::new(is_server_own)),
+            faults: Mutex::default(),
         }
     }
 
     /// All samples so far.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         lock(&self.samples).clone()
+    }
+
+    /// The faults so far, as they began and ended.
+    pub(crate) fn faults(&self) -> Vec<FaultEvent> {
+        lock(&self.faults).clone()
+    }
+
+    /// A fault begins, or is over.
+    pub(crate) fn note_fault(&self, name: &'static str, is_over: bool, at: Duration) {
+        let at = at.as_secs_f64();
+        lock(&self.faults).push(FaultEvent { name, is_over, at });
     }
 
     /// Looks at, or changes, the server's counts over its lives. (A guard that is handed out may be held for longer than
@@ -102,7 +138,9 @@ pub(crate) struct Sampler {
     broker: Arc<dyn Broker>,
     queues: Vec<String>,
     stats: Arc<Stats>,
+    ledger: Arc<Ledger>,
     timeline: Arc<Timeline>,
+    overdue: Overdue,
     watched: [Option<Watched>; 4],
     stored: Interval,
     lag: Interval,
@@ -113,7 +151,7 @@ impl Sampler {
     /// Looks at all once, so that what was before the load does not count.
     pub(crate) async fn new(
         services: &Arc<Services>,
-        stats: &Arc<Stats>,
+        fleet: &Fleet,
         timeline: &Arc<Timeline>,
     ) -> anyhow::Result<Self> {
         let on = |port: Option<u16>| port.map(|port| Watched::new(Whose::Port(port)));
@@ -127,7 +165,9 @@ impl Sampler {
             broker: services.broker.direct()?,
             queues: services.queues(),
             services: Arc::clone(services),
-            stats: Arc::clone(stats),
+            stats: Arc::clone(&fleet.stats),
+            ledger: Arc::clone(&fleet.ledger),
+            overdue: Overdue::default(),
             timeline: Arc::clone(timeline),
             watched,
             stored: Interval::default(),
@@ -164,6 +204,7 @@ impl Sampler {
             sent: stats.sent.get(),
             confirmed: stats.confirmed.get(),
             waiting: stats.waiting(),
+            overdue: self.overdue.count(&self.ledger, started.elapsed()),
             settled: counts::settled(&answered),
             documents: answered.documents_written,
             ready,
