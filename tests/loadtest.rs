@@ -207,7 +207,9 @@ fn a_missed_bound_fails_the_run() {
     let second = run(&plan, &arguments);
     assert!(second.text.contains("new : old"), "{}", second.text);
     assert!(
-        second.text.contains("The plans of the two runs differ."),
+        second
+            .text
+            .contains("The seeds of the two runs differ: 5; 6."),
         "{}",
         second.text
     );

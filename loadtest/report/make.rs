@@ -52,9 +52,9 @@ impl Run<'_> {
             timer_lag: times(&self.stats.timer_lag),
         };
         let under_way = self.plan.length.rate() * SECONDS_UNDER_WAY;
-        let faults = self.faults.into_iter().map(|record| Fault {
-            recovery: recovery(&record, &self.timeline, under_way),
-            record,
+        let faults = self.faults.iter().map(|record| Fault {
+            recovery: recovery(record, &self.faults, &self.timeline, under_way),
+            record: record.clone(),
         });
         let mut report = Report {
             format: FORMAT,
@@ -209,30 +209,49 @@ pub(super) fn busiest(timeline: &[Sample], count: impl Fn(&Sample) -> Option<f64
     later.max_by(f64::total_cmp).or_else(whole)
 }
 
-/// Seconds from the end of a fault until the backlog was no more than before it, or than what is always under way.
-/// A second sample in a row must agree: just after a restart a queue may look empty.
-fn recovery(fault: &FaultRecord, timeline: &[Sample], under_way: f64) -> Option<f64> {
+/// Seconds from the end of a fault until the backlog was no more than before it, or than what is always under way. Where
+/// others begin before that, from the end of the last of them: nobody recovers during a fault.
+fn recovery(
+    fault: &FaultRecord,
+    faults: &[FaultRecord],
+    timeline: &[Sample],
+    under_way: f64,
+) -> Option<f64> {
     let before = timeline
         .iter()
         .rev()
         .find(|sample| sample.at <= fault.began);
-    let normal = before
-        .and_then(Sample::backlog)
-        .map_or(0.0, float)
-        .max(under_way);
+    let before = before.and_then(Sample::backlog).map_or(0.0, float);
+    let normal = before.max(under_way);
+    let mut ended = fault.ended;
+    loop {
+        let over = normal_at(ended, timeline, normal)?;
+        let later = faults
+            .iter()
+            .filter(|other| other.began >= fault.began && other.began <= over)
+            .map(|other| other.ended)
+            .fold(ended, f64::max);
+        if later <= ended {
+            return Some(over - ended);
+        }
+        ended = later;
+    }
+}
+
+/// When the backlog was normal again. A second sample in a row must agree: just after a restart a queue may look empty.
+fn normal_at(ended: f64, timeline: &[Sample], normal: f64) -> Option<f64> {
     let is_normal = |sample: &Sample| {
         sample
             .backlog()
             .is_some_and(|backlog| float(backlog) <= normal)
     };
-    let after: Vec<&Sample> = timeline
+    let from = timeline.partition_point(|sample| sample.at < ended);
+    let after = &timeline[from..];
+    let found = after
         .iter()
-        .filter(|sample| sample.at >= fault.ended)
-        .collect();
-    let found = after.iter().enumerate().find(|(index, sample)| {
-        is_normal(sample) && after.get(index + 1).is_none_or(|next| is_normal(next))
-    });
-    found.map(|(_, sample)| sample.at - fault.ended)
+        .enumerate()
+        .find(|(index, sample)| is_normal(sample) && after.get(index + 1).is_none_or(is_normal));
+    found.map(|(_, sample)| sample.at)
 }
 
 #[cfg(test)]
@@ -261,9 +280,9 @@ mod tests {
             backlog(7.0, 90),
             backlog(8.0, 20),
         ]);
-        assert_eq!(recovery(&fault, &timeline, 100.0), Some(2.5));
-        assert_eq!(recovery(&fault, &timeline, 0.0), Some(3.5));
-        assert_eq!(recovery(&fault, &timeline[..5], 10.0), None);
+        assert_eq!(recovery(&fault, &[], &timeline, 100.0), Some(2.5));
+        assert_eq!(recovery(&fault, &[], &timeline, 0.0), Some(3.5));
+        assert_eq!(recovery(&fault, &[], &timeline[..5], 10.0), None);
     }
 
     /// Goal: what waits in the clients is to be caught up, too: an outage of the broker leaves nothing in its queues.
@@ -283,7 +302,37 @@ mod tests {
             [(5, 12_000), (6, 7_000), (7, 900), (8, 40), (9, 2)]
                 .map(|(at, left)| waiting(float(at), left)),
         );
-        assert_eq!(recovery(&fault, &timeline, 100.0), Some(3.5));
+        assert_eq!(recovery(&fault, &[], &timeline, 100.0), Some(3.5));
+    }
+
+    /// Goal: a fault that begins before the one before is got over is not held against that one.
+    #[test]
+    fn recovery_is_not_counted_during_a_fault() {
+        let fault = |began, ended| FaultRecord {
+            kind: "kill_server".to_owned(),
+            began,
+            ended,
+        };
+        let backlog = |(at, ready): (u64, u64)| Sample {
+            ready: Some(ready),
+            ..sample(float(at), 0)
+        };
+        let timeline = [
+            (1, 0),
+            (3, 90),
+            (5, 80),
+            (8, 99),
+            (12, 70),
+            (14, 0),
+            (15, 0),
+        ]
+        .map(backlog);
+        let faults = [fault(2.0, 4.0), fault(6.0, 10.0), fault(20.0, 21.0)];
+        assert_eq!(
+            recovery(&faults[0], &faults[..1], &timeline, 1.0),
+            Some(10.0)
+        );
+        assert_eq!(recovery(&faults[0], &faults, &timeline, 1.0), Some(4.0));
     }
 
     /// Goal: a peak is the best of ten seconds, or the mean of a shorter run.

@@ -2,6 +2,7 @@
 
 use super::tables;
 use super::{Report, judge, plot};
+use crate::plan::Connections;
 
 /// Findings of a category that are shown; report.json has all.
 const SHOWN_MAX: usize = 10;
@@ -107,10 +108,15 @@ fn line(text: &mut String, line: &str) {
 /// What was run, where, and with what.
 fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let (plan, setting) = (&report.plan, &report.setting);
+    let connections = match plan.connections {
+        Connections::PerClient => "a connection each".to_owned(),
+        Connections::Shared(count) => format!("{count} connections for the others"),
+    };
     let fleet = format!(
-        "{} nodes, {} of them real clients, {:?}",
-        plan.nodes, plan.real_clients, plan.connections
+        "{} nodes, {} of them real clients, {connections}",
+        plan.nodes, plan.real_clients
     );
+    let started_at = report.started_at.strftime("%Y-%m-%d %H:%M:%S UTC");
     vec![
         (
             "plan",
@@ -120,7 +126,7 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
             ),
         ),
         ("fleet", fleet),
-        ("started at", report.started_at.to_string()),
+        ("started at", started_at.to_string()),
         ("machine", setting.machine.clone()),
         ("build", setting.build.clone()),
         ("broker", setting.broker.clone()),
