@@ -186,12 +186,11 @@ fn message(samples: &[Sample], stats: &Stats, redelivers: bool) -> String {
     };
     let p99 = stats.published_to_stored.quantile(0.99);
     let p99 = p99.map_or_else(|| "?".to_owned(), |p99| time(p99.as_secs_f64() * 1e3));
-    let mut text = format!("{rate:.0}/s  backlog {backlog}  lost so far {lost}  p99 {p99}");
-    let again = stats.failed_publishes.get();
-    if again > 0 {
-        text += &format!("  tried again {}", count(again));
-    }
-    text
+    let again = match stats.failed_publishes.get() {
+        0 => String::new(),
+        again => format!("  tried again {}", count(again)),
+    };
+    format!("{rate:.0}/s  backlog {backlog}  lost so far {lost}  p99 {p99}{again}")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use futures::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vogeler::runner::{self, RunRequest};
+use vogeler::runner::{self, Counts, RunRequest};
 use vogeler::store::Store;
 use vogeler::wire::RunId;
 
@@ -79,7 +79,7 @@ async fn ask(
     let real = is_real(&request.target).then_some(fleet.plan.real_clients);
     if let Some(count) = real {
         wait_until_known(target.store.as_ref(), &request.target, count, stop).await;
-        outcome.at = start.instant.elapsed();
+        outcome.at = Duration::from_millis(start.micros() / 1_000);
     }
     let began = Instant::now();
     let broker = target.brokers.open();
@@ -96,10 +96,14 @@ async fn ask(
     outcome.closing = began.elapsed().saturating_sub(outcome.took);
     let counts = report?.counts;
     outcome.answered = counts.answered;
-    // What the plan has, not what the run happened to learn of it.
-    let expected = real.or(counts.expected);
-    outcome.expected = expected.context("the store could not say who should answer")?;
+    outcome.expected = expected(real, &counts)?;
     Ok(())
+}
+
+/// Who should have answered: of the real clients what the plan has, not what the run happened to learn of.
+fn expected(real: Option<usize>, counts: &Counts) -> anyhow::Result<usize> {
+    let expected = real.or(counts.expected);
+    expected.context("the store could not say who should answer")
 }
 
 fn is_real(target: &runner::Target) -> bool {
@@ -120,5 +124,30 @@ async fn wait_until_known(
             return;
         }
         tokio::time::sleep(KNOWN_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: clients that the store never heard of are missing, and a store that says nothing excuses nobody.
+    #[test]
+    fn the_plan_says_who_should_answer() {
+        let counts = Counts {
+            expected: Some(50),
+            answered: 50,
+            ..Counts::default()
+        };
+        assert_eq!(expected(Some(60), &counts).unwrap(), 60);
+        assert_eq!(expected(None, &counts).unwrap(), 50);
+        let unknown = Counts {
+            expected: None,
+            ..counts
+        };
+        assert_eq!(expected(Some(60), &unknown).unwrap(), 60);
+        assert!(expected(None, &unknown).is_err());
+        assert!(is_real(&"@real".parse().unwrap()));
+        assert!(!is_real(&"all".parse().unwrap()));
     }
 }

@@ -98,6 +98,7 @@ fn lags(timeline: &[Sample]) -> Vec<Line> {
         of("stored, p50", |sample| Some(sample.stored_ms?[0])),
         of("stored, p99", |sample| Some(sample.stored_ms?[1])),
         of("lag of the tester, p99", |sample| sample.tester_lag_ms),
+        of("its timers, p99", |sample| sample.timer_lag_ms),
     ]
 }
 
@@ -216,7 +217,7 @@ where
     Ok(svg)
 }
 
-/// The kinds of faults, each with when it began: `kill_server: 6, 13 s`.
+/// The kinds of faults, each with when it began: `kill_server at 6, 13 s`.
 fn faults(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(&str, Vec<f64>)> = Vec::new();
     for fault in &report.faults {
@@ -234,7 +235,7 @@ fn faults(report: &Report) -> Vec<String> {
         } else {
             ""
         };
-        format!("{kind}: {}{more} s", shown.join(", "))
+        format!("{kind} at {}{more} s", shown.join(", "))
     };
     kinds.iter().map(name).collect()
 }
@@ -291,7 +292,7 @@ mod tests {
             let svg = std::fs::read_to_string(folder.path().join(file)).unwrap();
             assert!(svg.starts_with("<svg") && svg.contains(title), "{svg}");
             assert!(
-                svg.contains("#E69F00") && svg.contains("kill_server: 5 s"),
+                svg.contains("#E69F00") && svg.contains("kill_server at 5 s"),
                 "{svg}"
             );
         }

@@ -153,6 +153,7 @@ fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
             let rest = found.len().saturating_sub(SHOWN_MAX);
             lines.chain((rest > 0).then(|| format!("{category}: {rest} more, in report.json")))
         });
+    let shown = failed_runs(report).chain(shown);
     let verdict = &report.verdict;
     let explained = [
         (
@@ -170,6 +171,14 @@ fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
             .filter(|(number, _)| *number > 0)
             .map(|(number, what)| format!("{number} {what}")),
     )
+}
+
+/// Why runs of operators failed.
+fn failed_runs(report: &Report) -> impl Iterator<Item = String> + '_ {
+    report.runners.iter().filter_map(|run| {
+        let error = run.error.as_ref()?;
+        Some(format!("run of {} on {}: {error}", run.plugin, run.target))
+    })
 }
 
 fn conclusion(report: &Report) -> String {
@@ -228,7 +237,9 @@ pub(super) fn align(head: &[&str], rows: &[Vec<String>], align: Align) -> String
 mod tests {
     use super::super::tests::good;
     use super::*;
-    use crate::verdict::Finding;
+    use std::time::Duration;
+
+    use crate::verdict::{Finding, RunnerOutcome};
 
     /// Goal: times and counts are told shortly and without loss of what matters.
     #[test]
@@ -273,6 +284,48 @@ mod tests {
             plot::FILES
                 .iter()
                 .all(|(file, _)| markdown.contains(&format!("]({file})")))
+        );
+    }
+
+    /// Goal: why a run failed is told, and not in a column that is as wide as that; counts of a killed server are "at
+    /// least".
+    #[test]
+    fn failed_runs_and_short_counts_are_told() {
+        let mut report = good();
+        let text = terminal(&report);
+        assert!(
+            !text.contains("at least") && !text.contains("own counts"),
+            "{text}"
+        );
+        report.runners.push(RunnerOutcome {
+            plugin: "facter".to_owned(),
+            target: "@real".to_owned(),
+            at: Duration::from_millis(6_049),
+            took: Duration::ZERO,
+            closing: Duration::ZERO,
+            expected: 0,
+            answered: 0,
+            error: Some("the broker is away, ".repeat(20)),
+        });
+        report.totals.is_complete = false;
+        report.totals.server_restarts = 1;
+        let text = terminal(&report);
+        assert!(
+            text.contains("run of facter on @real: the broker is away"),
+            "{text}"
+        );
+        assert!(text.contains("facter on @real  6.0 s    failed "), "{text}");
+        assert!(text.contains("at least 100"), "{text}");
+        report.totals.server_restarts = 0;
+        let text = terminal(&report);
+        assert!(
+            !text.contains("at least") && text.contains("did not start it"),
+            "{text}"
+        );
+        let longest = text.lines().filter(|line| !line.starts_with("  run of"));
+        assert!(
+            longest.map(|line| line.chars().count()).max() <= Some(90),
+            "{text}"
         );
     }
 }
