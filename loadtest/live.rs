@@ -3,16 +3,17 @@
 //! On a terminal one line that stays in its place; elsewhere a plain line when something changes, and now and then.
 //! Invariant: reads only, and is never silent for long unless it was asked to be.
 
+use std::fmt::Write;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::complain;
 use crate::fleet::Fleet;
 use crate::report::float;
-use crate::report::text::{count, time};
+use crate::report::layout::{count, time};
 use crate::stats::Stats;
 use crate::watch::sample::{FaultEvent, Sample, Timeline};
 
@@ -42,8 +43,9 @@ impl Live {
             (true, _) => Place::Nowhere,
             (false, false) => Place::Lines,
             (false, true) => {
-                let style = ProgressStyle::with_template("{elapsed:>4} {wide_msg}");
+                let style = ProgressStyle::with_template("{clock} {wide_msg}");
                 let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+                let style = style.with_key("clock", clock);
                 let bar = ProgressBar::new_spinner().with_style(style);
                 bar.enable_steady_tick(EVERY);
                 Place::Terminal(bar)
@@ -93,7 +95,7 @@ impl Live {
             known = events.len();
             let phase = phase(fleet, started.elapsed(), &events);
             let redelivers = fleet.plan.redelivers();
-            let message = message(&timeline.samples(), &fleet.stats, redelivers);
+            let message = message(&timeline.latest(), &fleet.stats, redelivers);
             let message = format!("{phase}  {message}");
             match &self.0 {
                 Place::Nowhere => {}
@@ -121,6 +123,13 @@ impl Live {
             Place::Lines => complain(&line),
         }
     }
+}
+
+/// Minutes and seconds: short, so that all that matters fits beside it.
+fn clock(state: &ProgressState, to: &mut dyn Write) {
+    let seconds = state.elapsed().as_secs();
+    // Nobody could do anything about it.
+    drop(write!(to, "{:>3}:{:02}", seconds / 60, seconds % 60));
 }
 
 impl Drop for Live {

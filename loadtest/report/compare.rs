@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-use super::text::{Align, align};
+use super::layout::{Align, align};
 use super::{FORMAT, Report, Resources, Times};
 use crate::plan::Plan;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vogeler::config::span;
 
-use super::make::busiest;
+use super::over_time::busiest;
 use super::{Bound, Fault, Report, Times, float};
 use crate::verdict::RunnerOutcome;
 
@@ -93,7 +93,7 @@ fn planned(report: &Report) -> Vec<Bound> {
 /// A time in ms against its limit; one that was never measured is not within.
 fn within(what: &str, limit: Duration, measured: Option<f64>) -> Bound {
     let holds = measured.is_some_and(|millis| millis <= limit.as_secs_f64() * 1e3);
-    let measured = measured.map_or_else(|| "never".to_owned(), super::text::time);
+    let measured = measured.map_or_else(|| "never".to_owned(), super::layout::time);
     bound(what, span::format(limit), measured, holds)
 }
 

@@ -5,12 +5,15 @@
 
 pub(crate) mod compare;
 pub(crate) mod judge;
+pub(crate) mod layout;
+mod lines;
 pub(crate) mod make;
+mod over_time;
 pub(crate) mod plot;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
-pub(crate) mod text;
+mod text;
 
 use std::collections::BTreeMap;
 

@@ -8,8 +8,8 @@ use anyhow::anyhow;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
-use super::{Report, float};
-use crate::watch::sample::{Sample, WATCHED};
+use super::Report;
+use super::lines::{Line, MILLIS_MIN, cpus, depths, lags, rates};
 
 /// File and title of each plot.
 pub(crate) const FILES: [(&str, &str); 4] = [
@@ -21,8 +21,6 @@ pub(crate) const FILES: [(&str, &str); 4] = [
 
 /// What each plot's axis counts, in the order of [`FILES`].
 const UNITS: [&str; 4] = ["a second", "ms", "messages", "cores"];
-/// A rate is taken over so many seconds at least: samples come at odd times when a service answers late.
-const RATE_SECONDS_MIN: f64 = 0.9;
 /// Faults of a kind whose times the legend names.
 const TIMES_SHOWN_MAX: usize = 3;
 
@@ -40,11 +38,6 @@ const COLOURS: [RGBColor; 4] = [
 ];
 const SHADE: RGBColor = RGBColor(230, 159, 0);
 const FONT: &str = "sans-serif";
-/// A logarithmic axis has no 0.
-const MILLIS_MIN: f64 = 0.1;
-
-/// A line: its name, and where it is not interrupted.
-type Line = (String, Vec<Vec<(f64, f64)>>);
 
 /// Writes all plots into `folder`.
 pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
@@ -62,88 +55,6 @@ pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
         std::fs::write(folder.join(file), svg)?;
     }
     Ok(())
-}
-
-fn rates(timeline: &[Sample]) -> Vec<Line> {
-    let rate = |name: &str, count: fn(&Sample) -> u64| {
-        let points = timeline.iter().enumerate().filter_map(|(index, to)| {
-            let is_before = |from: &&Sample| to.at - from.at >= RATE_SECONDS_MIN;
-            let from = timeline[..index].iter().rev().find(is_before)?;
-            let grown = float(count(to).saturating_sub(count(from)));
-            Some((to.at, Some(grown / (to.at - from.at))))
-        });
-        line(name, points)
-    };
-    vec![
-        rate("sent", |sample| sample.sent),
-        rate("confirmed", |sample| sample.confirmed),
-        rate("settled", |sample| sample.settled),
-        rate("documents written", |sample| sample.documents),
-    ]
-}
-
-fn lags(timeline: &[Sample]) -> Vec<Line> {
-    let of = |name: &str, value: fn(&Sample) -> Option<f64>| {
-        line(
-            name,
-            timeline.iter().map(|sample| {
-                (
-                    sample.at,
-                    value(sample).map(|millis| millis.max(MILLIS_MIN)),
-                )
-            }),
-        )
-    };
-    vec![
-        of("stored, p50", |sample| Some(sample.stored_ms?[0])),
-        of("stored, p99", |sample| Some(sample.stored_ms?[1])),
-        of("lag of the tester, p99", |sample| sample.tester_lag_ms),
-        of("its timers, p99", |sample| sample.timer_lag_ms),
-    ]
-}
-
-fn depths(timeline: &[Sample]) -> Vec<Line> {
-    let of = |name: &str, value: fn(&Sample) -> Option<u64>| {
-        line(
-            name,
-            timeline
-                .iter()
-                .map(|sample| (sample.at, value(sample).map(float))),
-        )
-    };
-    vec![
-        of("waiting in the clients", |sample| Some(sample.waiting)),
-        of("waiting in the queues", |sample| sample.ready),
-        of("held by the server", |sample| sample.in_flight),
-    ]
-}
-
-fn cpus(timeline: &[Sample]) -> Vec<Line> {
-    let one = |(index, who): (usize, &&str)| {
-        line(
-            who,
-            timeline.windows(2).map(|pair| {
-                let used = pair[1].usage[index].zip(pair[0].usage[index]);
-                let cores =
-                    used.and_then(|(now, before)| now.cores_since(before, pair[1].at - pair[0].at));
-                (pair[1].at, cores)
-            }),
-        )
-    };
-    WATCHED.iter().enumerate().map(one).collect()
-}
-
-/// Points with gaps as pieces without.
-fn line(name: &str, points: impl Iterator<Item = (f64, Option<f64>)>) -> Line {
-    let mut pieces = vec![Vec::new()];
-    for (at, value) in points {
-        match (value, pieces.last_mut()) {
-            (Some(value), Some(piece)) => piece.push((at, value)),
-            _ => pieces.push(Vec::new()),
-        }
-    }
-    pieces.retain(|piece| !piece.is_empty());
-    (name.to_owned(), pieces)
 }
 
 type Drawn = Result<String, Box<dyn std::error::Error>>;
@@ -255,23 +166,9 @@ fn label(value: &f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{good, sample};
+    use super::super::tests::good;
     use super::*;
     use crate::faults::FaultRecord;
-
-    /// Goal: what was not measured is a gap in the line.
-    #[test]
-    fn what_is_unknown_is_a_gap() {
-        let mut timeline: Vec<Sample> =
-            (0..5).map(|second| sample(float(second), second)).collect();
-        timeline[2].ready = None;
-        let (name, pieces) = depths(&timeline).remove(1);
-        assert_eq!(name, "waiting in the queues");
-        assert_eq!(
-            pieces,
-            [vec![(0.0, 0.0), (1.0, 0.0)], vec![(3.0, 0.0), (4.0, 0.0)]]
-        );
-    }
 
     /// Goal: all plots are drawn, with their lines named and the fault shaded; an empty run is no error.
     #[test]

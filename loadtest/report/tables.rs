@@ -1,6 +1,6 @@
 //! The report as tables of text, once for terminal and Markdown.
 
-use super::text::{cores, count, time};
+use super::layout::{cores, count, time};
 use super::{Report, Times};
 
 /// A title, column heads, and rows as long as these.
