@@ -129,7 +129,7 @@ impl Live {
 fn clock(state: &ProgressState, to: &mut dyn Write) {
     let seconds = state.elapsed().as_secs();
     // Nobody could do anything about it.
-    drop(write!(to, "{:>3}:{:02}", seconds / 60, seconds % 60));
+    write!(to, "{:>3}:{:02}", seconds / 60, seconds % 60).ok();
 }
 
 impl Drop for Live {

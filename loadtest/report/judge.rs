@@ -107,16 +107,16 @@ fn runs(report: &Report) -> Option<Bound> {
         .iter()
         .partition(|run| report.faults.iter().any(|fault| meets(run, fault)));
     let holding = judged.iter().copied().filter(whole).count();
-    let asked = match met.len() {
-        0 => judged.len().to_string(),
-        met => format!("{}, and {met} that met a fault", judged.len()),
+    let measured = match met.len() {
+        0 => holding.to_string(),
+        met => format!("{holding}, {met} met faults"),
     };
     let limit = judged.len();
     (!report.runners.is_empty()).then(|| {
         bound(
             "runs that all nodes answered",
-            asked,
-            holding.to_string(),
+            limit.to_string(),
+            measured,
             holding == limit,
         )
     })

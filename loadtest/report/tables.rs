@@ -112,7 +112,7 @@ fn latency(report: &Report) -> Table {
         title: "Time since a result was due",
         head: vec!["until", "count", "p50", "p90", "p99", "p99.9", "max"],
         rows: vec![
-            row("a timer's turn (its other lag)", latencies.timer_lag),
+            row("a timer's turn in the tester", latencies.timer_lag),
             row("made (the tester's lag)", latencies.tester_lag),
             row("confirmed by the broker", latencies.publish_to_confirmed),
             row(
