@@ -74,7 +74,7 @@ impl Live {
         }
     }
 
-    /// Shows the load until `stop`; what follows is the verifier.
+    /// Shows the load until `stop`.
     pub(crate) async fn load(
         &self,
         fleet: &Fleet,
@@ -111,7 +111,6 @@ impl Live {
                 }
             }
         }
-        self.phase("verifying: ledger, store, dead letters, queues and counters are compared");
     }
 
     fn event(&self, event: &FaultEvent) {

@@ -91,6 +91,8 @@ async fn load(
     if stop.is_cancelled() {
         bail!("interrupted before its end");
     }
+    let verifying = "verifying: ledger, store, dead letters, queues and counters are compared";
+    asked.live.phase(verifying);
     let verdict = verify(&fleet, services, &target, &timeline).await?;
     target.store.close().await;
     asked.live.last_phase("stopping what was started");
