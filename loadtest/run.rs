@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use vogeler::config;
 
-use crate::faults;
+use crate::faults::{self, FaultRecord};
 use crate::fleet::{Brokers, Deleter, Fleet, Target};
 use crate::live;
 use crate::plan::Plan;
@@ -20,7 +20,7 @@ use crate::report::{Report, Setting};
 use crate::services::{Given, Services};
 use crate::stats::Stats;
 use crate::verdict::Verdict;
-use crate::verify::Case;
+use crate::verify::{Case, Own};
 use crate::watch::procfs;
 use crate::watch::sample::{Sampler, Timeline};
 
@@ -68,7 +68,7 @@ async fn load(
     let timeline = Arc::new(Timeline::new(asked.given.metrics.is_none()));
     let setting = setting(services).await?;
     let fleet = Fleet::new(plan, Arc::clone(&stats))?;
-    let target = target(services)?;
+    let target = target(asked, services, &timeline)?;
     let sampler = Sampler::new(services, &stats, &timeline).await?;
 
     let (started, started_at) = (Instant::now(), Timestamp::now());
@@ -91,7 +91,7 @@ async fn load(
     if stop.is_cancelled() {
         bail!("interrupted before its end");
     }
-    let verdict = verify(&fleet, services, &target, &timeline).await?;
+    let verdict = verify(asked, &fleet, services, (&target, &timeline), &faults).await?;
     target.store.close().await;
     let run = Run {
         plan,
@@ -110,7 +110,11 @@ async fn load(
 }
 
 /// What the fleet talks to: the broker as the server has it, the store past the faults.
-fn target(services: &Services) -> anyhow::Result<Target> {
+fn target(
+    asked: &Asked<'_>,
+    services: &Services,
+    timeline: &Arc<Timeline>,
+) -> anyhow::Result<Target> {
     let broker = config::Broker {
         dsn: services.broker.dsn().parse()?,
         reconnect_max: RECONNECT_MAX,
@@ -127,31 +131,41 @@ fn target(services: &Services) -> anyhow::Result<Target> {
         store,
         deleter,
         queues: services.queues(),
+        server: asked.given.metrics.is_none().then(|| Arc::clone(timeline)),
     })
 }
 
 /// Compares the ledger with everything, past all proxies.
 async fn verify(
+    asked: &Asked<'_>,
     fleet: &Fleet,
     services: &Services,
-    target: &Target,
-    timeline: &Timeline,
+    (target, timeline): (&Target, &Timeline),
+    faults: &[FaultRecord],
 ) -> anyhow::Result<Verdict> {
     let broker = services.broker.direct()?;
     let case = Case {
         plan: &fleet.plan,
+        faults,
         ledger: &fleet.ledger,
         store: target.store.as_ref(),
         broker: broker.as_ref(),
         queue_type: services.config.broker.queue_type,
         queues: &target.queues,
         remake: &|node, plugin, version| fleet.remake(node, plugin, version),
+        own: Own {
+            broker: asked.given.broker.is_none(),
+            server: asked.given.metrics.is_none(),
+            deletes: services.store.is_couch(),
+        },
     };
     let counts = async || {
         let number = timeline.lives(|lives| lives.number());
         let answer = services.server.counts().await;
-        timeline.lives(|lives| lives.see(number, answer));
-        Ok(timeline.lives(|lives| lives.total()))
+        timeline.lives(|lives| {
+            lives.see(number, answer);
+            lives.is_up().then(|| lives.total())
+        })
     };
     let verdict = case.verify_within(VERIFY_PATIENCE, counts).await;
     broker.close().await;

@@ -37,6 +37,8 @@ use crate::roster::Roster;
 use crate::schedule::Schedule;
 use crate::stats::Stats;
 use crate::verdict::RunnerOutcome;
+use crate::watch::counts::Lives;
+use crate::watch::sample::Timeline;
 pub(crate) use leave::Deleter;
 
 /// Between two looks at whether all is settled.
@@ -76,6 +78,17 @@ pub(crate) struct Target {
     pub(crate) deleter: Deleter,
     /// The partition queues.
     pub(crate) queues: Vec<String>,
+    /// The server's counts; none if others load it, too: what it holds need not be ours.
+    pub(crate) server: Option<Arc<Timeline>>,
+}
+
+impl Target {
+    /// Whether the server is there and holds nothing, as far as that is known.
+    fn is_server_idle(&self) -> bool {
+        let is_idle = |lives: &mut Lives| lives.is_up() && lives.total().in_flight == 0;
+        let server = self.server.as_ref();
+        server.is_none_or(|timeline| timeline.lives(is_idle))
+    }
 }
 
 /// A fleet that is ready to start.
@@ -223,7 +236,9 @@ impl Fleet {
             if settled != told {
                 (told, told_at) = (settled, Instant::now());
             }
-            let is_quiet = self.plan.redelivers() && told_at.max(faults_end).elapsed() > QUIET;
+            let is_quiet = self.plan.redelivers()
+                && told_at.max(faults_end).elapsed() > QUIET
+                && target.is_server_idle();
             if is_quiet && is_empty(broker.as_ref(), &target.queues).await {
                 break;
             }

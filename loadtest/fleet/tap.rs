@@ -57,10 +57,10 @@ impl Broker for Tap {
         };
         let due = self.start.micros();
         self.fleet.stats.sent.add();
-        self.fleet.ledger.attempt(entry);
+        self.fleet.ledger.attempt(entry, self.start.micros());
         let published = self.inner.publish(message).await;
         if published.is_ok() {
-            self.fleet.ledger.confirm(entry);
+            self.fleet.ledger.confirm(entry, self.start.micros());
             self.fleet.stats.confirmed.add();
             self.fleet
                 .stats

@@ -10,9 +10,10 @@ use vogeler::telemetry;
 use vogeler::wire::Outcome;
 
 use super::*;
+use crate::faults::FaultRecord;
 use crate::stats::ServerCounts;
 use crate::verdict::Verdict;
-use crate::verify::Case;
+use crate::verify::{Case, Own};
 
 const PARTITIONS: u16 = 2;
 
@@ -55,7 +56,12 @@ struct Loaded {
     verdict: Verdict,
 }
 
-async fn load(plan: &Plan, store: MemoryStore, broker: MemoryBroker) -> Loaded {
+async fn load(
+    plan: &Plan,
+    faults: &[FaultRecord],
+    store: MemoryStore,
+    broker: MemoryBroker,
+) -> Loaded {
     let mut config = Config::default();
     config.broker.partitions = PARTITIONS;
     config.server.receipt_linger = Duration::from_millis(5);
@@ -74,6 +80,7 @@ async fn load(plan: &Plan, store: MemoryStore, broker: MemoryBroker) -> Loaded {
         store: Arc::new(store.clone()),
         deleter: Deleter::Memory(store.clone()),
         queues: queues.clone(),
+        server: None,
     };
     let sent = fleet.run(&target, &CancellationToken::new()).await.unwrap();
     let counts = || {
@@ -90,15 +97,21 @@ async fn load(plan: &Plan, store: MemoryStore, broker: MemoryBroker) -> Loaded {
         |node: &NodeName, plugin: &PluginName, version| fleet.remake(node, plugin, version);
     let case = Case {
         plan,
+        faults,
         ledger: &fleet.ledger,
         store: &store,
         broker: &broker,
         queue_type: QueueType::Quorum,
         queues: &queues,
         remake: &remake,
+        own: Own {
+            broker: true,
+            server: true,
+            deletes: true,
+        },
     };
     let verdict = case
-        .verify_within(Duration::from_secs(10), async || Ok(counts()))
+        .verify_within(Duration::from_secs(10), async || Some(counts()))
         .await
         .unwrap();
     server.stop().await;
@@ -118,7 +131,7 @@ fn a_load_of_everything_is_good() {
             fleet,
             sent,
             verdict,
-        } = load(&plan(), MemoryStore::new(), MemoryBroker::new()).await;
+        } = load(&plan(), &[], MemoryStore::new(), MemoryBroker::new()).await;
         assert!(verdict.is_good(), "{verdict:#?}");
         for runner in &sent.runners {
             assert_eq!(
@@ -132,7 +145,7 @@ fn a_load_of_everything_is_good() {
             assert!(stats.settled_as(outcome) > 0, "{outcome:?}");
         }
         let book = fleet.ledger.book();
-        assert!(!book.poison.is_empty() && !book.deleted.is_empty());
+        assert!(!book.poison.is_empty() && verdict.deleted > Some(0));
         assert!(book.entries.iter().any(|entry| entry.is_late));
         assert!(stats.published_to_stored.quantile(0.5) > Some(Duration::ZERO));
     });
@@ -162,7 +175,7 @@ fn waiting_counts_from_when_a_result_was_due() {
             tokio::time::sleep(Duration::from_secs(1)).await;
             paused.pause(false);
         });
-        let Loaded { fleet, verdict, .. } = load(&plan, MemoryStore::new(), broker).await;
+        let Loaded { fleet, verdict, .. } = load(&plan, &[], MemoryStore::new(), broker).await;
         pause.await.unwrap();
         assert!(verdict.is_good(), "{verdict:#?}");
         let stats = &fleet.stats;
@@ -195,7 +208,12 @@ fn broken_sessions_lose_nothing() {
                 cut.cut_sessions(&topology::results_queue_name(number % PARTITIONS));
             }
         });
-        let Loaded { fleet, verdict, .. } = load(&plan, MemoryStore::new(), broker).await;
+        let fault = FaultRecord {
+            kind: "cut_broker".to_owned(),
+            began: 0.1,
+            ended: 3.1,
+        };
+        let Loaded { fleet, verdict, .. } = load(&plan, &[fault], MemoryStore::new(), broker).await;
         cuts.await.unwrap();
         assert!(verdict.is_good(), "{verdict:#?}");
         assert!(
@@ -217,6 +235,7 @@ fn a_stop_ends_the_fleet() {
             store: Arc::new(store.clone()),
             deleter: Deleter::Memory(store),
             queues: vec![topology::results_queue_name(0)],
+            server: None,
         };
         let stop = CancellationToken::new();
         let later = stop.clone();

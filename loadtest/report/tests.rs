@@ -97,7 +97,7 @@ fn each_missed_bound_fails_the_run() {
         }
     }
     type Harm = fn(&mut Report);
-    let cases: [(&str, Harm); 8] = [
+    let cases: [(&str, Harm); 9] = [
         ("lost", |report| report.verdict.lost.push(finding())),
         ("counters disagree", |report| {
             report.verdict.counters_disagree.push(finding());
@@ -107,6 +107,9 @@ fn each_missed_bound_fails_the_run() {
         }),
         ("messages compared", |report| {
             report.verdict.checked = 0;
+        }),
+        ("documents deleted, to come back or not", |report| {
+            report.verdict.deleted = Some(0);
         }),
         ("published → stored, p99", |report| {
             report.latencies.published_to_stored.p99 = 1e6;
