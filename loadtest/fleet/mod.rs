@@ -151,6 +151,12 @@ impl Start {
             .saturating_sub(Duration::from_micros(micros))
     }
 
+    /// When it was that time by the clock on the wall; never later than now.
+    fn micros_at(self, time: Timestamp) -> u64 {
+        let micros = time.as_microsecond() - self.wall.as_microsecond();
+        u64::try_from(micros).unwrap_or(0).min(self.micros())
+    }
+
     /// A sequence: microseconds since the epoch.
     fn seq(self, collected: u64, skew: i64) -> u64 {
         let start = u64::try_from(self.wall.as_microsecond()).unwrap_or(0);
@@ -211,7 +217,15 @@ impl Fleet {
         });
         self.settle(target, start, &over).await;
         let settled = start.instant.elapsed();
+        let confirmed = self.stats.confirmed.get();
         let ended = clients.stop().await;
+        if self.stats.confirmed.get() > confirmed {
+            // A client that ends publishes what it still has; its receipts are to be heard, too.
+            self.settle(target, start, &over).await;
+        }
+        for _ in 0..self.ledger.never_confirmed() {
+            self.stats.unconfirmed.add();
+        }
         drop(guard);
         listener.stop().await;
         ended?;
@@ -222,14 +236,16 @@ impl Fleet {
         })
     }
 
-    /// Waits until each confirmed result has its receipt, or none is to be expected any more.
+    /// Waits until what real clients tried to publish is confirmed, and each confirmed result has its receipt, or none is to
+    /// be expected any more.
     async fn settle(&self, target: &Target, start: Start, stop: &CancellationToken) {
         let faults_end = start.instant + self.plan.faults_end();
         let deadline = Instant::now().max(faults_end) + self.plan.settle_timeout;
         let broker = target.brokers.open();
         let (mut told, mut told_at) = (0, Instant::now());
         while Instant::now() < deadline && !stop.is_cancelled() {
-            if Instant::now() >= faults_end && self.ledger.unsettled() == 0 {
+            let is_confirmed = self.ledger.never_confirmed() == 0;
+            if Instant::now() >= faults_end && is_confirmed && self.ledger.unsettled() == 0 {
                 break;
             }
             let settled = self.stats.settled();
@@ -237,6 +253,7 @@ impl Fleet {
                 (told, told_at) = (settled, Instant::now());
             }
             let is_quiet = self.plan.redelivers()
+                && is_confirmed
                 && told_at.max(faults_end).elapsed() > QUIET
                 && target.is_server_idle();
             if is_quiet && is_empty(broker.as_ref(), &target.queues).await {

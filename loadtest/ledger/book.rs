@@ -114,6 +114,11 @@ impl Entry {
             self.overtaken_at.get_or_insert(at);
         }
     }
+
+    /// Whether the broker may have it and never said so. Of real clients only: what a light one gives up it counts itself.
+    pub(crate) fn is_never_confirmed(&self) -> bool {
+        self.version.is_none() && self.attempts > 0 && self.confirmed == 0
+    }
 }
 
 /// Names, and the numbers that stand for them.

@@ -68,12 +68,14 @@ impl Ledger {
         id
     }
 
-    /// It is handed to the broker at this time (microseconds from the start, as all times here), for the first time or again.
-    pub(crate) fn attempt(&self, id: EntryId, at: u64) {
+    /// It is handed to the broker at this time (microseconds from the start, as all times here). Says whether it never was
+    /// before.
+    pub(crate) fn attempt(&self, id: EntryId, at: u64) -> bool {
         let mut book = self.book();
         let entry = book.entry_mut(id);
         entry.attempts += 1;
         entry.attempted_at.get_or_insert(at);
+        entry.attempts == 1
     }
 
     /// The broker confirmed a copy.
@@ -164,6 +166,13 @@ impl Ledger {
         let book = self.book();
         let is_open = |entry: &&Entry| entry.has_run && entry.receipts() < entry.confirmed;
         book.entries.iter().filter(is_open).count()
+    }
+
+    /// Results that real clients tried to publish and that the broker never confirmed.
+    pub(crate) fn never_confirmed(&self) -> usize {
+        let book = self.book();
+        let entries = book.entries.iter();
+        entries.filter(|entry| entry.is_never_confirmed()).count()
     }
 }
 
