@@ -1,7 +1,7 @@
 //! Which results a fault excuses: what the faults of a run may have lost or delivered again, and when. Pure.
 //!
-//! Invariant: a fault excuses what was under way when it was, and nothing before or after; faults of the store excuse
-//! nothing here.
+//! Invariant: a fault excuses what was under way when it was, and nothing before or after. Faults of the store lose no receipt
+//! and deliver nothing again; what the server knew of a document any fault may make it forget.
 
 use crate::faults::FaultRecord;
 use crate::ledger::{Book, Entry};
@@ -14,16 +14,21 @@ const BEFORE: u64 = 2_000_000;
 const DYING: u64 = 3_000_000;
 /// Server and listener are connected again so long after the broker is back, and receipts are heard.
 const BACK: u64 = 15_000_000;
+/// What a fault makes the server forget is forgotten so long after its end: it may have to be started first.
+const FORGETTING: u64 = 60_000_000;
 
 /// What the faults of a run excuse. All times are microseconds from the start.
 #[derive(Debug, Default)]
 pub(super) struct Excuses {
-    windows: Vec<Window>,
+    /// Receipts of what was under way then may be lost.
+    losing: Vec<Window>,
     /// What was sent until then may have been delivered again.
     delivered_again: Option<u64>,
+    /// From the begin of each fault until all is forgotten that it makes the server forget.
+    forgotten: Vec<Window>,
 }
 
-/// Receipts of what was under way in it may be lost.
+/// A time in which a fault has its effect.
 #[derive(Debug)]
 struct Window {
     from: u64,
@@ -33,7 +38,7 @@ struct Window {
 impl Excuses {
     /// Of these faults, as they were.
     pub(super) fn of(faults: &[FaultRecord], book: &Book) -> Self {
-        let windows = faults.iter().filter_map(|fault| {
+        let losing = faults.iter().filter_map(|fault| {
             let (began, ended) = (micros(fault.began), micros(fault.ended));
             let until = match fault.kind()? {
                 // The one that is started next has no excuse.
@@ -51,8 +56,9 @@ impl Excuses {
             is_again.then(|| micros(fault.ended) + BACK)
         });
         Self {
-            windows: windows.collect(),
+            losing: losing.collect(),
             delivered_again: again.max(),
+            forgotten: faults.iter().map(forgotten).collect(),
         }
     }
 
@@ -62,12 +68,28 @@ impl Excuses {
             return false;
         };
         let meets = |window: &Window| attempted <= window.until && confirmed >= window.from;
-        self.windows.iter().any(meets)
+        self.losing.iter().any(meets)
+    }
+
+    /// Whether a fault may have made the server forget `unchanged` before it settled `older`, which came later.
+    pub(super) fn forgets(&self, unchanged: &Entry, older: &Entry) -> bool {
+        let settled = older.told_at.unwrap_or(u64::MAX);
+        let is_between = |window: &Window| {
+            window.from <= settled && unchanged.attempted_at <= Some(window.until)
+        };
+        self.forgotten.iter().any(is_between)
     }
 
     /// Whether a fault may have made the broker deliver this result again.
     pub(super) fn delivers_again(&self, entry: &Entry) -> bool {
         entry.attempted_at.is_some() && entry.attempted_at <= self.delivered_again
+    }
+}
+
+fn forgotten(fault: &FaultRecord) -> Window {
+    Window {
+        from: micros(fault.began),
+        until: micros(fault.ended) + FORGETTING,
     }
 }
 

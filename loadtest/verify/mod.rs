@@ -173,7 +173,6 @@ impl Case<'_> {
             owners,
             book: &book,
             excuses,
-            forgets: !self.plan.faults.is_empty(),
             remake: self.remake,
         };
         for node in nodes {

@@ -24,8 +24,6 @@ pub(crate) struct Scale<'a> {
     pub(crate) owners: &'a HashMap<Hash, u32>,
     /// What faults excuse.
     pub(crate) excuses: &'a Excuses,
-    /// Whether any fault may have made the server forget what it knew of a document.
-    pub(crate) forgets: bool,
     /// Makes values again.
     pub(crate) remake: &'a Remake<'a>,
 }
@@ -358,7 +356,7 @@ impl<'a> Series<'a> {
         let is_unchanged = receipts > 0 && newest.receipts_of(Outcome::Unchanged) == receipts;
         if receipts == 0 && !stored.is_late {
             self.verdict.lost.push(finding);
-        } else if is_unchanged && stored.is_late && self.scale.forgets {
+        } else if is_unchanged && stored.is_late && self.scale.excuses.forgets(newest, stored) {
             self.verdict.unchanged_forgotten += 1;
         } else {
             self.verdict.stale_over_newer.push(finding);
