@@ -1,7 +1,7 @@
 //! Faults: the plan's and those of `--fault`, each begun and ended at its time.
 //!
-//! Invariant: only what the run started is stopped or killed, and two faults never harm the same part at the same time;
-//! both are checked before anything starts.
+//! Invariant: only what the run started is stopped or killed, and two faults never harm the same part at the same time:
+//! plans that say so are refused before anything starts, and one that takes long to begin or end delays the next.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ pub(crate) enum Part {
 }
 
 impl Part {
+    const ALL: [Self; 4] = [Self::Broker, Self::Connections, Self::Server, Self::Store];
+
     /// What this fault harms.
     pub(crate) fn of(kind: FaultKind) -> Self {
         match kind {
@@ -106,12 +108,24 @@ pub(crate) async fn run(
     started: Instant,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<FaultRecord>> {
-    let all = faults
-        .iter()
-        .map(|fault| one(*fault, services, timeline, started, stop));
-    let mut records: Vec<FaultRecord> = try_join_all(all).await?.into_iter().flatten().collect();
+    let parts = Part::ALL.map(|part| async move {
+        let mut records = Vec::new();
+        for fault in in_order(faults, part) {
+            records.extend(one(fault, services, timeline, started, stop).await?);
+        }
+        anyhow::Ok(records)
+    });
+    let mut records: Vec<FaultRecord> = try_join_all(parts).await?.concat();
     records.sort_by(|one, other| one.began.total_cmp(&other.began));
     Ok(records)
+}
+
+/// The faults of one part, by time.
+fn in_order(faults: &[FaultPlan], part: Part) -> Vec<FaultPlan> {
+    let of_part = |fault: &&FaultPlan| Part::of(fault.kind) == part;
+    let mut faults: Vec<_> = faults.iter().filter(of_part).copied().collect();
+    faults.sort_by_key(|fault| fault.at);
+    faults
 }
 
 async fn one(
@@ -199,6 +213,33 @@ mod tests {
             assert!(error.contains(why), "{error}");
             check(&faults(&[spec]), &Given::default()).unwrap();
         }
+    }
+
+    /// Goal: every fault has its turn, those of one part by time, in whatever order they were named.
+    #[test]
+    fn faults_of_a_part_take_turns() {
+        let all = faults(&[
+            "kill_server@9s+1s",
+            "slow_store:1s@3s+2s",
+            "cut_broker@1s+1s",
+            "stop_store@1s+2s",
+            "kill_broker@4s+1s",
+            "kill_server@2s+7s",
+        ]);
+        let in_turn = Part::ALL.map(|part| in_order(&all, part)).concat();
+        let names: Vec<_> = in_turn.iter().map(|fault| fault.kind.name()).collect();
+        assert_eq!(
+            names,
+            [
+                "kill_broker",
+                "cut_broker",
+                "kill_server",
+                "kill_server",
+                "stop_store",
+                "slow_store"
+            ]
+        );
+        assert!(in_turn[2].at < in_turn[3].at);
     }
 
     /// Goal: two faults of one part may follow one another, and not overlap; of two parts they may.

@@ -19,10 +19,9 @@ const FACTS_BYTES: [usize; 2] = [5_000, 100_000];
 const PACKAGES_BYTES: [usize; 2] = [15_000, 150_000];
 /// Smallest and largest process list, in bytes: some 100 to 600 processes.
 const PROCESSES_BYTES: [usize; 2] = [5_000, 30_000];
-/// Nodes, and versions of each, that the fingerprint covers.
+/// Nodes at most, and versions of each, that the fingerprint covers.
 const FINGERPRINT_NODES: usize = 20;
 const FINGERPRINT_VERSIONS: u32 = 3;
-const FINGERPRINT_DIGITS: usize = 16;
 
 /// A simulated machine, as far as its content goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,10 +111,10 @@ fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).unwrap_or_default();
 }
 
-/// Names what a plan's fleet prints: 16 hexadecimal digits over the first machines, all plugins and some versions.
-pub(crate) fn fingerprint(plan: &Plan, machines: &[Machine]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for machine in machines.iter().take(FINGERPRINT_NODES) {
+/// Adds what a plan's fleet prints to a fingerprint: some machines from all over it, all plugins, some versions.
+pub(crate) fn fingerprint(plan: &Plan, machines: &[Machine], hasher: &mut blake3::Hasher) {
+    let step = machines.len().div_ceil(FINGERPRINT_NODES).max(1);
+    for machine in machines.iter().step_by(step) {
         hasher.update(machine.name.as_bytes());
         for generator in Generator::of_plan(plan) {
             for version in 0..FINGERPRINT_VERSIONS {
@@ -123,9 +122,6 @@ pub(crate) fn fingerprint(plan: &Plan, machines: &[Machine]) -> String {
             }
         }
     }
-    let mut hex = hasher.finalize().to_hex().to_string();
-    hex.truncate(FINGERPRINT_DIGITS);
-    hex
 }
 
 #[cfg(test)]

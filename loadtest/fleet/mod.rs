@@ -41,6 +41,8 @@ use crate::watch::counts::Lives;
 use crate::watch::sample::Timeline;
 pub(crate) use leave::Deleter;
 
+/// Hexadecimal digits of a fingerprint.
+const FINGERPRINT_DIGITS: usize = 16;
 /// Between two looks at whether all is settled.
 const SETTLED_PAUSE: Duration = Duration::from_millis(200);
 /// After a fault receipts may be lost: all is settled when the queues are empty and no receipt came for so long.
@@ -181,9 +183,14 @@ impl Fleet {
         })
     }
 
-    /// Names what this fleet prints.
+    /// Names what this fleet prints, and what of it is sent when: 16 hexadecimal digits.
     pub(crate) fn fingerprint(&self) -> String {
-        flavour::fingerprint(&self.plan, &self.roster.machines())
+        let mut hasher = blake3::Hasher::new();
+        flavour::fingerprint(&self.plan, &self.roster.machines(), &mut hasher);
+        self.schedule.fingerprint(&mut hasher);
+        let mut hex = hasher.finalize().to_hex().to_string();
+        hex.truncate(FINGERPRINT_DIGITS);
+        hex
     }
 
     /// Makes a value again that a light client sent.

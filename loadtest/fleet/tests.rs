@@ -49,6 +49,21 @@ fn plan() -> Plan {
     Plan::parse(text, "test").unwrap()
 }
 
+/// Goal: same plan and seed, same bytes at the same times, on every machine and in every version of this program; another
+/// seed or another share of changes, others.
+#[test]
+fn the_fingerprint_of_a_plan_is_fixed() {
+    let fingerprint = |plan: &Plan| Fleet::new(plan, Arc::default()).unwrap().fingerprint();
+    assert_eq!(fingerprint(&plan()), "6fa2408d0121a19c");
+    let seed = Plan { seed: 8, ..plan() };
+    let changes = Plan {
+        change_rate: 0.5,
+        ..plan()
+    };
+    assert_ne!(fingerprint(&seed), fingerprint(&plan()));
+    assert_ne!(fingerprint(&changes), fingerprint(&plan()));
+}
+
 /// What a load on a server in this process ended with.
 struct Loaded {
     fleet: Fleet,

@@ -153,6 +153,12 @@ impl Plan {
             self.leaves,
             "only light clients leave: at most nodes - real_clients",
         )?;
+        check.holds(
+            self.joins <= light,
+            "joins",
+            self.joins,
+            "light clients join, each with the rate of the others: at most nodes - real_clients",
+        )?;
         let weights = &self.flavours;
         let is_weighted = weights
             .values()

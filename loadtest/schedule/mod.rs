@@ -139,6 +139,32 @@ impl Schedule {
             sendings,
         }
     }
+
+    /// Adds what is sent and when, and who starts and leaves when, to a fingerprint.
+    pub(crate) fn fingerprint(&self, hasher: &mut blake3::Hasher) {
+        for sending in &self.sendings {
+            let kind = match sending.kind {
+                Kind::Result => 0,
+                Kind::Late => 1,
+                Kind::Duplicate => 2,
+                Kind::Poison(form) => 3 + u64::from(form),
+            };
+            let (node, plugin) = (u64::from(sending.node), u64::from(sending.plugin));
+            let version = u64::from(sending.version);
+            for number in [sending.at, sending.collected, node, plugin, version, kind] {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+        for departure in &self.departures {
+            let returns = departure.returns.unwrap_or(u64::MAX);
+            for number in [u64::from(departure.node), departure.at, returns] {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+        for start in &self.starts {
+            hasher.update(&start.to_le_bytes());
+        }
+    }
 }
 
 /// Keeps so many results, and what came with them.

@@ -64,6 +64,7 @@ mod contract {
         super::super::setup_is_idempotent as setup_is_idempotent;
         super::super::queries::stores_agree as queries_agree;
         super::super::queries::nodes_are_listed as nodes_are_listed;
+        super::super::queries::every_node_is_listed_once as every_node_is_listed_once;
         super::super::queries::recent_changes_are_counted as recent_changes_are_counted;
         super::super::queries::changes_are_found_at_once as changes_are_found_at_once;
     } }

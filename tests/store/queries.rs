@@ -185,6 +185,33 @@ pub async fn nodes_are_listed(place: &Place) {
     assert_eq!(nodes, expected);
 }
 
+/// Goal: a fleet larger than any page is listed and counted whole, each node once, whatever stands between them.
+pub async fn every_node_is_listed_once(place: &Place) {
+    let named = |number: usize| format!("{}{number:04}.example.com", ["A", "n", "é"][number % 3]);
+    let documents = (0..1_201).map(|number| {
+        let name = named(number);
+        let doc_type = if number % 5 == 0 {
+            "Other"
+        } else {
+            "SystemRecord"
+        };
+        let text = json!({"doc_type": doc_type, "system_name": name, "vogeler": {"plugins": {}}})
+            .to_string();
+        write(&name, None, &text)
+    });
+    place.store.write(documents.collect()).await.unwrap();
+    let mut expected: Vec<_> = (0..1_201)
+        .filter(|number| number % 5 != 0)
+        .map(named)
+        .collect();
+    expected.sort();
+    let nodes = place.store.nodes().await.unwrap();
+    let listed: Vec<_> = nodes.iter().map(|summary| summary.node.as_str()).collect();
+    assert_eq!(listed, expected);
+    let about = place.store.about().await.unwrap();
+    assert_eq!(about.documents, expected.len() as u64);
+}
+
 /// Goal: nodes are counted by when their documents changed, to the millisecond; one that does not say when, or is no
 /// node's, is no recent node.
 pub async fn recent_changes_are_counted(place: &Place) {

@@ -24,8 +24,9 @@ use crate::wire::{Group, PluginName};
 const PAGE_ROWS: usize = 10_000;
 /// Keys asked for in one request to a view.
 const KEYS_MAX: usize = 1000;
-/// Node documents that one request of a scan goes through: at 130 KB each this is half a second of CouchDB's CPU.
-const SCAN_LIMIT: usize = 500;
+/// Documents that one request of a scan goes through: few, so that writes have their turn in between also where the store
+/// does one thing at a time.
+const SCAN_LIMIT: usize = 100;
 /// Documents asked for in one `_find`.
 const FIND_LIMIT: usize = 1000;
 /// Design documents of indexes made on demand start so, that an operator knows whose they are.
@@ -47,7 +48,7 @@ struct Row {
 
 /// The number of node documents.
 pub(super) async fn count(client: &Client) -> Result<u64, StoreError> {
-    let nodes: Vec<Scanned<IgnoredAny>> = scan(client, &["_id"]).await?;
+    let nodes: Vec<Scanned<IgnoredAny>> = scan(client, &[]).await?;
     Ok(nodes.len() as u64)
 }
 
@@ -57,7 +58,7 @@ pub(super) async fn census(client: &Client, since: Timestamp) -> Result<Census, 
     struct Updated {
         updated_at: Option<Value>,
     }
-    let nodes: Vec<Scanned<Updated>> = scan(client, &["_id", "updated_at"]).await?;
+    let nodes: Vec<Scanned<Updated>> = scan(client, &["updated_at"]).await?;
     let times = nodes
         .iter()
         .filter_map(|node| time(node.fields.updated_at.as_ref()));
@@ -69,7 +70,7 @@ pub(super) async fn census(client: &Client, since: Timestamp) -> Result<Census, 
 
 /// All nodes, by name.
 pub(super) async fn nodes(client: &Client) -> Result<Vec<NodeSummary>, StoreError> {
-    let fields = ["_id", "updated_at", "client.groups", "vogeler.plugins"];
+    let fields = ["updated_at", "client.groups", "vogeler.plugins"];
     let mut nodes = Vec::new();
     let mut unbooked = Vec::new();
     for scanned in scan::<Summary>(client, &fields).await? {
@@ -127,11 +128,13 @@ fn time(value: Option<&Value>) -> Option<Timestamp> {
     value?.as_str()?.parse().ok()
 }
 
-/// A node document, reduced to some fields.
+/// A document, reduced to some fields.
 #[derive(Deserialize)]
 struct Scanned<F> {
     #[serde(rename = "_id")]
     id: String,
+    #[serde(default)]
+    doc_type: Value,
     #[serde(flatten)]
     fields: F,
 }
@@ -148,12 +151,13 @@ async fn scan<F: DeserializeOwned>(
     struct Page<F> {
         docs: Vec<Scanned<F>>,
     }
+    let fields: Vec<&str> = ["_id", "doc_type"].iter().chain(fields).copied().collect();
     let mut found: Vec<Scanned<F>> = Vec::new();
+    let mut last: Option<String> = None;
     loop {
-        let last = found.last().map(|document| document.id.as_str());
-        // In the order of the ids, so that no index but that of `_all_docs` can be chosen.
+        // No condition but the order of ids: PouchDB reads all that follow to meet another, for every page.
         let request = json!({
-            "selector": {"_id": {"$gt": last}, "doc_type": {"$eq": NODE_DOC_TYPE}},
+            "selector": {"_id": {"$gt": last}},
             "sort": [{"_id": "asc"}],
             "fields": fields,
             "limit": SCAN_LIMIT,
@@ -163,11 +167,13 @@ async fn scan<F: DeserializeOwned>(
             .send(Method::POST, &["_find"], &[], Some(body))
             .await?;
         let page: Page<F> = client.parse(&reply)?;
-        let is_last = page.docs.len() < SCAN_LIMIT;
-        found.extend(page.docs);
-        if is_last {
+        // A page that is not full need not be the last: design documents are left out of it.
+        let Some(end) = page.docs.last() else {
             return Ok(found);
-        }
+        };
+        last = Some(end.id.clone());
+        let is_node = |document: &Scanned<F>| document.doc_type == NODE_DOC_TYPE;
+        found.extend(page.docs.into_iter().filter(is_node));
     }
 }
 
