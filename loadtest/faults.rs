@@ -57,6 +57,13 @@ pub(crate) struct FaultRecord {
     pub(crate) ended: f64,
 }
 
+impl FaultRecord {
+    /// What it was; its delay is not told.
+    pub(crate) fn kind(&self) -> Option<FaultKind> {
+        FaultKind::named(&self.kind)
+    }
+}
+
 /// Whether these faults can be, with services that are given.
 pub(crate) fn check(faults: &[FaultPlan], given: &Given) -> anyhow::Result<()> {
     for (index, fault) in faults.iter().enumerate() {

@@ -30,7 +30,7 @@ mod watch;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use clap::Parser as _;
 use vogeler::cli::{EXIT_ERROR, EXIT_NO};
 use vogeler::config::Log;
@@ -70,22 +70,57 @@ fn start(args: &Args) -> anyhow::Result<Report> {
         .enable_all()
         .build()
         .context("no runtime")?;
-    let report = runtime.block_on(async {
-        let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
-        run::run(&asked, &shutdown.stop).await
-    })?;
-    write(&report, &folder)?;
+    prepare(&folder)?;
+    let shutdown = runtime
+        .block_on(async { Shutdown::on_signals() })
+        .context("cannot listen for signals")?;
+    let ran = runtime.block_on(async {
+        tokio::select! {
+            report = run::run(&asked, &shutdown.stop) => report,
+            () = shutdown.at_once.cancelled() => Err(anyhow!("ended at once by a second signal")),
+        }
+    });
+    // A RabbitMQ that is just starting is not waited for: it ends with this process.
+    runtime.shutdown_background();
+    let report = ran?;
     if !args.quiet {
         answer(&report::terminal(&report));
         if let Some(old) = &old {
             answer(&format!("\n{}", report::compare::table(old, &report)));
         }
+    }
+    write(&report, &folder)?;
+    if !args.quiet {
         answer(&format!(
             "\nReport, plots and the server's log are in {}\n",
             folder.display()
         ));
     }
+    if shutdown.stop.is_cancelled() {
+        bail!("interrupted after the report was made, while its services were ending");
+    }
     Ok(report)
+}
+
+/// Makes the folder, and takes an earlier run's report out of it, which must not be read as this one's.
+fn prepare(folder: &Path) -> anyhow::Result<()> {
+    let wanted = |path: &Path| {
+        let path = path.display();
+        format!("--report wants a folder that can be written: {path}")
+    };
+    std::fs::create_dir_all(folder).with_context(|| wanted(folder))?;
+    let plots = report::plot::FILES.map(|(file, _)| file);
+    for file in [report::JSON, report::MARKDOWN, report::LOG]
+        .into_iter()
+        .chain(plots)
+    {
+        // Created first: better to hear now that nothing can be written than after the run.
+        let path = folder.join(file);
+        let created = std::fs::File::create(&path);
+        let removed = created.and_then(|_| std::fs::remove_file(&path));
+        removed.with_context(|| wanted(&path))?;
+    }
+    Ok(())
 }
 
 /// Writes report.json, report.md and the plots.
@@ -94,8 +129,8 @@ fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
         let path = folder.join(name);
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
-    write("report.json", serde_json::to_string_pretty(report)? + "\n")?;
-    write("report.md", report::markdown(report))?;
+    write(report::JSON, serde_json::to_string_pretty(report)? + "\n")?;
+    write(report::MARKDOWN, report::markdown(report))?;
     report::plot::write(report, folder)
 }
 

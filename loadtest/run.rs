@@ -6,21 +6,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use vogeler::config;
 
-use crate::faults;
+use crate::complain;
+use crate::faults::{self, FaultRecord};
 use crate::fleet::{Brokers, Deleter, Fleet, Target};
 use crate::live::Live;
 use crate::plan::Plan;
 use crate::report::make::Run;
-use crate::report::{Report, Setting};
-use crate::services::{Given, Services};
+use crate::report::{self, Report, Setting};
+use crate::services::{Given, INTERRUPTED, Services, soon_after, until};
 use crate::stats::Stats;
 use crate::verdict::Verdict;
-use crate::verify::Case;
+use crate::verify::{Case, Own};
 use crate::watch::procfs;
 use crate::watch::sample::{Sampler, Timeline};
 
@@ -43,18 +44,22 @@ pub(crate) struct Asked<'a> {
 
 /// Runs the plan; an error says why it could not be run to its end.
 pub(crate) async fn run(asked: &Asked<'_>, stop: &CancellationToken) -> anyhow::Result<Report> {
-    std::fs::create_dir_all(asked.folder)
-        .with_context(|| format!("--report {}", asked.folder.display()))?;
-    let log = asked.folder.join("server.log");
-    // An earlier run's.
-    drop(std::fs::remove_file(&log));
-    let services = Arc::new(Services::start(asked.plan, asked.given, &log).await?);
-    let report = load(asked, &services, stop).await;
-    let services = Arc::into_inner(services).context("a service is still in use")?;
-    let stopped = services.stop().await;
-    let report = report?;
-    stopped?;
-    Ok(report)
+    let log = asked.folder.join(report::LOG);
+    let services = Services::start(asked.plan, asked.given, &log, stop).await?;
+    let services = Arc::new(services);
+    let load = Box::pin(load(asked, &services, stop));
+    let report = soon_after(stop, load).await;
+    let stopped = match Arc::into_inner(services) {
+        Some(services) => services.stop(stop).await,
+        None => Err(anyhow!(
+            "a service is still in use, and ends with this process"
+        )),
+    };
+    if let Err(error) = stopped {
+        // The report stands all the same.
+        complain(&format!("vogeler-loadtest: {error:#}"));
+    }
+    report
 }
 
 /// Load, faults and samples at the same time; then the verdict and the report.
@@ -68,7 +73,7 @@ async fn load(
     let timeline = Arc::new(Timeline::new(asked.given.metrics.is_none()));
     let setting = setting(services).await?;
     let fleet = Fleet::new(plan, Arc::clone(&stats))?;
-    let target = target(services)?;
+    let target = target(asked, services, &timeline)?;
     let sampler = Sampler::new(services, &fleet, &timeline).await?;
 
     let (started, started_at) = (Instant::now(), Timestamp::now());
@@ -89,11 +94,13 @@ async fn load(
     let (worked, _) = tokio::join!(working, watching);
     let (sent, faults) = worked?;
     if stop.is_cancelled() {
-        bail!("interrupted before its end");
+        bail!(INTERRUPTED);
     }
     let verifying = "verifying: ledger, store, dead letters, queues and counters are compared";
     asked.live.phase(verifying);
-    let verdict = verify(&fleet, services, &target, &timeline).await?;
+    let verified = verify(asked, &fleet, services, (&target, &timeline), &faults);
+    let mut verdict = until(stop, verified).await?;
+    verdict.failed_clients.clone_from(&sent.failed_clients);
     target.store.close().await;
     asked.live.last_phase("stopping what was started");
     let run = Run {
@@ -113,7 +120,11 @@ async fn load(
 }
 
 /// What the fleet talks to: the broker as the server has it, the store past the faults.
-fn target(services: &Services) -> anyhow::Result<Target> {
+fn target(
+    asked: &Asked<'_>,
+    services: &Services,
+    timeline: &Arc<Timeline>,
+) -> anyhow::Result<Target> {
     let broker = config::Broker {
         dsn: services.broker.dsn().parse()?,
         reconnect_max: RECONNECT_MAX,
@@ -130,31 +141,41 @@ fn target(services: &Services) -> anyhow::Result<Target> {
         store,
         deleter,
         queues: services.queues(),
+        server: asked.given.metrics.is_none().then(|| Arc::clone(timeline)),
     })
 }
 
 /// Compares the ledger with everything, past all proxies.
 async fn verify(
+    asked: &Asked<'_>,
     fleet: &Fleet,
     services: &Services,
-    target: &Target,
-    timeline: &Timeline,
+    (target, timeline): (&Target, &Timeline),
+    faults: &[FaultRecord],
 ) -> anyhow::Result<Verdict> {
     let broker = services.broker.direct()?;
     let case = Case {
         plan: &fleet.plan,
+        faults,
         ledger: &fleet.ledger,
         store: target.store.as_ref(),
         broker: broker.as_ref(),
         queue_type: services.config.broker.queue_type,
         queues: &target.queues,
         remake: &|node, plugin, version| fleet.remake(node, plugin, version),
+        own: Own {
+            broker: asked.given.broker.is_none(),
+            server: asked.given.metrics.is_none(),
+            deletes: services.store.is_couch(),
+        },
     };
     let counts = async || {
         let number = timeline.lives(|lives| lives.number());
         let answer = services.server.counts().await;
-        timeline.lives(|lives| lives.see(number, answer));
-        Ok(timeline.lives(|lives| lives.total()))
+        timeline.lives(|lives| {
+            lives.see(number, answer);
+            lives.is_up().then(|| lives.total())
+        })
     };
     let verdict = case.verify_within(VERIFY_PATIENCE, counts).await;
     broker.close().await;

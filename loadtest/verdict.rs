@@ -28,12 +28,15 @@ pub(crate) struct Verdict {
     pub(crate) mixed_up: Vec<Finding>,
     /// What was deleted, or refused, is in the store.
     pub(crate) resurrected: Vec<Finding>,
-    /// Settled without a receipt, in a run in which no fault explains it.
+    /// Settled without a receipt, and no fault explains it.
     pub(crate) missing_receipt: Vec<Finding>,
     /// What no cause explains: an outcome that cannot be, a value that nobody sent, a dead letter of a good result.
     pub(crate) unexplained: Vec<Finding>,
     /// The server's counters and the ledger tell different stories.
     pub(crate) counters_disagree: Vec<Finding>,
+    /// Real clients that ended with an error.
+    #[serde(default)]
+    pub(crate) failed_clients: Vec<Finding>,
     /// Receipts that a fault explains the lack of; the store told the fate. No finding.
     pub(crate) receipts_lost_to_faults: u64,
     /// An older result that came late was taken for new, after an unchanged one that leaves no trace in the store and a
@@ -41,11 +44,15 @@ pub(crate) struct Verdict {
     pub(crate) unchanged_forgotten: u64,
     /// Messages that were compared.
     pub(crate) checked: u64,
+    /// Nodes that left and whose document was deleted, to see whether it comes back. None where no document was to be
+    /// deleted: resurrection was not tested.
+    #[serde(default)]
+    pub(crate) deleted: Option<u64>,
 }
 
 impl Verdict {
     /// The categories by name, in the order of the report.
-    pub(crate) fn categories(&self) -> [(&'static str, &[Finding]); 7] {
+    pub(crate) fn categories(&self) -> [(&'static str, &[Finding]); 8] {
         [
             ("lost", &self.lost),
             ("stale over newer", &self.stale_over_newer),
@@ -54,6 +61,7 @@ impl Verdict {
             ("missing receipt", &self.missing_receipt),
             ("unexplained", &self.unexplained),
             ("counters disagree", &self.counters_disagree),
+            ("failed real clients", &self.failed_clients),
         ]
     }
 

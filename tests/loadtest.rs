@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use rustix::process::Signal;
+
+use crate::harness::installation::Installation;
 use crate::harness::pouch;
 use crate::harness::process::{Service, wait_until};
 use crate::harness::rabbit::Rabbit;
@@ -57,17 +60,28 @@ impl Ran {
     }
 }
 
-fn run(plan: &str, arguments: &[&str]) -> Ran {
-    let (folder, printed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let [out, err] = ["out", "err"].map(|name| printed.path().join(name));
+fn command(plan: &str, arguments: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command
         .arg(plan)
         .args(OF_CI)
         .args(arguments)
         .arg("--report")
-        .arg(folder.path())
-        .env_remove("VOGELER_LOADTEST_COUCH")
+        .arg(folder)
+        .env_remove("VOGELER_LOADTEST_COUCH");
+    command
+}
+
+fn run(plan: &str, arguments: &[&str]) -> Ran {
+    run_into(tempfile::tempdir().unwrap(), plan, arguments)
+}
+
+/// A run whose report goes into `folder`.
+fn run_into(folder: tempfile::TempDir, plan: &str, arguments: &[&str]) -> Ran {
+    let printed = tempfile::tempdir().unwrap();
+    let [out, err] = ["out", "err"].map(|name| printed.path().join(name));
+    let mut command = command(plan, arguments, folder.path());
+    command
         .stdout(File::create(&out).unwrap())
         .stderr(File::create(&err).unwrap());
     let mut service = Service::start(&mut command, printed.path()).unwrap();
@@ -259,5 +273,131 @@ fn a_broken_plan_is_an_error() {
         assert_eq!(ran.code, Some(2), "{}", ran.text);
         assert!(ran.text.contains(why), "{}", ran.text);
         assert_eq!(std::fs::read_dir(ran.folder.path()).unwrap().count(), 0);
+    }
+}
+
+/// Goal: services that are not there are named within seconds, with what was meant and why it is not there; nothing is
+/// started, and the report of an earlier run is gone.
+#[test]
+fn dead_services_are_named_at_once() {
+    let (broker, store) = ("amqp://127.0.0.1:1/x", "couch://127.0.0.1:1/x");
+    let pouch = pouch::url().to_string();
+    let no_server = format!("{pouch}metrics");
+    let mut wrong = pouch::url();
+    wrong.set_password(Some("wrong")).unwrap();
+    let given = ["--broker", broker, "--store", store, "--metrics"];
+    let metrics = |url| [&given[..], &[url]].concat();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (
+            &metrics("http://127.0.0.1:1/metrics"),
+            &["--metrics", "Connection refused"],
+        ),
+        (&metrics(&no_server), &["--metrics", "404"]),
+        (&given[..4], &["127.0.0.1:1", "Connection refused"]),
+        (
+            &["--couch", wrong.as_str()],
+            &["--couch", "401", "password"],
+        ),
+        (
+            &["--couch", "127.0.0.1:5984"],
+            &["--couch", "wants http://"],
+        ),
+    ];
+    for (arguments, why) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let report = folder.path().join("report.json");
+        std::fs::write(&report, r#"{"passed":true}"#).unwrap();
+        let ran = run_into(folder, "smoke", arguments);
+        assert_eq!(ran.code, Some(2), "{}", ran.text);
+        assert!(why.iter().all(|why| ran.text.contains(why)), "{}", ran.text);
+        // A password is never printed.
+        assert!(!ran.text.contains("cret%40"), "{}", ran.text);
+        assert!(!report.exists(), "{}", ran.text);
+    }
+    let output = command("smoke", &[], Path::new("/proc/nowhere")).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("--report wants a folder"), "{text}");
+}
+
+/// Goal: a server that is given is loaded as it is, with the partitions and the type of queues that it has, and neither stopped nor changed;
+/// what an earlier run left, or a server that nobody named, is refused.
+#[test]
+fn a_given_server_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan_file(folder.path(), SHORT);
+    let (broker, store) = (Rabbit::shared().fresh_vhost(), pouch::fresh_dsn());
+    let mut installation = Installation::new(broker.as_str(), &store);
+    installation.set("VOGELER_BROKER_PARTITIONS", "3");
+    installation.set("VOGELER_BROKER_QUEUE_TYPE", "classic");
+    installation.vogeler(&["admin", "setup"]).ok();
+    let mut server = installation.server();
+    let metrics = format!("http://{}/metrics", installation.http_address());
+    let vhost = broker.path().trim_start_matches('/');
+    let bindings = || {
+        let rabbit = Rabbit::shared();
+        let columns = ["source_name", "destination_name", "routing_key"];
+        let all = rabbit.ctl(&[&["list_bindings", "-q", "-p", vhost], &columns[..]].concat());
+        let is_of_results = |line: &&str| line.contains("vogeler.results.");
+        let mut lines: Vec<String> = all
+            .lines()
+            .filter(is_of_results)
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    };
+    let before = bindings();
+    assert!(before.len() >= 256, "{before:?}");
+
+    let given = ["--broker", broker.as_str(), "--store", &store];
+    let with_server = [&given[..], &["--metrics", &metrics]].concat();
+    let ran = run(&plan, &with_server);
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert!(server.is_running());
+    assert_eq!(bindings(), before);
+
+    let again = run(&plan, &with_server);
+    assert_eq!(again.code, Some(2), "{}", again.text);
+    assert!(again.text.contains("of an earlier run"), "{}", again.text);
+    let fresh = pouch::fresh_dsn();
+    let unnamed = run(&plan, &["--broker", broker.as_str(), "--store", &fresh]);
+    assert_eq!(unnamed.code, Some(2), "{}", unnamed.text);
+    assert!(
+        unnamed.text.contains("name that server with --metrics"),
+        "{}",
+        unnamed.text
+    );
+    assert_eq!(bindings(), before);
+    server.stop();
+}
+
+/// Goal: Ctrl-C ends a run while its services start and under load, within seconds, with all that it started.
+#[test]
+fn ctrl_c_leaves_nothing() {
+    let plan_folder = tempfile::tempdir().unwrap();
+    let plan = plan_file(
+        plan_folder.path(),
+        &SHORT
+            .replace("\"8s\"", "\"100s\"")
+            .replace("nodes", "real_clients = 2\nnodes"),
+    );
+    let (report, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let entries = || std::fs::read_dir(scratch.path()).unwrap().count();
+    // The clients' folder is the fourth, after RabbitMQ's, pouchdb-server's and the server's.
+    for (folders, when) in [(1, "starting"), (4, "under load")] {
+        let mut command = command(&plan, &[], report.path());
+        command
+            .env("TMPDIR", scratch.path())
+            .stdout(File::create("/dev/null").unwrap());
+        let nowhere = plan_folder.path().join("nothing");
+        let mut service = Service::start(&mut command, &nowhere).unwrap();
+        assert!(wait_until(PATIENCE, || entries() >= folders), "{when}");
+        service.signal(Signal::INT);
+        let patience = Duration::from_secs(30);
+        assert!(wait_until(patience, || !service.is_running()), "{when}");
+        assert_eq!(service.code(), Some(2), "{when}");
+        assert!(wait_until(patience, || entries() == 0), "{when}");
     }
 }

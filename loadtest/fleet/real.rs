@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use vogeler::broker::Broker;
 use vogeler::client::Client;
 use vogeler::config;
 use vogeler::wire::Group;
@@ -20,14 +20,17 @@ use super::tap::Tap;
 use super::{Fleet, Start, Target};
 use crate::plan::REAL_GROUP;
 use crate::roster::Member;
+use crate::services::GuardedFolder;
+use crate::verdict::Finding;
 
 /// The real clients of a fleet.
 #[derive(Debug)]
 pub(super) struct Clients {
-    tasks: JoinSet<anyhow::Result<()>>,
+    /// Each with the finding that its failure is.
+    tasks: JoinSet<Option<Finding>>,
     stop: CancellationToken,
-    /// Deleted when this is dropped.
-    _folder: TempDir,
+    /// Deleted when this is dropped, and with this process.
+    _folder: GuardedFolder,
 }
 
 impl Clients {
@@ -38,7 +41,7 @@ impl Clients {
         start: Start,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("no folder for the real clients")?;
+        let folder = GuardedFolder::new().context("no folder for the real clients")?;
         let stop = stop.child_token();
         let mut tasks = JoinSet::new();
         let members = fleet.roster.members.iter().zip(&fleet.schedule.starts);
@@ -48,28 +51,11 @@ impl Clients {
             let (fleet, member, stop) = (fleet.clone(), member.clone(), stop.clone());
             let inner = target.brokers.open();
             tasks.spawn(async move {
-                if stop
-                    .run_until_cancelled(tokio::time::sleep_until(due))
-                    .await
-                    .is_none()
-                {
-                    return Ok(());
-                }
-                fleet.stats.clients.add();
-                let tap = Tap {
-                    inner: Arc::clone(&inner),
-                    fleet: fleet.clone(),
-                    start,
-                };
-                let new = move || {
-                    write_plugins(&fleet, &member, &config.plugins)?;
-                    anyhow::Ok(Client::new(config, Arc::new(tap))?)
-                };
-                let client = tokio::task::spawn_blocking(new).await??;
-                let name = client.node().clone();
-                let ran = client.run(stop).await;
-                inner.close().await;
-                ran.with_context(|| format!("the real client {name}"))
+                let sleep = tokio::time::sleep_until(due);
+                stop.run_until_cancelled(sleep).await?;
+                let node = member.name.to_string();
+                let ran = run(fleet, member, config, inner, start, stop).await;
+                ran.err().map(|error| failed(node, &format!("{error:#}")))
             });
         }
         Ok(Self {
@@ -79,13 +65,49 @@ impl Clients {
         })
     }
 
-    /// Ends them. One that had to end before is an error.
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+    /// Ends them. Those that failed are findings: it is the product that failed, and not the run.
+    pub(super) async fn stop(mut self) -> Vec<Finding> {
         self.stop.cancel();
+        let mut findings = Vec::new();
         while let Some(ended) = self.tasks.join_next().await {
-            ended??;
+            let panicked = |error: JoinError| Some(failed("-".to_owned(), &error.to_string()));
+            findings.extend(ended.unwrap_or_else(panicked));
         }
-        Ok(())
+        findings
+    }
+}
+
+/// One client, until `stop`.
+async fn run(
+    fleet: Fleet,
+    member: Member,
+    config: config::Client,
+    broker: Arc<dyn Broker>,
+    start: Start,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    fleet.stats.clients.add();
+    let tap = Tap {
+        inner: Arc::clone(&broker),
+        fleet: fleet.clone(),
+        start,
+    };
+    let new = move || {
+        write_plugins(&fleet, &member, &config.plugins).context("its stub plugins")?;
+        anyhow::Ok(Client::new(config, Arc::new(tap))?)
+    };
+    let client = tokio::task::spawn_blocking(new).await??;
+    let ran = client.run(stop).await;
+    broker.close().await;
+    Ok(ran?)
+}
+
+fn failed(node: String, error: &str) -> Finding {
+    Finding {
+        node,
+        plugin: None,
+        seq: None,
+        what: format!("the real client failed: {error}"),
     }
 }
 
@@ -115,4 +137,31 @@ fn write_plugins(fleet: &Fleet, member: &Member, folder: &Path) -> anyhow::Resul
     }
     std::fs::write(folder.join("stubs.cfg"), sections)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a client that fails, or panics, is a finding; one that ends in order is none.
+    #[tokio::test]
+    async fn failed_clients_are_findings() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { None });
+        tasks.spawn(async { Some(failed("web01".to_owned(), "no disk")) });
+        tasks.spawn(async { panic!("a bug") });
+        let clients = Clients {
+            tasks,
+            stop: CancellationToken::new(),
+            _folder: GuardedFolder::new().unwrap(),
+        };
+        let mut found = clients.stop().await;
+        found.sort();
+        let [panicked, failed] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert!(panicked.what.contains("a bug"), "{panicked:?}");
+        assert_eq!(failed.node, "web01");
+        assert_eq!(failed.what, "the real client failed: no disk");
+    }
 }

@@ -54,6 +54,10 @@ fn verified(report: &Report) -> Vec<Bound> {
         verdict.checked.to_string(),
         verdict.checked > 0,
     ));
+    if let Some(deleted) = verdict.deleted {
+        let what = "documents deleted, to come back or not";
+        bounds.push(bound(what, "1 or more", deleted.to_string(), deleted > 0));
+    }
     bounds
 }
 

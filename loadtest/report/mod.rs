@@ -34,6 +34,13 @@ use crate::watch::sample::Sample;
 /// Shape of report.json; `--compare` reads its own only.
 pub(crate) const FORMAT: u32 = 1;
 
+/// The server's log, in the folder of the report.
+pub(crate) const LOG: &str = "server.log";
+/// The report as data.
+pub(crate) const JSON: &str = "report.json";
+/// The report for people.
+pub(crate) const MARKDOWN: &str = "report.md";
+
 /// All of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
@@ -52,7 +52,8 @@ pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
         let is_logarithmic = file == "lag.svg";
         let svg = draw(report, (title, unit), &lines, is_logarithmic)
             .map_err(|error| anyhow!("{file} cannot be drawn: {error}"))?;
-        std::fs::write(folder.join(file), svg)?;
+        let path = folder.join(file);
+        std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

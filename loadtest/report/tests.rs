@@ -61,6 +61,7 @@ pub(crate) fn good() -> Report {
         server,
         server_restarts: 0,
         sent: Sent {
+            failed_clients: Vec::new(),
             runners: Vec::new(),
             load: Duration::from_secs(10),
             settled: Duration::from_secs(25),
@@ -113,7 +114,7 @@ fn each_missed_bound_fails_the_run() {
     }
     type Harm = fn(&mut Report);
     const CPU: &str = "busiest 10 s of the tester, of all cores";
-    let cases: [(&str, Harm); 12] = [
+    let cases: [(&str, Harm); 13] = [
         ("lost", |report| report.verdict.lost.push(finding())),
         ("counters disagree", |report| {
             report.verdict.counters_disagree.push(finding());
@@ -123,6 +124,9 @@ fn each_missed_bound_fails_the_run() {
         }),
         ("messages compared", |report| {
             report.verdict.checked = 0;
+        }),
+        ("documents deleted, to come back or not", |report| {
+            report.verdict.deleted = Some(0);
         }),
         ("published → stored, p99", |report| {
             report.latencies.published_to_stored.p99 = 1e6;

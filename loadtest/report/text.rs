@@ -140,12 +140,13 @@ fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
             "older results were taken for new after an unchanged one that a fault made the server forget",
         ),
     ];
-    shown.chain(
-        explained
-            .into_iter()
-            .filter(|(number, _)| *number > 0)
-            .map(|(number, what)| format!("{number} {what}")),
-    )
+    let untested = "no document was deleted: whether one comes back was not tested";
+    let untested = verdict.deleted.is_none().then(|| untested.to_owned());
+    let explained = explained
+        .into_iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, what)| format!("{number} {what}"));
+    shown.chain(explained).chain(untested)
 }
 
 /// Why runs of operators failed.

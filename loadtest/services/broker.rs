@@ -5,7 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
-use vogeler::broker::{self, Broker};
+use vogeler::broker::topology::{self, QueueType};
+use vogeler::broker::{self, Broker, BrokerError};
 use vogeler::config::{self, BrokerDsn, Config};
 
 use super::proxy::Proxy;
@@ -73,6 +74,58 @@ impl BrokerService {
             dsn,
             ..config::Broker::default()
         }))
+    }
+
+    /// Refuses a given broker that is in use, or is not what the given server works with, before anything is
+    /// changed. Takes the number and type of queues from the given server: the plan's settings are not for it.
+    pub(super) async fn check(
+        &self,
+        settings: &mut config::Broker,
+        has_server: bool,
+    ) -> anyhow::Result<()> {
+        if self.rabbit.is_some() {
+            return Ok(());
+        }
+        let broker = self.direct()?;
+        let checked = Self::check_queues(&*broker, settings, has_server).await;
+        broker.close().await;
+        checked.context("--broker")
+    }
+
+    async fn check_queues(
+        broker: &dyn Broker,
+        settings: &mut config::Broker,
+        has_server: bool,
+    ) -> anyhow::Result<()> {
+        let found = broker::setup::old_queues(broker, 0).await?;
+        let waiting: u64 = found.iter().map(|(_, depth)| depth.ready).sum();
+        let consumers: u64 = found.iter().map(|(_, depth)| depth.consumers).sum();
+        if waiting > 0 {
+            bail!(
+                "{waiting} messages wait in vogeler.results.*: give an empty virtual host, or let a server drain them first"
+            );
+        }
+        if !has_server && consumers > 0 {
+            bail!(
+                "a server works on this virtual host: give an empty one, or name that server with --metrics"
+            );
+        }
+        if has_server {
+            let last = found.last().filter(|_| consumers > 0);
+            let (last, _) = last.context(
+                "no server consumes vogeler.results.* here: give the virtual host of the server of --metrics",
+            )?;
+            settings.partitions = last + 1;
+            // They are there, so this only tells which type they have.
+            let dead = topology::server_queues(0, settings.queue_type);
+            if let Err(BrokerError::Mismatch { .. }) = broker.declare(&dead).await {
+                settings.queue_type = match settings.queue_type {
+                    QueueType::Quorum => QueueType::Classic,
+                    QueueType::Classic => QueueType::Quorum,
+                };
+            }
+        }
+        Ok(())
     }
 
     /// Declares what the server declares.

@@ -37,11 +37,15 @@ mod rabbit;
 mod server;
 mod store;
 
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 use vogeler::broker::topology;
 use vogeler::config::Config;
@@ -49,11 +53,18 @@ use vogeler::config::Config;
 use crate::faults::Part;
 use crate::plan::Plan;
 use broker::BrokerService;
+pub(crate) use process::GuardedFolder;
 use server::{ServerService, Start};
 use store::StoreService;
 
 /// RabbitMQ, a database and a server are up within this, on a slow and busy machine too.
 const READY_PATIENCE: Duration = Duration::from_mins(2);
+/// A given server runs already.
+const GIVEN_PATIENCE: Duration = Duration::from_secs(5);
+/// So long what ends in order may take after a signal.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// What a signal leaves to say.
+pub(crate) const INTERRUPTED: &str = "interrupted before its end";
 const READY_PAUSE: Duration = Duration::from_millis(100);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -83,19 +94,42 @@ pub(crate) struct Services {
 impl Services {
     /// Starts what was not given, and sets broker and store up as `vogeler admin setup` does. The server's log goes
     /// to `log`.
-    pub(crate) async fn start(plan: &Plan, given: &Given, log: &Path) -> anyhow::Result<Self> {
-        let config = server::config(&plan.server)?;
+    pub(crate) async fn start(
+        plan: &Plan,
+        given: &Given,
+        log: &Path,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let mut config = server::config(&plan.server)?;
         let touches = |part| plan.faults.iter().any(|fault| Part::of(fault.kind) == part);
-        // Both take seconds to start.
-        let (broker, store) = tokio::try_join!(
-            BrokerService::start(given.broker.as_deref(), touches(Part::Connections)),
-            StoreService::start(given, touches(Part::Store)),
-        )?;
         let started = async {
-            broker.set_up(&config).await?;
-            start_server(plan, given, &broker, &store, log).await
+            let server = ServerService::given(given).await?;
+            // Both take seconds to start, and make nothing yet that would outlive this process.
+            let broker = async {
+                let with_proxy = touches(Part::Connections);
+                let broker = BrokerService::start(given.broker.as_deref(), with_proxy).await?;
+                broker.check(&mut config.broker, server.is_some()).await?;
+                Ok(broker)
+            };
+            let store = StoreService::start(given, touches(Part::Store));
+            let (broker, store) = tokio::try_join!(broker, store)?;
+            Ok((broker, store, server))
         };
-        match started.await {
+        let (broker, mut store, server) = until(stop, started).await?;
+        let ready = async {
+            if let Some(server) = server {
+                // Broker and store are set up as that server wants them.
+                return Ok(server);
+            }
+            // To its end if that is near: what is still to be made could not be deleted.
+            soon_after(stop, store.set_up()).await?;
+            let started = async {
+                broker.set_up(&config).await?;
+                start_server(plan, &broker, &store, log).await
+            };
+            until(stop, started).await
+        };
+        match ready.await {
             Ok(server) => Ok(Self {
                 broker,
                 store,
@@ -103,8 +137,9 @@ impl Services {
                 config,
             }),
             Err(error) => {
-                // The first error is the one to tell.
-                drop(store.stop().await);
+                if let Err(error) = store.stop().await {
+                    crate::complain(&format!("vogeler-loadtest: {error:#}"));
+                }
                 broker.stop().await;
                 Err(error)
             }
@@ -118,34 +153,54 @@ impl Services {
         queues.into_iter().map(|queue| queue.name).collect()
     }
 
-    /// Ends what was started here.
-    pub(crate) async fn stop(self) -> anyhow::Result<()> {
-        self.server.stop().await;
+    /// Ends what was started here, at once if `hurry` is cancelled.
+    pub(crate) async fn stop(self, hurry: &CancellationToken) -> anyhow::Result<()> {
+        self.server.stop(hurry).await;
         let deleted = self.store.stop().await;
         self.broker.stop().await;
         deleted
     }
 }
 
-/// A server that is ready, started unless one is given.
+/// A server that is ready.
 async fn start_server(
     plan: &Plan,
-    given: &Given,
     broker: &BrokerService,
     store: &StoreService,
     log: &Path,
 ) -> anyhow::Result<ServerService> {
-    let server = match &given.metrics {
-        Some(metrics) => ServerService::given(metrics.clone())?,
-        None => ServerService::start(&Start {
-            settings: &plan.server,
-            broker_dsn: broker.dsn(),
-            store_dsn: store.server_dsn(),
-            log,
-        })?,
-    };
-    server.wait_until_ready(READY_PATIENCE).await?;
+    let server = ServerService::start(&Start {
+        settings: &plan.server,
+        broker_dsn: broker.dsn(),
+        store_dsn: store.server_dsn(),
+        log,
+    })?;
+    let ready = server.wait_until_ready(READY_PATIENCE).await;
+    ready.with_context(|| format!("the server under test; its log is {}", log.display()))?;
     Ok(server)
+}
+
+/// Does `work` unless it is stopped before the end of it.
+pub(crate) async fn until<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let done = stop.run_until_cancelled(work).await;
+    done.unwrap_or_else(|| Err(anyhow!(INTERRUPTED)))
+}
+
+/// Does `work`, which may end in order within [`STOP_PATIENCE`] once it is stopped.
+pub(crate) async fn soon_after<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        } => bail!(INTERRUPTED),
+    }
 }
 
 /// Installs the services that are missing, as the tests do.
@@ -158,14 +213,42 @@ fn install_services() {
     );
 }
 
+thread_local! {
+    /// Whether a panic of this thread becomes an error, which is told once and not twice.
+    static IS_TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Leaves the panics of [`blocking`] to those who get them as errors.
+fn tell_panics_once() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !IS_TOLD.get() {
+                others(panic);
+            }
+        }));
+    });
+}
+
 /// Runs what blocks, and may panic, on a thread of its own; a panic is an error.
 async fn blocking<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .with_context(|| format!("{what} failed"))
+    tell_panics_once();
+    let work = move || {
+        IS_TOLD.set(true);
+        let done = panic::catch_unwind(AssertUnwindSafe(work));
+        IS_TOLD.set(false);
+        done
+    };
+    let done = tokio::task::spawn_blocking(work).await?;
+    done.map_err(|panic| {
+        let why = panic.downcast_ref::<String>().map(String::as_str);
+        let why = why.or_else(|| panic.downcast_ref::<&str>().copied());
+        anyhow!("{what} failed: {}", why.unwrap_or("a panic"))
+    })
 }
 
 /// `dsn`, by another port of this machine.

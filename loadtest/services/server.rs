@@ -9,17 +9,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use rustix::process::Signal;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 use vogeler::config::Config;
 
 use super::process::{Service, free_port};
-use super::{READY_PAUSE, blocking, http_client, local_port};
+use super::{GIVEN_PATIENCE, Given, READY_PAUSE, blocking, http_client, local_port};
 use crate::stats::ServerCounts;
 use crate::watch::counts;
 
 const PROGRAM: &str = "vogeler";
 /// Lines of the log that an error shows.
 const LAST_WORDS: usize = 5;
+/// Of what a server says that is not ready.
+const OBSTACLE_CHARACTERS_MAX: usize = 300;
 /// A stop drains; past this it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(40);
 
@@ -57,13 +61,25 @@ impl ServerService {
         })
     }
 
-    /// One that runs already.
-    pub(super) fn given(metrics: Url) -> anyhow::Result<Self> {
-        Ok(Self {
-            metrics,
+    /// The one that runs already, if one is given: it must be ready, and count.
+    pub(super) async fn given(given: &Given) -> anyhow::Result<Option<Self>> {
+        let Some(metrics) = &given.metrics else {
+            return Ok(None);
+        };
+        let server = Self {
+            metrics: metrics.clone(),
             http: http_client()?,
             process: None,
-        })
+        };
+        let wanted =
+            "--metrics wants the /metrics of a vogeler server that runs, on --broker and --store";
+        let ready = server.wait_until_ready(GIVEN_PATIENCE).await;
+        ready.context(wanted)?;
+        let counts = server.counts().await;
+        counts
+            .context("what is there prints no counters of a server")
+            .context(wanted)?;
+        Ok(Some(server))
     }
 
     /// Its HTTP port, if it is on this machine.
@@ -77,19 +93,34 @@ impl ServerService {
         let mut ready = self.metrics.clone();
         ready.set_path("/readyz");
         loop {
-            let answer = self.http.get(ready.clone()).send().await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
+            let Some(obstacle) = self.obstacle(&ready).await else {
                 return Ok(());
-            }
+            };
             let last_words = self.lock().and_then(|mut process| process.last_words());
             if let Some(words) = last_words {
                 bail!("the server ended by itself:\n{words}");
             }
             if Instant::now() > deadline {
-                bail!("the server is not ready within {patience:?}: ask {ready}");
+                bail!("the server is not ready within {patience:?}: {obstacle}");
             }
             tokio::time::sleep(READY_PAUSE).await;
         }
+    }
+
+    /// Why it is not ready; none if it is.
+    async fn obstacle(&self, ready: &Url) -> Option<String> {
+        let answer = match self.http.get(ready.clone()).send().await {
+            Ok(answer) => answer,
+            Err(error) => return Some(format!("{:#}", anyhow::Error::new(error))),
+        };
+        let status = answer.status();
+        if status.is_success() {
+            return None;
+        }
+        let text = answer.text().await.unwrap_or_default();
+        let said: String = text.trim().chars().take(OBSTACLE_CHARACTERS_MAX).collect();
+        let path = ready.path();
+        Some(format!("{path} answers {status}: {said}"))
     }
 
     /// What it counted so far; none while it does not answer.
@@ -108,10 +139,25 @@ impl ServerService {
         self.with_process(ServerProcess::run).await?
     }
 
-    /// Stops it in order, if it was started here.
-    pub(super) async fn stop(self) {
-        // One that does not stop in time is killed, and a given one is left alone.
-        drop(self.with_process(ServerProcess::stop).await);
+    /// Stops it in order, if it was started here. One that does not stop in time, or before `hurry` is cancelled, is
+    /// killed.
+    pub(super) async fn stop(self, hurry: &CancellationToken) {
+        let is_running = || {
+            let mut process = self.lock()?;
+            Some(process.service.as_mut()?.is_running())
+        };
+        if let Some(service) = self.lock().as_ref().and_then(|it| it.service.as_ref()) {
+            service.signal(Signal::TERM);
+        }
+        let ended = async {
+            while is_running() == Some(true) {
+                tokio::time::sleep(READY_PAUSE).await;
+            }
+        };
+        let in_time = tokio::time::timeout(STOP_PATIENCE, ended);
+        // However that went, it is over.
+        let _: Option<_> = hurry.run_until_cancelled(in_time).await;
+        drop(self.with_process(ServerProcess::kill).await);
     }
 
     async fn with_process<T: Send + 'static>(
@@ -188,8 +234,7 @@ impl ServerProcess {
             .current_dir(self.folder.path())
             .stdout(log.try_clone().context("the server's log")?)
             .stderr(log);
-        let folder = self.folder.path().join("guarded");
-        let service = Service::start(&mut command, &folder)
+        let service = Service::start(&mut command, self.folder.path())
             .with_context(|| format!("cannot start {}", self.program.display()))?;
         self.service = Some(service);
         Ok(())
@@ -198,13 +243,6 @@ impl ServerProcess {
     /// Kills it without notice.
     fn kill(&mut self) {
         drop(self.service.take());
-    }
-
-    /// Stops it in order.
-    fn stop(&mut self) {
-        if let Some(service) = self.service.take() {
-            service.stop(STOP_PATIENCE);
-        }
     }
 
     /// The end of its log, if it ended by itself.

@@ -10,15 +10,20 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
+use reqwest::StatusCode;
 use url::Url;
 use vogeler::config::{self, StoreDsn};
-use vogeler::store::{self, Store};
+use vogeler::store::{self, NodeSummary, Store, StoreError};
 
 use super::proxy::{Fault, Proxy, Rule};
 use super::{Given, blocking, http_client, local_port, pouch, with_port};
+use crate::complain;
 use crate::plan::FaultKind;
+use crate::verify::OUR_DOMAIN;
 
 const PORT_DEFAULT: u16 = 5984;
+const COUCH: &str = "--couch (or VOGELER_LOADTEST_COUCH)";
+const DELETE_PATIENCE: Duration = Duration::from_secs(10);
 const DESIGNS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/vogeler/_design");
 const UNAVAILABLE: &str =
     r#"{"error":"service_unavailable","reason":"a fault of the load tester"}"#;
@@ -30,12 +35,14 @@ pub(crate) struct StoreService {
     /// Past the proxy.
     direct: String,
     server_dsn: String,
-    /// The run's own database, to be deleted: its HTTP address.
+    /// The run's own database in a CouchDB that is given: its HTTP address.
     own: Option<Url>,
+    /// Whether that may be there, and is to be deleted.
+    is_made: bool,
 }
 
 impl StoreService {
-    /// Starts a store unless one is given, and sets the database up: what is missing in it is added.
+    /// Starts a store unless one is given. Nothing is made in it yet.
     pub(super) async fn start(given: &Given, with_proxy: bool) -> anyhow::Result<Self> {
         let own = if given.store.is_none() {
             Some(own_database(given.couch.as_deref()).await?)
@@ -63,13 +70,47 @@ impl StoreService {
             proxy,
             direct,
             server_dsn,
-            own,
+            // What is in memory goes with the process.
+            own: own.filter(|_| given.couch.is_some()),
+            is_made: false,
         };
-        let store = service.direct()?;
+        service
+            .check(given.metrics.is_none())
+            .await
+            .context(match () {
+                () if given.store.is_some() => "--store",
+                () if given.couch.is_some() => COUCH,
+                () => "pouchdb-server",
+            })?;
+        Ok(service)
+    }
+
+    /// Refuses a store that is out of reach, or has machines of an earlier run: they would be taken for this run's.
+    async fn check(&self, may_be_missing: bool) -> anyhow::Result<()> {
+        let store = self.direct()?;
+        let nodes = store.nodes().await;
+        store.close().await;
+        let nodes = match nodes {
+            Err(StoreError::NoDatabase { .. }) if may_be_missing => Vec::new(),
+            nodes => nodes?,
+        };
+        let is_ours = |node: &&NodeSummary| node.node.as_str().ends_with(OUR_DOMAIN);
+        if let Some(left) = nodes.iter().find(is_ours) {
+            bail!(
+                "{} of an earlier run is in this database: give an empty one",
+                left.node
+            );
+        }
+        Ok(())
+    }
+
+    /// Sets the database up: what is missing in it is added.
+    pub(super) async fn set_up(&mut self) -> anyhow::Result<()> {
+        self.is_made = self.own.is_some();
+        let store = self.direct()?;
         let done = store.setup(Some(Path::new(DESIGNS))).await;
         store.close().await;
-        done.context("cannot set up the store")?;
-        Ok(service)
+        done.map(drop).context("cannot set up the store")
     }
 
     /// As the server reaches it, with its password.
@@ -118,29 +159,50 @@ impl StoreService {
     }
 
     /// Deletes the run's own database; nothing else was made.
-    pub(super) async fn stop(self) -> anyhow::Result<()> {
-        let Some(url) = self.own else { return Ok(()) };
-        let answer = http_client()?
-            .delete(url)
-            .timeout(Duration::from_mins(1))
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        let Some(url) = self.own.as_ref().filter(|_| self.is_made) else {
+            return Ok(());
+        };
+        let request = http_client()?.delete(url.clone()).timeout(DELETE_PATIENCE);
+        let answer = request
             .send()
-            .await;
-        let answer = answer.context("cannot delete the run's database")?;
-        if !answer.status().is_success() {
-            bail!("cannot delete the run's database: {}", answer.status());
+            .await
+            .context("cannot delete the run's database")?;
+        let status = answer.status();
+        // Not found: the run ended before it was made. Who may not delete it could not make it.
+        let was_never_made = [
+            StatusCode::NOT_FOUND,
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+        ];
+        if !status.is_success() && !was_never_made.contains(&status) {
+            bail!("cannot delete the run's database: {status}");
         }
+        self.is_made = false;
         Ok(())
+    }
+}
+
+impl Drop for StoreService {
+    fn drop(&mut self) {
+        if let Some(url) = self.own.as_ref().filter(|_| self.is_made) {
+            let name = url.path().trim_start_matches('/');
+            complain(&format!(
+                "vogeler-loadtest: the database {name} may still be in the CouchDB of --couch: delete it there"
+            ));
+        }
     }
 }
 
 /// The address of a database that is not there yet, on `couch` or on a pouchdb-server started for it.
 async fn own_database(couch: Option<&str>) -> anyhow::Result<Url> {
+    let wanted = || format!("{COUCH} wants http://USER:PASSWORD@HOST:5984");
     let mut url: Url = match couch {
-        Some(url) => url.parse().context("--couch")?,
+        Some(url) => url.parse().with_context(wanted)?,
         None => blocking("the start of pouchdb-server", pouch::url).await?,
     };
     if !matches!(url.scheme(), "http" | "https") {
-        bail!("--couch wants http://USER:PASSWORD@HOST:5984");
+        bail!(wanted());
     }
     let (now, pid) = (Timestamp::now().as_second(), std::process::id());
     url.set_path(&format!("vogeler_loadtest_{now}_{pid}"));

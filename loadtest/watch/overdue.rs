@@ -69,14 +69,14 @@ mod tests {
         let runs: Vec<RunId> = (0..3).map(|_| RunId::generate()).collect();
         for (seq, run) in (1..).zip([Some(runs[0]), Some(runs[1]), None]) {
             let id = send(&ledger, run, seq, second(1));
-            ledger.attempt(id);
-            ledger.confirm(id);
+            ledger.attempt(id, 1);
+            ledger.confirm(id, 1);
         }
         let waits = send(&ledger, Some(runs[2]), 4, second(1));
         let mut overdue = Overdue::default();
         assert_eq!(overdue.count(&ledger, second(10)), 0);
         assert_eq!(overdue.count(&ledger, second(12)), 2);
-        ledger.confirm(waits);
+        ledger.confirm(waits, 1);
         assert_eq!(overdue.count(&ledger, second(13)), 3);
         let receipt = Receipt {
             node: "web1".parse().unwrap(),
@@ -85,7 +85,7 @@ mod tests {
             error: None,
             reason: None,
         };
-        ledger.receipt(runs[0], &receipt);
+        ledger.receipt(runs[0], &receipt, 1);
         assert_eq!(overdue.count(&ledger, second(14)), 2);
     }
 }

@@ -64,20 +64,20 @@ fn install() -> PathBuf {
 
 fn start() -> Pouch {
     let program = install();
-    let folder = tempfile::tempdir().unwrap().keep();
-    let config =
-        serde_json::json!({"admins": {USER: PASSWORD}, "log": {"file": folder.join("log.txt")}});
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log.txt");
+    let config = serde_json::json!({"admins": {USER: PASSWORD}, "log": {"file": log}});
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let port = free_port();
     let mut command = Command::new("node");
     command
         .arg(&program)
         .args(["--in-memory", "--no-stdout-logs", "--host", "127.0.0.1"])
         .args(["--port", &port.to_string()])
-        .current_dir(&folder)
+        .current_dir(folder.path())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut service = Service::start(&mut command, &folder).unwrap();
+    let mut service = Service::start(&mut command, folder.path()).unwrap();
     let is_up = wait_until(START_DEADLINE, || {
         assert!(service.is_running(), "pouchdb-server ended: {command:?}");
         answers(port)
@@ -86,6 +86,8 @@ fn start() -> Pouch {
         is_up,
         "pouchdb-server does not answer within {START_DEADLINE:?}"
     );
+    // From now on it goes with the guard of the service.
+    drop(folder.keep());
     Pouch {
         port,
         _service: service,

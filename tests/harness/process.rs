@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// The group gets a kill until it is empty: a process may be forking while it is killed. (`kill` of dash takes no `--`.)
 const GUARD: &str = r#"
 cat >/dev/null
-for try in 1 2 3 4 5 6 7 8 9 10; do kill -s KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
+[ -z "$1" ] || for try in 1 2 3 4 5 6 7 8 9 10; do kill -s KILL -- "-$1" 2>/dev/null || break; sleep 0.2; done
 rm -rf -- "$2"
 "#;
 
@@ -32,14 +32,7 @@ impl Service {
     /// removed.
     pub(crate) fn start(command: &mut Command, folder: &Path) -> io::Result<Self> {
         let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
-        let guard = Command::new("/bin/sh")
-            .args(["-c", GUARD, "guard", &child.id().to_string()])
-            .arg(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()?;
+        let guard = guard(&child.id().to_string(), folder)?;
         Ok(Self { child, guard })
     }
 
@@ -83,6 +76,52 @@ impl Drop for Service {
         self.signal(Signal::KILL);
         drop(self.child.wait());
         // The guard goes last, and without doing its work: the folder may be used again.
+        drop(self.guard.kill());
+        drop(self.guard.wait());
+    }
+}
+
+/// Starts a guard over a process group (none, if it has no name) and a folder.
+fn guard(group: &str, folder: &Path) -> io::Result<Child> {
+    Command::new("/bin/sh")
+        .args(["-c", GUARD, "guard", group])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+}
+
+/// A temporary folder that goes with this value, or with this process, however that ends.
+#[allow(
+    dead_code,
+    reason = "the load tester shares this file, and keeps its real clients in one"
+)]
+#[derive(Debug)]
+pub(crate) struct GuardedFolder {
+    folder: tempfile::TempDir,
+    guard: Child,
+}
+
+#[allow(dead_code, reason = "as above")]
+impl GuardedFolder {
+    /// Makes one.
+    pub(crate) fn new() -> io::Result<Self> {
+        let folder = tempfile::Builder::new().tempdir_in(scratch())?;
+        let guard = guard("", folder.path())?;
+        Ok(Self { folder, guard })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for GuardedFolder {
+    fn drop(&mut self) {
+        // The folder goes with its own value.
         drop(self.guard.kill());
         drop(self.guard.wait());
     }
@@ -148,4 +187,18 @@ fn a_service_ends_with_its_guard() {
     let is_gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
     assert!(wait_until(patience, is_gone));
     assert!(wait_until(patience, || !folder.exists()));
+}
+
+/// Goal: a folder goes with its value, and with the pipe of its guard.
+#[test]
+fn a_guarded_folder_goes() {
+    let folder = GuardedFolder::new().unwrap();
+    let path = folder.path().to_owned();
+    std::fs::write(path.join("file"), "x").unwrap();
+    drop(folder);
+    assert!(!path.exists());
+    let mut folder = GuardedFolder::new().unwrap();
+    let path = folder.path().to_owned();
+    drop(folder.guard.stdin.take());
+    assert!(wait_until(Duration::from_secs(10), || !path.exists()));
 }
