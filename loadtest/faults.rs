@@ -57,6 +57,13 @@ pub(crate) struct FaultRecord {
     pub(crate) ended: f64,
 }
 
+impl FaultRecord {
+    /// What it was; its delay is not told.
+    pub(crate) fn kind(&self) -> Option<FaultKind> {
+        FaultKind::named(&self.kind)
+    }
+}
+
 /// Whether these faults can be, with services that are given.
 pub(crate) fn check(faults: &[FaultPlan], given: &Given) -> anyhow::Result<()> {
     for (index, fault) in faults.iter().enumerate() {
@@ -136,6 +143,7 @@ async fn one(
     }
     let name = fault.kind.name();
     let began = started.elapsed();
+    timeline.note_fault(name, false, began);
     begin(fault.kind, services, timeline)
         .await
         .with_context(|| format!("cannot begin {name}"))?;
@@ -144,6 +152,7 @@ async fn one(
     end(fault.kind, services)
         .await
         .with_context(|| format!("cannot end {name}"))?;
+    timeline.note_fault(name, true, started.elapsed());
     Ok(Some(FaultRecord {
         kind: name.to_owned(),
         began: began.as_secs_f64(),

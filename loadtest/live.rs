@@ -1,44 +1,177 @@
-//! Live progress on a terminal: rate, backlog, p99, what is open. Reads only; where nobody looks it shows nothing.
+//! Live progress on stderr: what it does now, rate, backlog, what may be lost, p99, and faults as they begin and end.
+//!
+//! On a terminal one line that stays in its place; elsewhere a plain line when something changes, and now and then.
+//! Invariant: reads only, and is never silent for long unless it was asked to be.
 
+use std::fmt::Write;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
+use crate::complain;
+use crate::fleet::Fleet;
 use crate::report::float;
-use crate::run::Asked;
+use crate::report::layout::{count, time};
 use crate::stats::Stats;
-use crate::watch::sample::{Sample, Timeline};
+use crate::watch::sample::{FaultEvent, Sample, Timeline};
 
 const EVERY: Duration = Duration::from_millis(500);
+/// Between two plain lines, where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows how it goes on stderr until `stop`.
-pub(crate) async fn show(
-    asked: &Asked<'_>,
-    stats: &Stats,
-    timeline: &Timeline,
-    started: Instant,
-    stop: &CancellationToken,
-) {
-    if asked.quiet || !std::io::stderr().is_terminal() {
-        return;
-    }
-    let planned = asked.plan.length.results(asked.plan.ramp) as u64;
-    let bar = ProgressBar::new(planned);
-    let style = ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let mut ticks = tokio::time::interval_at((started + EVERY).into(), EVERY);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        bar.set_position(stats.sent.get());
-        bar.set_length(planned.max(stats.sent.get()));
-        bar.set_message(message(&timeline.samples(), stats));
-    }
-    bar.finish_and_clear();
+/// Where it is shown.
+#[derive(Debug)]
+enum Place {
+    /// Nobody looks.
+    Nowhere,
+    /// On a terminal.
+    Terminal(ProgressBar),
+    /// In a file or a pipe.
+    Lines,
 }
 
-/// The last second in a line.
-fn message(samples: &[Sample], stats: &Stats) -> String {
+/// What is shown while a run goes on.
+#[derive(Debug)]
+pub(crate) struct Live(Place);
+
+impl Live {
+    /// Begins with the start of the services.
+    pub(crate) fn new(is_quiet: bool) -> Self {
+        let live = Self(match (is_quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Place::Nowhere,
+            (false, false) => Place::Lines,
+            (false, true) => {
+                let style = ProgressStyle::with_template("{clock} {wide_msg}");
+                let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+                let style = style.with_key("clock", clock);
+                let bar = ProgressBar::new_spinner().with_style(style);
+                bar.enable_steady_tick(EVERY);
+                Place::Terminal(bar)
+            }
+        });
+        live.phase("starting the services");
+        live
+    }
+
+    /// Something begins that has nothing to count.
+    pub(crate) fn phase(&self, what: &str) {
+        match &self.0 {
+            Place::Nowhere => {}
+            Place::Terminal(bar) => bar.set_message(what.to_owned()),
+            Place::Lines => complain(what),
+        }
+    }
+
+    /// The last phase: its line is left as it is.
+    pub(crate) fn last_phase(&self, what: &str) {
+        if let Place::Terminal(bar) = &self.0 {
+            bar.finish_and_clear();
+            complain(what);
+        } else {
+            self.phase(what);
+        }
+    }
+
+    /// Shows the load until `stop`.
+    pub(crate) async fn load(
+        &self,
+        fleet: &Fleet,
+        timeline: &Timeline,
+        started: Instant,
+        stop: &CancellationToken,
+    ) {
+        if let Place::Terminal(bar) = &self.0 {
+            bar.reset_elapsed();
+        }
+        let (mut known, mut told) = (0, None);
+        let mut ticks = tokio::time::interval_at((started + EVERY).into(), EVERY);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let events = timeline.faults();
+            for event in events.iter().skip(known) {
+                self.event(event);
+            }
+            known = events.len();
+            let phase = phase(fleet, started.elapsed(), &events);
+            let redelivers = fleet.plan.redelivers();
+            let message = message(&timeline.latest(), &fleet.stats, redelivers);
+            let message = format!("{phase}  {message}");
+            match &self.0 {
+                Place::Nowhere => {}
+                Place::Terminal(bar) => bar.set_message(message),
+                Place::Lines => {
+                    if told.is_none_or(|told: Instant| told.elapsed() >= LINE_EVERY) {
+                        told = Some(Instant::now());
+                        complain(&format!(
+                            "{:>6.1} s  {message}",
+                            started.elapsed().as_secs_f64()
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    fn event(&self, event: &FaultEvent) {
+        let verb = if event.is_over { "is over" } else { "begins" };
+        let line = format!("{:>6.1} s  {} {verb}", event.at, event.name);
+        match &self.0 {
+            Place::Nowhere => {}
+            Place::Terminal(bar) => bar.println(line),
+            Place::Lines => complain(&line),
+        }
+    }
+}
+
+/// Minutes and seconds: short, so that all that matters fits beside it.
+fn clock(state: &ProgressState, to: &mut dyn Write) {
+    let seconds = state.elapsed().as_secs();
+    // Nobody could do anything about it.
+    write!(to, "{:>3}:{:02}", seconds / 60, seconds % 60).ok();
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Place::Terminal(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What goes on, and how much of the schedule was due: `load 41 %`, `kill_server, load 41 %`.
+fn phase(fleet: &Fleet, elapsed: Duration, events: &[FaultEvent]) -> String {
+    let sendings = &fleet.schedule.sendings;
+    let last = sendings.last().map_or(0, |sending| sending.at);
+    if elapsed > Duration::from_micros(last) {
+        return among(events, "settling");
+    }
+    let name = if elapsed < fleet.plan.ramp {
+        "ramp"
+    } else {
+        "load"
+    };
+    let due = sendings.partition_point(|sending| u128::from(sending.at) <= elapsed.as_micros());
+    let percent = due * 100 / sendings.len().max(1);
+    among(events, &format!("{name} {percent} %"))
+}
+
+/// Behind the faults that are.
+fn among(events: &[FaultEvent], phase: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for event in events {
+        if event.is_over {
+            names.retain(|name| *name != event.name);
+        } else {
+            names.push(event.name);
+        }
+    }
+    names.push(phase);
+    names.join(", ")
+}
+
+/// The last second in a line; what matters least comes last, where a narrow terminal cuts.
+fn message(samples: &[Sample], stats: &Stats, redelivers: bool) -> String {
     let rate = match samples {
         [.., before, last] => {
             float(last.settled.saturating_sub(before.settled)) / (last.at - before.at).max(0.1)
@@ -46,23 +179,26 @@ fn message(samples: &[Sample], stats: &Stats) -> String {
         _ => 0.0,
     };
     let last = samples.last();
-    let or_away =
-        |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
-    let backlog = or_away(last.and_then(Sample::backlog));
-    let p99 = stats.published_to_stored.quantile(0.99).unwrap_or_default();
-    // Neither settled nor waiting anywhere: on the way, or lost. It must come back to 0.
-    let open = last.and_then(|last| {
-        Some(
-            last.confirmed
-                .saturating_sub(last.settled)
-                .saturating_sub(last.backlog()?),
-        )
-    });
-    format!(
-        "{rate:.0}/s settled, backlog {backlog}, p99 {p99:.0?}, lost so far {}, tried again {}",
-        or_away(open),
-        stats.failed_publishes.get()
-    )
+    let backlog = last.map_or_else(
+        || "?".to_owned(),
+        |last| match last.backlog() {
+            Some(backlog) => count(backlog),
+            None => format!("{}+", count(last.waiting)),
+        },
+    );
+    let lost = match last.and_then(Sample::lost) {
+        None => "?".to_owned(),
+        // What the server had to tell when it was killed is gone, too: the store knows, and the verifier will.
+        Some(lost) if lost > 0 && redelivers => format!("{} at most", count(lost)),
+        Some(lost) => count(lost),
+    };
+    let p99 = stats.published_to_stored.quantile(0.99);
+    let p99 = p99.map_or_else(|| "?".to_owned(), |p99| time(p99.as_secs_f64() * 1e3));
+    let again = match stats.failed_publishes.get() {
+        0 => String::new(),
+        again => format!("  tried again {}", count(again)),
+    };
+    format!("{rate:.0}/s  backlog {backlog}  lost so far {lost}  p99 {p99}{again}")
 }
 
 #[cfg(test)]
@@ -70,24 +206,51 @@ mod tests {
     use super::*;
     use crate::report::tests::sample;
 
-    /// Goal: the line tells the last second's rate and backlog, and what is neither settled nor waiting.
+    /// Goal: the line tells the last second's rate, what waits anywhere, and what is overdue and waits nowhere.
     #[test]
     fn the_line_tells_the_last_second() {
         let stats = Stats::default();
-        let before = sample(1.0, 100);
         let last = Sample {
-            confirmed: 160,
+            waiting: 7,
+            overdue: 40,
             ready: Some(20),
             in_flight: Some(5),
             ..sample(2.0, 130)
         };
-        let text = message(&[before, last.clone()], &stats);
-        assert!(text.starts_with("30/s settled, backlog 25,"), "{text}");
-        assert!(text.contains("lost so far 5,"), "{text}");
+        let line = |last: &Sample, redelivers| {
+            message(&[sample(1.0, 100), last.clone()], &stats, redelivers)
+        };
+        let text = line(&last, false);
+        assert_eq!(text, "30/s  backlog 32  lost so far 15  p99 ?");
+        assert!(line(&last, true).contains("lost so far 15 at most"));
         let away = Sample {
             ready: None,
+            ..last.clone()
+        };
+        let text = line(&away, false);
+        assert!(text.contains("backlog 7+  lost so far ?"), "{text}");
+        let waiting = Sample {
+            ready: Some(60),
             ..last
         };
-        assert!(message(&[away], &stats).contains("backlog ?"));
+        assert!(line(&waiting, true).contains("lost so far 0 "));
+    }
+
+    /// Goal: the faults that are under way are named, each once, and no longer when they are over.
+    #[test]
+    fn faults_under_way_are_named() {
+        let event = |name, is_over| FaultEvent {
+            name,
+            is_over,
+            at: 1.0,
+        };
+        let mut events = vec![event("kill_server", false), event("stop_store", false)];
+        assert_eq!(among(&events, "load"), "kill_server, stop_store, load");
+        events.push(event("kill_server", true));
+        assert_eq!(among(&events, "load"), "stop_store, load");
+        events.push(event("stop_store", true));
+        assert_eq!(among(&events, "settling"), "settling");
+        events.push(event("kill_server", false));
+        assert_eq!(among(&events, "load"), "kill_server, load");
     }
 }

@@ -64,7 +64,7 @@ fn start(args: &Args) -> anyhow::Result<Report> {
         plan: &plan,
         given: &args.given(),
         folder: &folder,
-        quiet: args.quiet,
+        live: live::Live::new(args.quiet),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

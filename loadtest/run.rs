@@ -12,16 +12,16 @@ use tokio_util::sync::CancellationToken;
 use vogeler::config;
 
 use crate::complain;
-use crate::faults;
+use crate::faults::{self, FaultRecord};
 use crate::fleet::{Brokers, Deleter, Fleet, Target};
-use crate::live;
+use crate::live::Live;
 use crate::plan::Plan;
 use crate::report::make::Run;
 use crate::report::{self, Report, Setting};
 use crate::services::{Given, INTERRUPTED, Services, soon_after, until};
 use crate::stats::Stats;
 use crate::verdict::Verdict;
-use crate::verify::Case;
+use crate::verify::{Case, Own};
 use crate::watch::procfs;
 use crate::watch::sample::{Sampler, Timeline};
 
@@ -38,8 +38,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) given: &'a Given,
     /// Where the server's log goes.
     pub(crate) folder: &'a Path,
-    /// Nobody looks.
-    pub(crate) quiet: bool,
+    /// Shows how it goes.
+    pub(crate) live: Live,
 }
 
 /// Runs the plan; an error says why it could not be run to its end.
@@ -73,15 +73,15 @@ async fn load(
     let timeline = Arc::new(Timeline::new(asked.given.metrics.is_none()));
     let setting = setting(services).await?;
     let fleet = Fleet::new(plan, Arc::clone(&stats))?;
-    let target = target(services)?;
-    let sampler = Sampler::new(services, &stats, &timeline).await?;
+    let target = target(asked, services, &timeline)?;
+    let sampler = Sampler::new(services, &fleet, &timeline).await?;
 
     let (started, started_at) = (Instant::now(), Timestamp::now());
     let over = CancellationToken::new();
     let watching = async {
         tokio::join!(
             sampler.run(started, over.clone()),
-            live::show(asked, &stats, &timeline, started, &over),
+            asked.live.load(&fleet, &timeline, started, &over),
         )
     };
     let working = async {
@@ -96,9 +96,13 @@ async fn load(
     if stop.is_cancelled() {
         bail!(INTERRUPTED);
     }
-    let mut verdict = until(stop, verify(&fleet, services, &target, &timeline)).await?;
+    let verifying = "verifying: ledger, store, dead letters, queues and counters are compared";
+    asked.live.phase(verifying);
+    let verified = verify(asked, &fleet, services, (&target, &timeline), &faults);
+    let mut verdict = until(stop, verified).await?;
     verdict.failed_clients.clone_from(&sent.failed_clients);
     target.store.close().await;
+    asked.live.last_phase("stopping what was started");
     let run = Run {
         plan,
         fingerprint: fleet.fingerprint(),
@@ -116,7 +120,11 @@ async fn load(
 }
 
 /// What the fleet talks to: the broker as the server has it, the store past the faults.
-fn target(services: &Services) -> anyhow::Result<Target> {
+fn target(
+    asked: &Asked<'_>,
+    services: &Services,
+    timeline: &Arc<Timeline>,
+) -> anyhow::Result<Target> {
     let broker = config::Broker {
         dsn: services.broker.dsn().parse()?,
         reconnect_max: RECONNECT_MAX,
@@ -133,31 +141,41 @@ fn target(services: &Services) -> anyhow::Result<Target> {
         store,
         deleter,
         queues: services.queues(),
+        server: asked.given.metrics.is_none().then(|| Arc::clone(timeline)),
     })
 }
 
 /// Compares the ledger with everything, past all proxies.
 async fn verify(
+    asked: &Asked<'_>,
     fleet: &Fleet,
     services: &Services,
-    target: &Target,
-    timeline: &Timeline,
+    (target, timeline): (&Target, &Timeline),
+    faults: &[FaultRecord],
 ) -> anyhow::Result<Verdict> {
     let broker = services.broker.direct()?;
     let case = Case {
         plan: &fleet.plan,
+        faults,
         ledger: &fleet.ledger,
         store: target.store.as_ref(),
         broker: broker.as_ref(),
         queue_type: services.config.broker.queue_type,
         queues: &target.queues,
         remake: &|node, plugin, version| fleet.remake(node, plugin, version),
+        own: Own {
+            broker: asked.given.broker.is_none(),
+            server: asked.given.metrics.is_none(),
+            deletes: services.store.is_couch(),
+        },
     };
     let counts = async || {
         let number = timeline.lives(|lives| lives.number());
         let answer = services.server.counts().await;
-        timeline.lives(|lives| lives.see(number, answer));
-        Ok(timeline.lives(|lives| lives.total()))
+        timeline.lives(|lives| {
+            lives.see(number, answer);
+            lives.is_up().then(|| lives.total())
+        })
     };
     let verdict = case.verify_within(VERIFY_PATIENCE, counts).await;
     broker.close().await;

@@ -18,6 +18,8 @@ const DIGITS: u8 = 3;
 /// Live counts of a run. All times are from when the result was due.
 #[derive(Debug)]
 pub(crate) struct Stats {
+    /// Messages that clients had to send so far, copies and poison included.
+    pub(crate) due: Count,
     /// Messages handed to a connection, copies and poison included.
     pub(crate) sent: Count,
     /// Messages that the broker confirmed.
@@ -37,11 +39,14 @@ pub(crate) struct Stats {
     pub(crate) published_to_stored: Latency,
     /// Until the tester had made the message.
     pub(crate) tester_lag: Latency,
+    /// What a timer of the tester's had to wait for its turn; also of use where no light client has a lag.
+    pub(crate) timer_lag: Latency,
 }
 
 impl Default for Stats {
     fn default() -> Self {
         Self {
+            due: Count::default(),
             sent: Count::default(),
             confirmed: Count::default(),
             failed_publishes: Count::default(),
@@ -52,11 +57,17 @@ impl Default for Stats {
             publish_to_confirmed: Latency::new(),
             published_to_stored: Latency::new(),
             tester_lag: Latency::new(),
+            timer_lag: Latency::new(),
         }
     }
 }
 
 impl Stats {
+    /// Messages that wait in the clients: due, and not confirmed.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.due.get().saturating_sub(self.confirmed.get())
+    }
+
     /// A receipt came.
     pub(crate) fn settle(&self, outcome: Outcome) {
         if let Some(count) = self.settled.get(outcome as usize) {

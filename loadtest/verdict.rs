@@ -28,7 +28,7 @@ pub(crate) struct Verdict {
     pub(crate) mixed_up: Vec<Finding>,
     /// What was deleted, or refused, is in the store.
     pub(crate) resurrected: Vec<Finding>,
-    /// Settled without a receipt, in a run in which no fault explains it.
+    /// Settled without a receipt, and no fault explains it.
     pub(crate) missing_receipt: Vec<Finding>,
     /// What no cause explains: an outcome that cannot be, a value that nobody sent, a dead letter of a good result.
     pub(crate) unexplained: Vec<Finding>,
@@ -44,6 +44,10 @@ pub(crate) struct Verdict {
     pub(crate) unchanged_forgotten: u64,
     /// Messages that were compared.
     pub(crate) checked: u64,
+    /// Nodes that left and whose document was deleted, to see whether it comes back. None where no document was to be
+    /// deleted: resurrection was not tested.
+    #[serde(default)]
+    pub(crate) deleted: Option<u64>,
 }
 
 impl Verdict {

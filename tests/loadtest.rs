@@ -133,6 +133,16 @@ fn smoke_passes() {
         assert!(number(&report, pointer) > 0.0, "{pointer}: {report}");
     }
     assert_eq!(report["totals"]["received"], report["totals"]["confirmed"]);
+    assert_eq!(report["totals"]["is_complete"], true);
+    // Nobody need wonder what it does, on a pipe either.
+    for phase in [
+        "starting the services",
+        "lost so far 0",
+        "verifying",
+        "stopping",
+    ] {
+        assert!(ran.text.contains(phase), "{phase}: {}", ran.text);
+    }
     let who: Vec<&str> = report["resources"]
         .as_array()
         .unwrap()
@@ -178,6 +188,10 @@ fn a_killed_server_loses_nothing() {
     assert_eq!(report["faults"][0]["kind"], "kill_server");
     assert_eq!(report["plan"]["faults"][0]["kind"], "kill_server");
     assert_eq!(report["totals"]["server_restarts"], 1);
+    assert_eq!(report["totals"]["is_complete"], false);
+    for part in ["kill_server begins", "kill_server is over", "at least"] {
+        assert!(ran.text.contains(part), "{part}: {}", ran.text);
+    }
     assert!(number(&report, "/faults/0/recovery") < 60.0, "{report}");
     let starts = ran
         .file("server.log")
@@ -222,7 +236,9 @@ fn a_missed_bound_fails_the_run() {
     let second = run(&plan, &arguments);
     assert!(second.text.contains("new : old"), "{}", second.text);
     assert!(
-        second.text.contains("The plans of the two runs differ."),
+        second
+            .text
+            .contains("The seeds of the two runs differ: 5; 6."),
         "{}",
         second.text
     );

@@ -130,6 +130,7 @@ async fn dispatch(
             light.fleet.stats.clients.add();
         }
         light.pending[node].fetch_add(1, Ordering::Relaxed);
+        light.fleet.stats.due.add();
         if lines[node % lines.len()].try_send(index).is_err() {
             light.pending[node].fetch_sub(1, Ordering::Relaxed);
             light.fleet.stats.dropped.add();

@@ -67,8 +67,9 @@ async fn hear(fleet: &Fleet, consumer: &mut Consumer, start: Start) {
     while let Some(delivery) = consumer.next().await {
         match serde_json::from_slice::<ReceiptBatch>(&delivery.body) {
             Ok(batch) => {
+                let now = start.micros();
                 for receipt in &batch.receipts {
-                    let noted = fleet.ledger.receipt(batch.run, receipt);
+                    let noted = fleet.ledger.receipt(batch.run, receipt, now);
                     if let Noted::First { due } = noted {
                         fleet.stats.published_to_stored.record(start.since(due));
                     }

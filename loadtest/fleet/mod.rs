@@ -37,6 +37,8 @@ use crate::roster::Roster;
 use crate::schedule::Schedule;
 use crate::stats::Stats;
 use crate::verdict::{Finding, RunnerOutcome};
+use crate::watch::counts::Lives;
+use crate::watch::sample::Timeline;
 pub(crate) use leave::Deleter;
 
 /// Hexadecimal digits of a fingerprint.
@@ -78,6 +80,17 @@ pub(crate) struct Target {
     pub(crate) deleter: Deleter,
     /// The partition queues.
     pub(crate) queues: Vec<String>,
+    /// The server's counts; none if others load it, too: what it holds need not be ours.
+    pub(crate) server: Option<Arc<Timeline>>,
+}
+
+impl Target {
+    /// Whether the server is there and holds nothing, as far as that is known.
+    fn is_server_idle(&self) -> bool {
+        let is_idle = |lives: &mut Lives| lives.is_up() && lives.total().in_flight == 0;
+        let server = self.server.as_ref();
+        server.is_none_or(|timeline| timeline.lives(is_idle))
+    }
 }
 
 /// A fleet that is ready to start.
@@ -140,6 +153,12 @@ impl Start {
         self.instant
             .elapsed()
             .saturating_sub(Duration::from_micros(micros))
+    }
+
+    /// When it was that time by the clock on the wall; never later than now.
+    fn micros_at(self, time: Timestamp) -> u64 {
+        let micros = time.as_microsecond() - self.wall.as_microsecond();
+        u64::try_from(micros).unwrap_or(0).min(self.micros())
     }
 
     /// A sequence: microseconds since the epoch.
@@ -207,7 +226,15 @@ impl Fleet {
         });
         self.settle(target, start, &over).await;
         let settled = start.instant.elapsed();
+        let confirmed = self.stats.confirmed.get();
         let failed_clients = clients.stop().await;
+        if self.stats.confirmed.get() > confirmed {
+            // A client that ends publishes what it still has; its receipts are to be heard, too.
+            self.settle(target, start, &over).await;
+        }
+        for _ in 0..self.ledger.never_confirmed() {
+            self.stats.unconfirmed.add();
+        }
         drop(guard);
         listener.stop().await;
         Ok(Sent {
@@ -218,21 +245,26 @@ impl Fleet {
         })
     }
 
-    /// Waits until each confirmed result has its receipt, or none is to be expected any more.
+    /// Waits until what real clients tried to publish is confirmed, and each confirmed result has its receipt, or none is to
+    /// be expected any more.
     async fn settle(&self, target: &Target, start: Start, stop: &CancellationToken) {
         let faults_end = start.instant + self.plan.faults_end();
         let deadline = Instant::now().max(faults_end) + self.plan.settle_timeout;
         let broker = target.brokers.open();
         let (mut told, mut told_at) = (0, Instant::now());
         while Instant::now() < deadline && !stop.is_cancelled() {
-            if Instant::now() >= faults_end && self.ledger.unsettled() == 0 {
+            let is_confirmed = self.ledger.never_confirmed() == 0;
+            if Instant::now() >= faults_end && is_confirmed && self.ledger.unsettled() == 0 {
                 break;
             }
             let settled = self.stats.settled();
             if settled != told {
                 (told, told_at) = (settled, Instant::now());
             }
-            let is_quiet = self.plan.redelivers() && told_at.max(faults_end).elapsed() > QUIET;
+            let is_quiet = self.plan.redelivers()
+                && is_confirmed
+                && told_at.max(faults_end).elapsed() > QUIET
+                && target.is_server_idle();
             if is_quiet && is_empty(broker.as_ref(), &target.queues).await {
                 break;
             }

@@ -202,14 +202,16 @@ impl Light {
 
     fn note_attempt(&self, note: &Note) {
         match note {
-            Note::Entry(id) => self.fleet.ledger.attempt(*id),
+            Note::Entry(id) => {
+                self.fleet.ledger.attempt(*id, self.start.micros());
+            }
             Note::Poison(id) => self.fleet.ledger.attempt_poison(id),
         }
     }
 
     fn note_confirm(&self, note: &Note) {
         match note {
-            Note::Entry(id) => self.fleet.ledger.confirm(*id),
+            Note::Entry(id) => self.fleet.ledger.confirm(*id, self.start.micros()),
             Note::Poison(id) => self.fleet.ledger.confirm_poison(id),
         }
     }

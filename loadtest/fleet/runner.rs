@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vogeler::runner::{self, RunRequest};
+use vogeler::runner::{self, Counts, RunRequest};
+use vogeler::store::Store;
 use vogeler::wire::RunId;
 
 use super::{Fleet, Start, Target};
-use crate::plan::RunnerPlan;
+use crate::plan::{REAL_GROUP, RunnerPlan};
 use crate::verdict::RunnerOutcome;
+
+/// Longest wait until the store knows all real clients; past it those that are missing count as not answering.
+const KNOWN_MAX: Duration = Duration::from_secs(30);
+const KNOWN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs all of them; ends with the last.
 pub(super) async fn run_all(
@@ -23,11 +29,12 @@ pub(super) async fn run_all(
         .plan
         .runners
         .iter()
-        .map(|plan| run(plan, target, start, stop));
+        .map(|plan| run(fleet, plan, target, start, stop));
     join_all(runs).await
 }
 
 async fn run(
+    fleet: &Fleet,
     plan: &RunnerPlan,
     target: &Target,
     start: Start,
@@ -48,15 +55,18 @@ async fn run(
         outcome.error = Some("stopped before its time".to_owned());
         return outcome;
     }
-    if let Err(error) = ask(plan, target, stop, &mut outcome).await {
+    let asked = ask(fleet, plan, target, start, stop, &mut outcome);
+    if let Err(error) = asked.await {
         outcome.error = Some(format!("{error:#}"));
     }
     outcome
 }
 
 async fn ask(
+    fleet: &Fleet,
     plan: &RunnerPlan,
     target: &Target,
+    start: Start,
     stop: &CancellationToken,
     outcome: &mut RunnerOutcome,
 ) -> anyhow::Result<()> {
@@ -66,6 +76,11 @@ async fn ask(
         target: plan.target.parse()?,
         timeout: plan.deadline,
     };
+    let real = is_real(&request.target).then_some(fleet.plan.real_clients);
+    if let Some(count) = real {
+        wait_until_known(target.store.as_ref(), &request.target, count, stop).await;
+        outcome.at = Duration::from_millis(start.micros() / 1_000);
+    }
     let began = Instant::now();
     let broker = target.brokers.open();
     let report = runner::run(
@@ -81,7 +96,58 @@ async fn ask(
     outcome.closing = began.elapsed().saturating_sub(outcome.took);
     let counts = report?.counts;
     outcome.answered = counts.answered;
-    outcome.expected =
-        counts.answered + counts.failed + counts.refused + counts.expired + counts.silent;
+    outcome.expected = expected(real, &counts)?;
     Ok(())
+}
+
+/// Who should have answered: of the real clients what the plan has, not what the run happened to learn of.
+fn expected(real: Option<usize>, counts: &Counts) -> anyhow::Result<usize> {
+    let expected = real.or(counts.expected);
+    expected.context("the store could not say who should answer")
+}
+
+fn is_real(target: &runner::Target) -> bool {
+    matches!(target, runner::Target::Group(group) if group.as_str() == REAL_GROUP)
+}
+
+/// A run asks whom the store knows, so it begins when the store knows all real clients, as far as they come in time.
+async fn wait_until_known(
+    store: &dyn Store,
+    target: &runner::Target,
+    count: usize,
+    stop: &CancellationToken,
+) {
+    let deadline = Instant::now() + KNOWN_MAX;
+    while Instant::now() < deadline && !stop.is_cancelled() {
+        let known = store.nodes().await.unwrap_or_default();
+        if target.among(&known).len() >= count {
+            return;
+        }
+        tokio::time::sleep(KNOWN_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: clients that the store never heard of are missing, and a store that says nothing excuses nobody.
+    #[test]
+    fn the_plan_says_who_should_answer() {
+        let counts = Counts {
+            expected: Some(50),
+            answered: 50,
+            ..Counts::default()
+        };
+        assert_eq!(expected(Some(60), &counts).unwrap(), 60);
+        assert_eq!(expected(None, &counts).unwrap(), 50);
+        let unknown = Counts {
+            expected: None,
+            ..counts
+        };
+        assert_eq!(expected(Some(60), &unknown).unwrap(), 60);
+        assert!(expected(None, &unknown).is_err());
+        assert!(is_real(&"@real".parse().unwrap()));
+        assert!(!is_real(&"all".parse().unwrap()));
+    }
 }

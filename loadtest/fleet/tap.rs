@@ -1,6 +1,7 @@
 //! A broker that notes the results which pass through it: how the ledger learns what real clients send.
 //!
-//! Invariant: a result is in the ledger before the broker can have it.
+//! Invariant: a result is in the ledger before the broker can have it. It was due when it was collected: what it waited in
+//! the client's spool counts.
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    fn note(&self, message: &Message) -> Option<EntryId> {
+    /// The result's entry, and when it was due.
+    fn note(&self, message: &Message) -> Option<(EntryId, u64)> {
         if message.exchange != Exchange::Results {
             return None;
         }
@@ -36,38 +38,39 @@ impl Tap {
             Content::Value { hash, .. } => Hash::of_wire(hash),
             Content::Error(error) => Hash::of(error.message.as_bytes()),
         };
-        Some(self.fleet.ledger.sending(&Sent {
+        let due = self.start.micros_at(result.collected_at);
+        let entry = self.fleet.ledger.sending(&Sent {
             node: result.node,
             plugin: result.plugin?,
             run: result.run,
             seq: result.seq.0,
             hash,
             version: None,
-            due: self.start.micros(),
+            due,
             is_late: false,
-        }))
+        });
+        Some((entry, due))
     }
 }
 
 #[async_trait]
 impl Broker for Tap {
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {
-        let Some(entry) = self.note(&message) else {
+        let Some((entry, due)) = self.note(&message) else {
             return self.inner.publish(message).await;
         };
-        let due = self.start.micros();
-        self.fleet.stats.sent.add();
-        self.fleet.ledger.attempt(entry);
+        let (stats, ledger) = (&self.fleet.stats, &self.fleet.ledger);
+        if ledger.attempt(entry, self.start.micros()) {
+            stats.due.add();
+            stats.sent.add();
+        }
         let published = self.inner.publish(message).await;
         if published.is_ok() {
-            self.fleet.ledger.confirm(entry);
-            self.fleet.stats.confirmed.add();
-            self.fleet
-                .stats
-                .publish_to_confirmed
-                .record(self.start.since(due));
+            ledger.confirm(entry, self.start.micros());
+            stats.confirmed.add();
+            stats.publish_to_confirmed.record(self.start.since(due));
         } else {
-            self.fleet.stats.failed_publishes.add();
+            stats.failed_publishes.add();
         }
         published
     }

@@ -80,6 +80,14 @@ pub(crate) struct Entry {
     pub(crate) confirmed: u32,
     /// Receipts by outcome, in the order of [`Outcome::ALL`].
     pub(crate) outcomes: [u16; Outcome::ALL.len()],
+    /// When the first copy was tried for the first time. All times are microseconds from the start; none: not yet.
+    pub(crate) attempted_at: Option<u64>,
+    /// When the last copy was confirmed.
+    pub(crate) confirmed_at: Option<u64>,
+    /// When the first receipt came.
+    pub(crate) told_at: Option<u64>,
+    /// When the first receipt came that says: overtaken by a newer one.
+    pub(crate) overtaken_at: Option<u64>,
 }
 
 impl Entry {
@@ -94,6 +102,22 @@ impl Entry {
     /// All receipts.
     pub(crate) fn receipts(&self) -> u32 {
         self.outcomes.iter().copied().map(u32::from).sum()
+    }
+
+    /// A receipt came.
+    pub(super) fn tell(&mut self, outcome: Outcome, at: u64) {
+        if let Some(count) = self.outcomes.get_mut(outcome as usize) {
+            *count = count.saturating_add(1);
+        }
+        self.told_at.get_or_insert(at);
+        if matches!(outcome, Outcome::Superseded | Outcome::Stale) {
+            self.overtaken_at.get_or_insert(at);
+        }
+    }
+
+    /// Whether the broker may have it and never said so. Of real clients only: what a light one gives up it counts itself.
+    pub(crate) fn is_never_confirmed(&self) -> bool {
+        self.version.is_none() && self.attempts > 0 && self.confirmed == 0
     }
 }
 

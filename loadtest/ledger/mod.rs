@@ -60,18 +60,30 @@ impl Ledger {
             attempts: 0,
             confirmed: 0,
             outcomes: [0; Outcome::ALL.len()],
+            attempted_at: None,
+            confirmed_at: None,
+            told_at: None,
+            overtaken_at: None,
         });
         id
     }
 
-    /// It is handed to the broker, for the first time or again.
-    pub(crate) fn attempt(&self, id: EntryId) {
-        self.book().entry_mut(id).attempts += 1;
+    /// It is handed to the broker at this time (microseconds from the start, as all times here). Says whether it never was
+    /// before.
+    pub(crate) fn attempt(&self, id: EntryId, at: u64) -> bool {
+        let mut book = self.book();
+        let entry = book.entry_mut(id);
+        entry.attempts += 1;
+        entry.attempted_at.get_or_insert(at);
+        entry.attempts == 1
     }
 
     /// The broker confirmed a copy.
-    pub(crate) fn confirm(&self, id: EntryId) {
-        self.book().entry_mut(id).confirmed += 1;
+    pub(crate) fn confirm(&self, id: EntryId, at: u64) {
+        let mut book = self.book();
+        let entry = book.entry_mut(id);
+        entry.confirmed += 1;
+        entry.confirmed_at = Some(at);
     }
 
     /// A message that is no result is handed to the broker.
@@ -94,7 +106,7 @@ impl Ledger {
 
     /// A receipt came. Returns when the result was due if it is the first one; receipts of runs that are not in here are
     /// somebody else's.
-    pub(crate) fn receipt(&self, run: RunId, receipt: &Receipt) -> Noted {
+    pub(crate) fn receipt(&self, run: RunId, receipt: &Receipt, at: u64) -> Noted {
         let mut book = self.book();
         let Some(run) = book.runs.find(&run) else {
             return Noted::Foreign;
@@ -115,9 +127,7 @@ impl Ledger {
         };
         let entry = book.entry_mut(id);
         let is_first = entry.receipts() == 0;
-        if let Some(count) = entry.outcomes.get_mut(receipt.outcome as usize) {
-            *count = count.saturating_add(1);
-        }
+        entry.tell(receipt.outcome, at);
         if is_first {
             Noted::First { due: entry.due }
         } else {
@@ -156,6 +166,13 @@ impl Ledger {
         let book = self.book();
         let is_open = |entry: &&Entry| entry.has_run && entry.receipts() < entry.confirmed;
         book.entries.iter().filter(is_open).count()
+    }
+
+    /// Results that real clients tried to publish and that the broker never confirmed.
+    pub(crate) fn never_confirmed(&self) -> usize {
+        let book = self.book();
+        let entries = book.entries.iter();
+        entries.filter(|entry| entry.is_never_confirmed()).count()
     }
 }
 

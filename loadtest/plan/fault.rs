@@ -71,6 +71,12 @@ impl FaultKind {
         }
     }
 
+    /// The kind of this name, without a delay.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let delay = (name == "slow_store").then_some(Duration::ZERO);
+        Self::read(name, delay).ok()
+    }
+
     /// Whether it makes the broker deliver again, or lose a receipt.
     pub(crate) fn redelivers(self) -> bool {
         matches!(

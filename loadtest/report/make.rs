@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use jiff::Timestamp;
 use vogeler::wire::Outcome;
 
+use super::over_time::{peak, ratio, recovery};
 use super::{
     FORMAT, Fault, Latencies, Rates, Report, Resources, Setting, Times, Totals, float, judge,
     millis,
@@ -17,8 +18,6 @@ use crate::stats::{Latency, ServerCounts, Stats};
 use crate::verdict::Verdict;
 use crate::watch::sample::{Sample, WATCHED};
 
-/// Seconds that a peak rate is taken over.
-const PEAK_SECONDS: f64 = 10.0;
 /// A backlog of so many seconds of load is no backlog.
 const SECONDS_UNDER_WAY: f64 = 1.0;
 
@@ -49,11 +48,12 @@ impl Run<'_> {
             publish_to_confirmed: times(&self.stats.publish_to_confirmed),
             published_to_stored: times(&self.stats.published_to_stored),
             tester_lag: times(&self.stats.tester_lag),
+            timer_lag: times(&self.stats.timer_lag),
         };
         let under_way = self.plan.length.rate() * SECONDS_UNDER_WAY;
-        let faults = self.faults.into_iter().map(|record| Fault {
-            recovery: recovery(&record, &self.timeline, under_way),
-            record,
+        let faults = self.faults.iter().map(|record| Fault {
+            recovery: recovery(record, &self.faults, &self.timeline, under_way),
+            record: record.clone(),
         });
         let mut report = Report {
             format: FORMAT,
@@ -91,6 +91,7 @@ impl Run<'_> {
             redelivered: self.server.redelivered,
             outcomes: by_outcome(|outcome| self.server.of(outcome)),
             documents: self.server.documents_written,
+            is_complete: self.server.is_complete,
             server_restarts: self.server_restarts,
         }
     }
@@ -157,11 +158,6 @@ fn by_outcome(count: impl Fn(Outcome) -> u64) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// 0 of nothing.
-fn ratio(part: f64, of: f64) -> f64 {
-    if of > 0.0 { part / of } else { 0.0 }
-}
-
 fn times(latency: &Latency) -> Times {
     percentiles(&latency.snapshot())
 }
@@ -178,108 +174,5 @@ fn percentiles(histogram: &Histogram<u64>) -> Times {
         p99: within(0.99),
         p999: within(0.999),
         max: millis(histogram.max()),
-    }
-}
-
-/// The best rate of any ten seconds, or of the whole if it is shorter.
-fn peak(timeline: &[Sample]) -> f64 {
-    let rate = |(index, from): (usize, &Sample)| {
-        let later = timeline[index..]
-            .iter()
-            .find(|to| to.at - from.at >= PEAK_SECONDS - 0.5);
-        later.map(|to| {
-            ratio(
-                float(to.settled.saturating_sub(from.settled)),
-                to.at - from.at,
-            )
-        })
-    };
-    let best = timeline
-        .iter()
-        .enumerate()
-        .filter_map(rate)
-        .fold(0.0, f64::max);
-    match timeline {
-        [first, .., last] if best == 0.0 => ratio(
-            float(last.settled.saturating_sub(first.settled)),
-            last.at - first.at,
-        ),
-        _ => best,
-    }
-}
-
-/// Seconds from the end of a fault until the backlog was no more than before it, or than what is always under way.
-/// A second sample in a row must agree: just after a restart a queue may look empty.
-fn recovery(fault: &FaultRecord, timeline: &[Sample], under_way: f64) -> Option<f64> {
-    let before = timeline
-        .iter()
-        .rev()
-        .find(|sample| sample.at <= fault.began);
-    let normal = before
-        .and_then(Sample::backlog)
-        .map_or(0.0, float)
-        .max(under_way);
-    let is_normal = |sample: &Sample| {
-        sample
-            .backlog()
-            .is_some_and(|backlog| float(backlog) <= normal)
-    };
-    let after: Vec<&Sample> = timeline
-        .iter()
-        .filter(|sample| sample.at >= fault.ended)
-        .collect();
-    let found = after.iter().enumerate().find(|(index, sample)| {
-        is_normal(sample) && after.get(index + 1).is_none_or(|next| is_normal(next))
-    });
-    found.map(|(_, sample)| sample.at - fault.ended)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::sample;
-    use super::*;
-
-    /// Goal: recovery ends when the backlog stays down, and is none if it never does.
-    #[test]
-    fn recovery_waits_for_the_backlog() {
-        let fault = FaultRecord {
-            kind: "kill_server".to_owned(),
-            began: 2.5,
-            ended: 4.5,
-        };
-        let backlog = |at: f64, ready: u64| Sample {
-            ready: Some(ready),
-            in_flight: Some(0),
-            ..sample(at, 0)
-        };
-        let mut timeline = vec![backlog(1.0, 5), backlog(2.0, 50), backlog(3.0, 900)];
-        // A queue that looks empty for a moment.
-        timeline.extend([
-            backlog(5.0, 0),
-            backlog(6.0, 800),
-            backlog(7.0, 90),
-            backlog(8.0, 20),
-        ]);
-        assert_eq!(recovery(&fault, &timeline, 100.0), Some(2.5));
-        assert_eq!(recovery(&fault, &timeline, 0.0), Some(3.5));
-        assert_eq!(recovery(&fault, &timeline[..5], 10.0), None);
-    }
-
-    /// Goal: a peak is the best of ten seconds, or the mean of a shorter run.
-    #[test]
-    fn a_peak_is_the_best_of_ten_seconds() {
-        let line = |rates: &[u64]| -> Vec<Sample> {
-            let mut settled = 0;
-            let second = |(second, rate): (usize, &u64)| {
-                settled += rate;
-                sample(float(second as u64), settled)
-            };
-            rates.iter().enumerate().map(second).collect()
-        };
-        assert!((peak(&line(&[0, 10, 10, 10])) - 10.0).abs() < 0.01);
-        let mut rates = vec![10; 30];
-        rates.extend([100; 11]);
-        assert!((peak(&line(&rates)) - 100.0).abs() < 0.01);
-        assert!(peak(&[]).abs() < 0.01);
     }
 }

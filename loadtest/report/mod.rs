@@ -5,7 +5,10 @@
 
 pub(crate) mod compare;
 pub(crate) mod judge;
+pub(crate) mod layout;
+mod lines;
 pub(crate) mod make;
+mod over_time;
 pub(crate) mod plot;
 mod tables;
 #[cfg(test)]
@@ -115,6 +118,11 @@ pub(crate) struct Totals {
     pub(crate) outcomes: BTreeMap<String, u64>,
     /// Documents that it wrote.
     pub(crate) documents: u64,
+    /// Whether its counts are those of this run, no more and no less: see [`ServerCounts::is_complete`].
+    ///
+    /// [`ServerCounts::is_complete`]: crate::stats::ServerCounts::is_complete
+    #[serde(default)]
+    pub(crate) is_complete: bool,
     /// Times that it was started again.
     pub(crate) server_restarts: u64,
 }
@@ -143,6 +151,9 @@ pub(crate) struct Latencies {
     pub(crate) published_to_stored: Times,
     /// Until the tester handed it to its connection: its own lag.
     pub(crate) tester_lag: Times,
+    /// What a timer of the tester's had to wait for its turn.
+    #[serde(default)]
+    pub(crate) timer_lag: Times,
 }
 
 /// Percentiles of a time, in ms; from a high dynamic range histogram of three digits.

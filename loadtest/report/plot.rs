@@ -8,20 +8,27 @@ use anyhow::{Context as _, anyhow};
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
-use super::{Report, float};
-use crate::watch::sample::{Sample, WATCHED};
+use super::Report;
+use super::lines::{Line, MILLIS_MIN, cpus, depths, lags, rates};
 
 /// File and title of each plot.
 pub(crate) const FILES: [(&str, &str); 4] = [
     ("rate.svg", "Results a second"),
-    ("lag.svg", "Time since a result was due, in ms"),
+    ("lag.svg", "Time since a result was due"),
     ("depth.svg", "Messages waiting and held"),
     ("cpu.svg", "Cores used"),
 ];
 
+/// What each plot's axis counts, in the order of [`FILES`].
+const UNITS: [&str; 4] = ["a second", "ms", "messages", "cores"];
+/// Faults of a kind whose times the legend names.
+const TIMES_SHOWN_MAX: usize = 3;
+
 const SIZE: (u32, u32) = (1000, 320);
 /// Of these the legend's, to the right.
-const LEGEND: u32 = 180;
+const LEGEND: u32 = 210;
+const LEGEND_TOP: i32 = 60;
+const LEGEND_STEP: i32 = 24;
 /// Well told apart by the colour-blind, too (Okabe and Ito).
 const COLOURS: [RGBColor; 4] = [
     RGBColor(0, 114, 178),
@@ -31,11 +38,6 @@ const COLOURS: [RGBColor; 4] = [
 ];
 const SHADE: RGBColor = RGBColor(230, 159, 0);
 const FONT: &str = "sans-serif";
-/// A logarithmic axis has no 0.
-const MILLIS_MIN: f64 = 0.1;
-
-/// A line: its name, and where it is not interrupted.
-type Line = (String, Vec<Vec<(f64, f64)>>);
 
 /// Writes all plots into `folder`.
 pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
@@ -46,9 +48,9 @@ pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
         depths(timeline),
         cpus(timeline),
     ];
-    for ((file, title), lines) in FILES.into_iter().zip(lines) {
+    for (((file, title), unit), lines) in FILES.into_iter().zip(UNITS).zip(lines) {
         let is_logarithmic = file == "lag.svg";
-        let svg = draw(report, title, &lines, is_logarithmic)
+        let svg = draw(report, (title, unit), &lines, is_logarithmic)
             .map_err(|error| anyhow!("{file} cannot be drawn: {error}"))?;
         let path = folder.join(file);
         std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
@@ -56,90 +58,9 @@ pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn rates(timeline: &[Sample]) -> Vec<Line> {
-    let rate = |name: &str, count: fn(&Sample) -> u64| {
-        line(
-            name,
-            timeline.windows(2).map(|pair| {
-                let seconds = pair[1].at - pair[0].at;
-                let grown = float(count(&pair[1]).saturating_sub(count(&pair[0])));
-                (pair[1].at, (seconds > 0.0).then(|| grown / seconds))
-            }),
-        )
-    };
-    vec![
-        rate("sent", |sample| sample.sent),
-        rate("confirmed", |sample| sample.confirmed),
-        rate("settled", |sample| sample.settled),
-        rate("documents written", |sample| sample.documents),
-    ]
-}
-
-fn lags(timeline: &[Sample]) -> Vec<Line> {
-    let of = |name: &str, value: fn(&Sample) -> Option<f64>| {
-        line(
-            name,
-            timeline.iter().map(|sample| {
-                (
-                    sample.at,
-                    value(sample).map(|millis| millis.max(MILLIS_MIN)),
-                )
-            }),
-        )
-    };
-    vec![
-        of("stored, p50", |sample| Some(sample.stored_ms?[0])),
-        of("stored, p99", |sample| Some(sample.stored_ms?[1])),
-        of("lag of the tester, p99", |sample| sample.tester_lag_ms),
-    ]
-}
-
-fn depths(timeline: &[Sample]) -> Vec<Line> {
-    let of = |name: &str, value: fn(&Sample) -> Option<u64>| {
-        line(
-            name,
-            timeline
-                .iter()
-                .map(|sample| (sample.at, value(sample).map(float))),
-        )
-    };
-    vec![
-        of("waiting in the queues", |sample| sample.ready),
-        of("held by the server", |sample| sample.in_flight),
-    ]
-}
-
-fn cpus(timeline: &[Sample]) -> Vec<Line> {
-    let one = |(index, who): (usize, &&str)| {
-        line(
-            who,
-            timeline.windows(2).map(|pair| {
-                let used = pair[1].usage[index].zip(pair[0].usage[index]);
-                let cores =
-                    used.and_then(|(now, before)| now.cores_since(before, pair[1].at - pair[0].at));
-                (pair[1].at, cores)
-            }),
-        )
-    };
-    WATCHED.iter().enumerate().map(one).collect()
-}
-
-/// Points with gaps as pieces without.
-fn line(name: &str, points: impl Iterator<Item = (f64, Option<f64>)>) -> Line {
-    let mut pieces = vec![Vec::new()];
-    for (at, value) in points {
-        match (value, pieces.last_mut()) {
-            (Some(value), Some(piece)) => piece.push((at, value)),
-            _ => pieces.push(Vec::new()),
-        }
-    }
-    pieces.retain(|piece| !piece.is_empty());
-    (name.to_owned(), pieces)
-}
-
 type Drawn = Result<String, Box<dyn std::error::Error>>;
 
-fn draw(report: &Report, title: &str, lines: &[Line], is_logarithmic: bool) -> Drawn {
+fn draw(report: &Report, title: (&str, &str), lines: &[Line], is_logarithmic: bool) -> Drawn {
     let values = lines
         .iter()
         .flat_map(|(_, pieces)| pieces.iter().flatten().map(|(_, value)| *value));
@@ -151,7 +72,7 @@ fn draw(report: &Report, title: &str, lines: &[Line], is_logarithmic: bool) -> D
     }
 }
 
-fn chart<Y>(report: &Report, title: &str, lines: &[Line], values: Y) -> Drawn
+fn chart<Y>(report: &Report, (title, unit): (&str, &str), lines: &[Line], values: Y) -> Drawn
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
@@ -168,7 +89,7 @@ where
         let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND);
         let mut builder = ChartBuilder::on(&plot);
         let builder = builder.caption(title, (FONT, 18)).margin(10);
-        let builder = builder.x_label_area_size(36).y_label_area_size(60);
+        let builder = builder.x_label_area_size(36).y_label_area_size(70);
         let mut chart = builder.build_cartesian_2d(0.0..seconds, values)?;
         let whole = chart.y_range();
         for fault in &report.faults {
@@ -177,23 +98,58 @@ where
             chart.draw_series([Rectangle::new(corners, SHADE.mix(0.25).filled())])?;
         }
         let mut mesh = chart.configure_mesh();
-        let mesh = mesh.light_line_style(BLACK.mix(0.05)).x_desc("seconds");
+        let mesh = mesh.light_line_style(BLACK.mix(0.05));
+        let mesh = mesh.x_desc("seconds since the load began").y_desc(unit);
         let mesh = mesh.x_label_formatter(&label).y_label_formatter(&label);
         mesh.label_style((FONT, 13)).draw()?;
         for ((_, pieces), colour) in lines.iter().zip(COLOURS) {
             for piece in pieces {
                 let points = piece.iter().copied();
+                // A line through one point cannot be seen.
+                if let [point] = piece[..] {
+                    chart.draw_series([Circle::new(point, 2, colour.filled())])?;
+                }
                 chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
             }
         }
-        for ((index, (name, _)), colour) in (0..).zip(lines).zip(COLOURS) {
-            let y = 60 + 24 * index;
+        let mut y = LEGEND_TOP;
+        for ((name, _), colour) in lines.iter().zip(COLOURS) {
             legend.draw(&PathElement::new([(0, y), (18, y)], colour.stroke_width(3)))?;
             legend.draw(&Text::new(name.as_str(), (26, y - 6), (FONT, 13)))?;
+            y += LEGEND_STEP;
+        }
+        for name in faults(report) {
+            let shade = SHADE.mix(0.25).filled();
+            legend.draw(&Rectangle::new([(0, y - 7), (18, y + 7)], shade))?;
+            legend.draw(&Text::new(name, (26, y - 6), (FONT, 13)))?;
+            y += LEGEND_STEP;
         }
         root.present()?;
     }
     Ok(svg)
+}
+
+/// The kinds of faults, each with when it began: `kill_server at 6, 13 s`.
+fn faults(report: &Report) -> Vec<String> {
+    let mut kinds: Vec<(&str, Vec<f64>)> = Vec::new();
+    for fault in &report.faults {
+        let record = &fault.record;
+        match kinds.iter_mut().find(|(kind, _)| *kind == record.kind) {
+            Some((_, times)) => times.push(record.began),
+            None => kinds.push((&record.kind, vec![record.began])),
+        }
+    }
+    let name = |(kind, times): &(&str, Vec<f64>)| {
+        let shown = times.iter().take(TIMES_SHOWN_MAX);
+        let shown: Vec<String> = shown.map(|began| format!("{began:.0}")).collect();
+        let more = if times.len() > TIMES_SHOWN_MAX {
+            ", …"
+        } else {
+            ""
+        };
+        format!("{kind} at {}{more} s", shown.join(", "))
+    };
+    kinds.iter().map(name).collect()
 }
 
 /// Whole numbers, and small ones with a digit more.
@@ -211,23 +167,9 @@ fn label(value: &f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{good, sample};
+    use super::super::tests::good;
     use super::*;
     use crate::faults::FaultRecord;
-
-    /// Goal: what was not measured is a gap in the line.
-    #[test]
-    fn what_is_unknown_is_a_gap() {
-        let mut timeline: Vec<Sample> =
-            (0..5).map(|second| sample(float(second), second)).collect();
-        timeline[2].ready = None;
-        let (name, pieces) = depths(&timeline).remove(0);
-        assert_eq!(name, "waiting in the queues");
-        assert_eq!(
-            pieces,
-            [vec![(0.0, 0.0), (1.0, 0.0)], vec![(3.0, 0.0), (4.0, 0.0)]]
-        );
-    }
 
     /// Goal: all plots are drawn, with their lines named and the fault shaded; an empty run is no error.
     #[test]
@@ -247,7 +189,10 @@ mod tests {
         for (file, title) in FILES {
             let svg = std::fs::read_to_string(folder.path().join(file)).unwrap();
             assert!(svg.starts_with("<svg") && svg.contains(title), "{svg}");
-            assert!(svg.contains("#E69F00"), "{svg}");
+            assert!(
+                svg.contains("#E69F00") && svg.contains("kill_server at 5 s"),
+                "{svg}"
+            );
         }
         let rate = std::fs::read_to_string(folder.path().join("rate.svg")).unwrap();
         assert!(

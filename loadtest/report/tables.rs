@@ -1,8 +1,6 @@
 //! The report as tables of text, once for terminal and Markdown.
 
-use vogeler::config::span;
-
-use super::text::{cores, count, time};
+use super::layout::{cores, count, time};
 use super::{Report, Times};
 
 /// A title, column heads, and rows as long as these.
@@ -33,6 +31,7 @@ pub(super) fn all(report: &Report) -> Vec<Table> {
 fn throughput(report: &Report) -> Table {
     let (totals, rates) = (&report.totals, &report.rates);
     let row = |what: &str, value: String| vec![what.to_owned(), value];
+    let at_least = at_least(report);
     let mut rows = vec![
         row(
             "messages sent",
@@ -46,7 +45,7 @@ fn throughput(report: &Report) -> Table {
         row(
             "deliveries settled",
             format!(
-                "all after {:.1} s, {:.0}/s, at best {:.0}/s",
+                "all after {:.1} s, {at_least}{:.0}/s, at best {:.0}/s",
                 totals.settled_seconds, rates.settled, rates.settled_peak
             ),
         ),
@@ -57,12 +56,15 @@ fn throughput(report: &Report) -> Table {
         row(
             "documents written",
             format!(
-                "{}, {:.2} a result",
+                "{at_least}{}, {:.2} a result",
                 count(totals.documents),
                 rates.writes_per_result
             ),
         ),
-        row("redelivered", count(totals.redelivered)),
+        row(
+            "redelivered",
+            format!("{at_least}{}", count(totals.redelivered)),
+        ),
     ];
     for (what, number) in [
         ("publishes tried again", totals.failed_publishes),
@@ -72,10 +74,29 @@ fn throughput(report: &Report) -> Table {
             rows.push(row(what, count(number)));
         }
     }
+    if let Some(why) = incomplete(report) {
+        rows.push(row("the server's own counts", why.to_owned()));
+    }
     Table {
         title: "Throughput",
         head: vec!["what", "measured"],
         rows,
+    }
+}
+
+/// Before counts of a server that was killed.
+fn at_least(report: &Report) -> &'static str {
+    let is_short = !report.totals.is_complete && report.totals.server_restarts > 0;
+    if is_short { "at least " } else { "" }
+}
+
+/// Why the server's own counts are not those of this run.
+fn incomplete(report: &Report) -> Option<&'static str> {
+    let totals = &report.totals;
+    match (totals.is_complete, totals.server_restarts) {
+        (true, _) => None,
+        (false, 0) => Some("of all that it did meanwhile: this run did not start it"),
+        (false, _) => Some("at least: a killed server's last second is missing"),
     }
 }
 
@@ -91,7 +112,8 @@ fn latency(report: &Report) -> Table {
         title: "Time since a result was due",
         head: vec!["until", "count", "p50", "p90", "p99", "p99.9", "max"],
         rows: vec![
-            row("ready to be sent (the tester's lag)", latencies.tester_lag),
+            row("a timer's turn in the tester", latencies.timer_lag),
+            row("made (the tester's lag)", latencies.tester_lag),
             row("confirmed by the broker", latencies.publish_to_confirmed),
             row(
                 "stored, and its receipt here",
@@ -102,10 +124,11 @@ fn latency(report: &Report) -> Table {
 }
 
 fn outcomes(report: &Report) -> Table {
-    let totals = &report.totals;
+    let (totals, at_least) = (&report.totals, at_least(report));
     let rows = totals.outcomes.iter().map(|(outcome, deliveries)| {
         let receipts = totals.receipts.get(outcome).copied().unwrap_or(0);
-        vec![outcome.clone(), count(*deliveries), count(receipts)]
+        let deliveries = format!("{at_least}{}", count(*deliveries));
+        vec![outcome.clone(), deliveries, count(receipts)]
     });
     Table {
         title: "Outcomes",
@@ -144,8 +167,9 @@ fn runs(report: &Report) -> Table {
         let answered = format!("{} of {}", run.answered, run.expected);
         vec![
             format!("{} on {}", run.plugin, run.target),
-            span::format(run.at),
-            run.error.clone().unwrap_or(answered),
+            format!("{:.1} s", run.at.as_secs_f64()),
+            // Why is among the findings: it may be long.
+            run.error.as_ref().map_or(answered, |_| "failed".to_owned()),
             time(run.took.as_secs_f64() * 1e3),
             time(run.closing.as_secs_f64() * 1e3),
         ]

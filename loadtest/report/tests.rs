@@ -6,6 +6,7 @@ use super::*;
 use crate::fleet::Sent;
 use crate::stats::{ServerCounts, Stats};
 use crate::verdict::Finding;
+use crate::watch::procfs::Usage;
 
 /// A sample of an idle machine.
 pub(crate) fn sample(at: f64, settled: u64) -> Sample {
@@ -13,13 +14,15 @@ pub(crate) fn sample(at: f64, settled: u64) -> Sample {
         at,
         sent: settled,
         confirmed: settled,
+        waiting: 0,
+        overdue: 0,
         settled,
         documents: settled / 2,
         ready: Some(0),
         in_flight: Some(0),
         stored_ms: Some([1.0, 2.0]),
         tester_lag_ms: Some(0.5),
-        timer_lag_ms: 0.1,
+        timer_lag_ms: Some(0.1),
         usage: [None; 4],
     }
 }
@@ -34,6 +37,7 @@ pub(crate) fn good() -> Report {
         stats.published_to_stored.record(Duration::from_millis(120));
         stats.publish_to_confirmed.record(Duration::from_millis(3));
         stats.tester_lag.record(Duration::from_millis(1));
+        stats.timer_lag.record(Duration::from_millis(1));
     }
     let mut server = ServerCounts {
         received: 100,
@@ -68,7 +72,18 @@ pub(crate) fn good() -> Report {
             ..Verdict::default()
         },
         timeline: (1..=20)
-            .map(|second| sample(float(second), second * 5))
+            .map(|second| Sample {
+                usage: [
+                    Some(Usage {
+                        cpu_seconds: float(second) * 0.3,
+                        rss_mb: 50.0,
+                    }),
+                    None,
+                    None,
+                    None,
+                ],
+                ..sample(float(second), second * 5)
+            })
             .collect(),
     };
     run.report()
@@ -98,7 +113,8 @@ fn each_missed_bound_fails_the_run() {
         }
     }
     type Harm = fn(&mut Report);
-    let cases: [(&str, Harm); 8] = [
+    const CPU: &str = "busiest 10 s of the tester, of all cores";
+    let cases: [(&str, Harm); 13] = [
         ("lost", |report| report.verdict.lost.push(finding())),
         ("counters disagree", |report| {
             report.verdict.counters_disagree.push(finding());
@@ -108,6 +124,9 @@ fn each_missed_bound_fails_the_run() {
         }),
         ("messages compared", |report| {
             report.verdict.checked = 0;
+        }),
+        ("documents deleted, to come back or not", |report| {
+            report.verdict.deleted = Some(0);
         }),
         ("published → stored, p99", |report| {
             report.latencies.published_to_stored.p99 = 1e6;
@@ -121,6 +140,26 @@ fn each_missed_bound_fails_the_run() {
         ("lag of the tester, p99", |report| {
             report.latencies.tester_lag.p99 = 1e6;
         }),
+        // What was not measured does not hold.
+        ("lag of the tester, p99", |report| {
+            report.latencies.tester_lag = Times::default();
+        }),
+        ("lag of the tester's timers, p99", |report| {
+            report.latencies.timer_lag = Times::default();
+        }),
+        (CPU, |report| {
+            report
+                .timeline
+                .iter_mut()
+                .for_each(|sample| sample.usage = [None; 4]);
+        }),
+        // All cores for ten seconds of twenty.
+        (CPU, |report| {
+            for (sample, second) in report.timeline.iter_mut().skip(10).zip(1..) {
+                let usage = sample.usage[0].as_mut().unwrap();
+                usage.cpu_seconds = 3.0 + 1.9 * float(second);
+            }
+        }),
     ];
     for (what, harm) in cases {
         let mut report = good();
@@ -132,4 +171,73 @@ fn each_missed_bound_fails_the_run() {
         assert_eq!(missed.len(), 1, "{what}: {missed:?}");
         assert_eq!(missed[0].what, what);
     }
+}
+
+fn ran(at: u64, answered: usize) -> RunnerOutcome {
+    RunnerOutcome {
+        plugin: "facter".to_owned(),
+        target: "@real".to_owned(),
+        at: Duration::from_secs(at),
+        took: Duration::from_secs(2),
+        closing: Duration::ZERO,
+        expected: 4,
+        answered,
+        error: None,
+    }
+}
+
+/// Goal: a run that not all nodes answered fails the plan, unless a fault came across that very run.
+#[test]
+fn only_a_fault_in_a_run_excuses_it() {
+    let fault = |recovery| Fault {
+        record: FaultRecord {
+            kind: "slow_store".to_owned(),
+            began: 8.0,
+            ended: 9.0,
+        },
+        recovery,
+    };
+    let holds = |runners: &[RunnerOutcome], faults: Vec<Fault>| {
+        let mut report = good();
+        report.runners = runners.to_vec();
+        report.faults = faults;
+        let bounds = judge::bounds(&report);
+        let of_runs = bounds
+            .into_iter()
+            .find(|bound| bound.what.starts_with("runs that"));
+        of_runs.map(|bound| bound.holds)
+    };
+    assert_eq!(holds(&[], vec![]), None);
+    assert_eq!(holds(&[ran(3, 4)], vec![]), Some(true));
+    assert_eq!(holds(&[ran(3, 3)], vec![]), Some(false));
+    // Before and after the fault.
+    for at in [3, 13] {
+        assert_eq!(
+            holds(&[ran(at, 3)], vec![fault(Some(1.0))]),
+            Some(false),
+            "{at}"
+        );
+    }
+    // It begins in the run, the run in it, or before its backlog is gone.
+    for at in [7, 8, 11] {
+        assert_eq!(
+            holds(&[ran(at, 3)], vec![fault(Some(1.0))]),
+            Some(true),
+            "{at}"
+        );
+    }
+    assert_eq!(holds(&[ran(13, 3)], vec![fault(None)]), Some(true));
+}
+
+/// Goal: where all nodes are real no light client has a lag: then the tester's timers are judged, and only they.
+#[test]
+fn real_fleets_are_judged_by_the_timers() {
+    let mut report = good();
+    report.plan.real_clients = report.plan.nodes;
+    report.plan.joins = 0;
+    report.latencies.tester_lag = Times::default();
+    assert!(judge::bounds(&report).iter().all(|bound| bound.holds));
+    report.latencies.timer_lag.p99 = 1e6;
+    let text = judge::bottleneck(&report).unwrap();
+    assert!(text.contains("timers"), "{text}");
 }

@@ -1,36 +1,12 @@
 //! The report for people: aligned tables for a terminal, Markdown for a file.
 
+use super::layout::{Align, align};
 use super::tables;
 use super::{Report, judge, plot};
+use crate::plan::Connections;
 
 /// Findings of a category that are shown; report.json has all.
 const SHOWN_MAX: usize = 10;
-
-/// A time in ms, as short as it can be told.
-pub(super) fn time(millis: f64) -> String {
-    match millis {
-        ms if ms < 10.0 => format!("{ms:.2} ms"),
-        ms if ms < 1_000.0 => format!("{ms:.0} ms"),
-        ms => format!("{:.2} s", ms / 1e3),
-    }
-}
-
-/// A count with its thousands apart.
-pub(super) fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-pub(super) fn cores(cores: f64) -> String {
-    format!("{cores:.2}")
-}
 
 /// The whole report for a terminal.
 pub(crate) fn terminal(report: &Report) -> String {
@@ -107,10 +83,15 @@ fn line(text: &mut String, line: &str) {
 /// What was run, where, and with what.
 fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let (plan, setting) = (&report.plan, &report.setting);
+    let connections = match plan.connections {
+        Connections::PerClient => "a connection each".to_owned(),
+        Connections::Shared(count) => format!("{count} connections for the others"),
+    };
     let fleet = format!(
-        "{} nodes, {} of them real clients, {:?}",
-        plan.nodes, plan.real_clients, plan.connections
+        "{} nodes, {} of them real clients, {connections}",
+        plan.nodes, plan.real_clients
     );
+    let started_at = report.started_at.strftime("%Y-%m-%d %H:%M:%S UTC");
     vec![
         (
             "plan",
@@ -120,7 +101,7 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
             ),
         ),
         ("fleet", fleet),
-        ("started at", report.started_at.to_string()),
+        ("started at", started_at.to_string()),
         ("machine", setting.machine.clone()),
         ("build", setting.build.clone()),
         ("broker", setting.broker.clone()),
@@ -147,6 +128,7 @@ fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
             let rest = found.len().saturating_sub(SHOWN_MAX);
             lines.chain((rest > 0).then(|| format!("{category}: {rest} more, in report.json")))
         });
+    let shown = failed_runs(report).chain(shown);
     let verdict = &report.verdict;
     let explained = [
         (
@@ -158,12 +140,21 @@ fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
             "older results were taken for new after an unchanged one that a fault made the server forget",
         ),
     ];
-    shown.chain(
-        explained
-            .into_iter()
-            .filter(|(number, _)| *number > 0)
-            .map(|(number, what)| format!("{number} {what}")),
-    )
+    let untested = "no document was deleted: whether one comes back was not tested";
+    let untested = verdict.deleted.is_none().then(|| untested.to_owned());
+    let explained = explained
+        .into_iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, what)| format!("{number} {what}"));
+    shown.chain(explained).chain(untested)
+}
+
+/// Why runs of operators failed.
+fn failed_runs(report: &Report) -> impl Iterator<Item = String> + '_ {
+    report.runners.iter().filter_map(|run| {
+        let error = run.error.as_ref()?;
+        Some(format!("run of {} on {}: {error}", run.plugin, run.target))
+    })
 }
 
 fn conclusion(report: &Report) -> String {
@@ -176,66 +167,13 @@ fn conclusion(report: &Report) -> String {
     judge::bottleneck(report).map_or(verdict.clone(), |why| format!("{verdict} {why}."))
 }
 
-/// What stands in the columns after the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Align {
-    /// Figures, to the right.
-    Figures,
-    /// Text, to the left.
-    Text,
-}
-
-/// A table in lines.
-pub(super) fn align(head: &[&str], rows: &[Vec<String>], align: Align) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells
-            .chain([head[column].chars().count()])
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut text = String::new();
-    let mut row = |cells: Vec<&str>| {
-        let cells = cells
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, width))| {
-                if column == 0 || align == Align::Text {
-                    format!("{cell:<width$}")
-                } else {
-                    format!("{cell:>width$}")
-                }
-            });
-        let cells: Vec<String> = cells.collect();
-        line(&mut text, cells.join("  ").trim_end());
-    };
-    row(head.to_vec());
-    for cells in rows {
-        row(cells.iter().map(String::as_str).collect());
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::good;
     use super::*;
-    use crate::verdict::Finding;
+    use std::time::Duration;
 
-    /// Goal: times and counts are told shortly and without loss of what matters.
-    #[test]
-    fn figures_are_readable() {
-        assert_eq!(
-            [0.5, 12.4, 999.0, 12_345.0].map(time),
-            ["0.50 ms", "12 ms", "999 ms", "12.35 s"]
-        );
-        assert_eq!(
-            [0, 999, 1_000, 1_234_567].map(count),
-            ["0", "999", "1,000", "1,234,567"]
-        );
-    }
+    use crate::verdict::{Finding, RunnerOutcome};
 
     /// Goal: both forms say how it ended and why, and name the finding.
     #[test]
@@ -267,6 +205,48 @@ mod tests {
             plot::FILES
                 .iter()
                 .all(|(file, _)| markdown.contains(&format!("]({file})")))
+        );
+    }
+
+    /// Goal: why a run failed is told, and not in a column that is as wide as that; counts of a killed server are "at
+    /// least".
+    #[test]
+    fn failed_runs_and_short_counts_are_told() {
+        let mut report = good();
+        let text = terminal(&report);
+        assert!(
+            !text.contains("at least") && !text.contains("own counts"),
+            "{text}"
+        );
+        report.runners.push(RunnerOutcome {
+            plugin: "facter".to_owned(),
+            target: "@real".to_owned(),
+            at: Duration::from_millis(6_049),
+            took: Duration::ZERO,
+            closing: Duration::ZERO,
+            expected: 0,
+            answered: 0,
+            error: Some("the broker is away, ".repeat(20)),
+        });
+        report.totals.is_complete = false;
+        report.totals.server_restarts = 1;
+        let text = terminal(&report);
+        assert!(
+            text.contains("run of facter on @real: the broker is away"),
+            "{text}"
+        );
+        assert!(text.contains("facter on @real  6.0 s    failed "), "{text}");
+        assert!(text.contains("at least 100"), "{text}");
+        report.totals.server_restarts = 0;
+        let text = terminal(&report);
+        assert!(
+            !text.contains("at least") && text.contains("did not start it"),
+            "{text}"
+        );
+        let longest = text.lines().filter(|line| !line.starts_with("  run of"));
+        assert!(
+            longest.map(|line| line.chars().count()).max() <= Some(90),
+            "{text}"
         );
     }
 }

@@ -41,8 +41,12 @@ impl Totals {
 }
 
 /// What does not agree. Where a fault made the broker deliver again, possibly without saying so, more deliveries than
-/// were sent are none.
-pub(super) fn judge(book: &Book, counts: &ServerCounts, redelivers: bool) -> Vec<Finding> {
+/// were sent are none. A server that others load, too, may hold what is theirs.
+pub(super) fn judge(
+    book: &Book,
+    counts: Option<&ServerCounts>,
+    (is_own, redelivers): (bool, bool),
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut hold = |is_good: bool, what: String| {
         if !is_good {
@@ -53,6 +57,10 @@ pub(super) fn judge(book: &Book, counts: &ServerCounts, redelivers: bool) -> Vec
                 what,
             });
         }
+    };
+    let Some(counts) = counts else {
+        hold(false, "the server does not answer".to_owned());
+        return found;
     };
     let ended: u64 = counts.ended.iter().sum();
     let ServerCounts {
@@ -65,14 +73,14 @@ pub(super) fn judge(book: &Book, counts: &ServerCounts, redelivers: bool) -> Vec
         received == ended + in_flight,
         format!("the identity: {received} received, {ended} ended, {in_flight} in flight"),
     );
+    hold(
+        in_flight == 0 || !is_own,
+        format!("{in_flight} deliveries are still in flight"),
+    );
     if !counts.is_complete {
         return found;
     }
     let totals = Totals::of(book);
-    hold(
-        in_flight == 0,
-        format!("{in_flight} deliveries are still in flight"),
-    );
     let finally = ended - counts.of(Outcome::Requeued);
     // What the broker delivered again came a second time, and may have been settled before.
     let again = if redelivers {

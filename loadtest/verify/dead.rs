@@ -1,4 +1,7 @@
 //! The dead letters against what was sent to become one. Pure.
+//!
+//! Invariant: on a broker of the run's own every letter is planned poison or a finding, whatever it says of itself: the
+//! server names no node for what it could not read.
 
 use std::collections::HashMap;
 
@@ -7,14 +10,19 @@ use vogeler::dead::Letter;
 use crate::ledger::Book;
 use crate::verdict::{Finding, Verdict};
 
-/// Every poisoned message must be a dead letter, and nothing else of ours may be.
-pub(super) fn judge(book: &Book, letters: &[Letter], redelivers: bool, verdict: &mut Verdict) {
+/// Every poisoned message must be a dead letter, and nothing else of ours may be. On a broker of our own all is ours.
+pub(super) fn judge(
+    book: &Book,
+    letters: &[Letter],
+    (is_own, redelivers): (bool, bool),
+    verdict: &mut Verdict,
+) {
     let mut found: HashMap<&str, u32> = HashMap::new();
     for letter in letters {
         let id = letter.message_id.as_deref().unwrap_or_default();
         if book.poison.contains_key(id) {
             *found.entry(id).or_default() += 1;
-        } else if is_ours(book, letter) {
+        } else if is_own || is_ours(book, letter) {
             let reason = letter.reason.as_deref().unwrap_or("without a reason");
             let detail = letter.detail.as_deref().unwrap_or_default();
             let what = format!("{id} is a dead letter: {reason}: {detail}");
@@ -58,13 +66,20 @@ pub(super) fn judge(book: &Book, letters: &[Letter], redelivers: bool, verdict: 
 }
 
 fn is_ours(book: &Book, letter: &Letter) -> bool {
-    let node = letter.node.as_deref().and_then(|node| node.parse().ok());
+    let node = node(letter).and_then(|node| node.parse().ok());
     node.is_some_and(|node| book.nodes.find(&node).is_some())
+}
+
+/// Whose it is: by the server, or by the sender's own name for it, NODE/SEQ.
+fn node(letter: &Letter) -> Option<&str> {
+    let sender = letter.message_id.as_deref();
+    let sender = sender.and_then(|id| Some(id.rsplit_once('/')?.0));
+    letter.node.as_deref().or(sender)
 }
 
 fn about(letter: &Letter, what: String) -> Finding {
     Finding {
-        node: letter.node.clone().unwrap_or_else(|| "-".to_owned()),
+        node: node(letter).unwrap_or("-").to_owned(),
         plugin: letter.plugin.clone(),
         seq: None,
         what,

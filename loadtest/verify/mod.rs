@@ -1,10 +1,12 @@
 //! The verifier: the ledger against the store, the dead letters, the queues and the server's counters.
 //!
 //! Everything that was sent must be explained, and everything that is there, too. The judgements are pure (`node`,
-//! `counters`, `dead`); this file fetches what they judge, a hundred documents at a time.
+//! `excuse`, `counters`, `dead`); this file fetches what they judge, a hundred documents at a time, once server and queues
+//! are idle.
 
 mod counters;
 mod dead;
+mod excuse;
 mod node;
 
 use std::collections::{HashMap, HashSet};
@@ -19,10 +21,12 @@ use vogeler::dead::{DeadLetters, Filter};
 use vogeler::store::Store;
 use vogeler::wire::NodeName;
 
+use crate::faults::FaultRecord;
 use crate::ledger::{Book, Hash, Ledger};
 use crate::plan::Plan;
 use crate::stats::ServerCounts;
 use crate::verdict::{Finding, Verdict};
+use excuse::Excuses;
 pub(crate) use node::Remake;
 use node::Scale;
 
@@ -37,6 +41,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub(crate) struct Case<'a> {
     /// The plan, with the faults of the command line.
     pub(crate) plan: &'a Plan,
+    /// The faults as they were.
+    pub(crate) faults: &'a [FaultRecord],
     /// What was sent.
     pub(crate) ledger: &'a Ledger,
     /// The store, not through a proxy.
@@ -49,40 +55,79 @@ pub(crate) struct Case<'a> {
     pub(crate) queues: &'a [String],
     /// Makes values again.
     pub(crate) remake: &'a Remake<'a>,
+    /// What is the run's own.
+    pub(crate) own: Own,
+}
+
+/// What a run has for itself, so that nothing else can be in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own {
+    /// The broker.
+    pub(crate) broker: bool,
+    /// The server.
+    pub(crate) server: bool,
+    /// The documents: those of nodes that leave can be deleted.
+    pub(crate) deletes: bool,
 }
 
 impl Case<'_> {
-    /// Verifies until nothing is found or the time is up: what the server has not settled yet is not lost yet.
-    /// `counts` scrapes the server.
+    /// Verifies, once nothing is under way any more, until nothing is found or the time is up: what the server has not
+    /// settled yet is not lost yet. `counts` scrapes the server; none is no answer.
     pub(crate) async fn verify_within(
         &self,
         time: Duration,
-        mut counts: impl AsyncFnMut() -> anyhow::Result<ServerCounts>,
+        mut counts: impl AsyncFnMut() -> Option<ServerCounts>,
     ) -> anyhow::Result<Verdict> {
+        self.wait_until_idle(&mut counts).await;
         let deadline = Instant::now() + time;
+        // What a broker takes back is for a moment neither in its queue nor with the server.
+        let looks = if self.plan.redelivers() { 2 } else { 1 };
+        let mut good = 0;
         loop {
-            let verdict = self.verify(&counts().await?).await;
+            let verdict = self.verify(counts().await.as_ref()).await;
+            let is_over = Instant::now() >= deadline;
             match verdict {
-                Ok(verdict) if verdict.is_good() => return Ok(verdict),
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Ok(verdict) if Instant::now() >= deadline => return Ok(verdict),
-                _ => tokio::time::sleep(AGAIN).await,
+                Ok(verdict) if verdict.is_good() => {
+                    good += 1;
+                    if good == looks {
+                        return Ok(verdict);
+                    }
+                }
+                Ok(verdict) if is_over => return Ok(verdict),
+                Err(error) if is_over => return Err(error),
+                _ => good = 0,
             }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Waits until the server holds nothing and the queues are empty, or the plan's patience is over: then it is a finding.
+    async fn wait_until_idle(&self, counts: &mut impl AsyncFnMut() -> Option<ServerCounts>) {
+        let deadline = Instant::now() + self.plan.settle_timeout;
+        while Instant::now() < deadline {
+            let in_flight = counts().await.map(|counts| counts.in_flight);
+            let is_idle = in_flight == Some(0) || !self.own.server;
+            let mut found = Verdict::default();
+            if is_idle && self.judge_queues(&mut found).await.is_ok() && found.is_good() {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 
     /// Compares everything once.
-    pub(crate) async fn verify(&self, counts: &ServerCounts) -> anyhow::Result<Verdict> {
+    pub(crate) async fn verify(&self, counts: Option<&ServerCounts>) -> anyhow::Result<Verdict> {
         let nodes = self.nodes().await?;
         let mut verdict = Verdict::default();
         let owners = owners(&self.ledger.book());
+        let excuses = Excuses::of(self.faults, &self.ledger.book());
         for chunk in nodes.chunks(LOAD_COUNT_MAX) {
             let documents = self.store.load(chunk).await?;
             let documents: HashMap<&NodeName, &RawValue> = documents
                 .iter()
                 .map(|(node, document)| (node, &*document.json))
                 .collect();
-            self.judge(chunk, &documents, &owners, &mut verdict);
+            self.judge(chunk, &documents, (&owners, &excuses), &mut verdict);
         }
         let letters = DeadLetters {
             broker: self.broker,
@@ -92,8 +137,11 @@ impl Case<'_> {
         let letters = letters.list(&Filter::default(), None).await?.letters;
         self.judge_queues(&mut verdict).await?;
         let book = self.ledger.book();
-        dead::judge(&book, &letters, self.plan.redelivers(), &mut verdict);
-        verdict.counters_disagree = counters::judge(&book, counts, self.plan.redelivers());
+        let redelivers = self.plan.redelivers();
+        dead::judge(&book, &letters, (self.own.broker, redelivers), &mut verdict);
+        verdict.counters_disagree = counters::judge(&book, counts, (self.own.server, redelivers));
+        let may_delete = self.plan.leaves > 0 && self.own.deletes && !redelivers;
+        verdict.deleted = may_delete.then_some(book.deleted.len() as u64);
         drop(book);
         Ok(verdict)
     }
@@ -117,15 +165,14 @@ impl Case<'_> {
         &self,
         nodes: &[NodeName],
         documents: &HashMap<&NodeName, &RawValue>,
-        owners: &HashMap<Hash, u32>,
+        (owners, excuses): (&HashMap<Hash, u32>, &Excuses),
         verdict: &mut Verdict,
     ) {
         let book = self.ledger.book();
         let scale = Scale {
             owners,
             book: &book,
-            redelivers: self.plan.redelivers(),
-            forgets: !self.plan.faults.is_empty(),
+            excuses,
             remake: self.remake,
         };
         for node in nodes {
@@ -137,15 +184,17 @@ impl Case<'_> {
         let names: Vec<&str> = self.queues.iter().map(String::as_str).collect();
         let depths = self.broker.depth(&names).await?;
         for (name, depth) in names.iter().zip(depths) {
-            let ready = depth.map_or(0, |depth| depth.ready);
-            if ready > 0 {
-                verdict.lost.push(Finding {
-                    node: "-".to_owned(),
-                    plugin: None,
-                    seq: None,
-                    what: format!("{ready} messages still wait in {name}"),
-                });
-            }
+            let what = match depth.map(|depth| depth.ready) {
+                Some(0) => continue,
+                Some(ready) => format!("{ready} messages still wait in {name}"),
+                None => format!("the queue {name} is not there, with all that was in it"),
+            };
+            verdict.lost.push(Finding {
+                node: "-".to_owned(),
+                plugin: None,
+                seq: None,
+                what,
+            });
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The judgement on one node: its entries in the ledger against its document. Pure.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -8,6 +9,7 @@ use vogeler::document::{NodeDocument, PluginState, PluginStates};
 use vogeler::hash::content_hash;
 use vogeler::wire::{NodeName, Outcome, PluginName};
 
+use super::excuse::Excuses;
 use crate::ledger::{Book, Entry, Hash};
 use crate::verdict::{Finding, Verdict};
 
@@ -20,10 +22,8 @@ pub(crate) struct Scale<'a> {
     pub(crate) book: &'a Book,
     /// Who sent which content.
     pub(crate) owners: &'a HashMap<Hash, u32>,
-    /// Whether a fault made the broker deliver again, or lost receipts.
-    pub(crate) redelivers: bool,
-    /// Whether any fault may have made the server forget what it knew of a document.
-    pub(crate) forgets: bool,
+    /// What faults excuse.
+    pub(crate) excuses: &'a Excuses,
     /// Makes values again.
     pub(crate) remake: &'a Remake<'a>,
 }
@@ -166,33 +166,40 @@ impl<'a> Series<'a> {
 
     /// Whether each result's receipts are as many and such as they can be.
     fn judge_receipts(&mut self) {
-        for index in 0..self.live.len() {
+        // When the first newer one was tried, seen from the newest back.
+        let mut newer_at = None;
+        for index in (0..self.live.len()).rev() {
             let entry = self.live[index];
             self.verdict.checked += 1;
-            let (receipts, seq) = (entry.receipts(), entry.seq);
-            if entry.has_run && receipts < entry.confirmed {
-                if self.scale.redelivers {
-                    self.verdict.receipts_lost_to_faults += u64::from(entry.confirmed - receipts);
-                } else {
-                    let what = format!(
-                        "{receipts} receipts for {} confirmed messages",
-                        entry.confirmed
-                    );
-                    self.verdict.missing_receipt.push(self.finding(seq, what));
-                }
+            self.judge_count(entry);
+            if let Some(what) = self.impossible_outcome(index, newer_at) {
+                self.verdict.unexplained.push(self.finding(entry.seq, what));
             }
-            if receipts > entry.attempts && !self.scale.redelivers {
-                let what = format!("settled {receipts} times, sent {} times", entry.attempts);
-                self.verdict.unexplained.push(self.finding(seq, what));
+            newer_at = newer_at.into_iter().chain(entry.attempted_at).min();
+        }
+    }
+
+    fn judge_count(&mut self, entry: &Entry) {
+        let (receipts, seq) = (entry.receipts(), entry.seq);
+        if entry.has_run && receipts < entry.confirmed {
+            if self.scale.excuses.loses_receipt(entry) {
+                self.verdict.receipts_lost_to_faults += u64::from(entry.confirmed - receipts);
+            } else {
+                let confirmed = entry.confirmed;
+                let at = seconds(entry.attempted_at);
+                let what =
+                    format!("{receipts} receipts for {confirmed} confirmed messages, sent {at}");
+                self.verdict.missing_receipt.push(self.finding(seq, what));
             }
-            if let Some(what) = self.impossible_outcome(index) {
-                self.verdict.unexplained.push(self.finding(seq, what));
-            }
+        }
+        if receipts > entry.attempts && !self.scale.excuses.delivers_again(entry) {
+            let what = format!("settled {receipts} times, sent {} times", entry.attempts);
+            self.verdict.unexplained.push(self.finding(seq, what));
         }
     }
 
     /// An outcome that cannot be, whatever the server does.
-    fn impossible_outcome(&self, index: usize) -> Option<String> {
+    fn impossible_outcome(&self, index: usize, newer_at: Option<u64>) -> Option<String> {
         let entry = self.live[index];
         let is = |outcome| entry.receipts_of(outcome) > 0;
         if is(Outcome::DeadLettered) {
@@ -202,12 +209,23 @@ impl<'a> Series<'a> {
         if is(Outcome::Unchanged) && !older.any(|older| older.hash == entry.hash) {
             return Some("unchanged, but no older result has this content".to_owned());
         }
-        let is_last = index + 1 == self.live.len();
-        let is_copied = entry.attempts > 1 || self.scale.redelivers;
-        if (is(Outcome::Superseded) || is(Outcome::Stale)) && is_last && !is_copied {
-            return Some("overtaken, but nothing newer was sent".to_owned());
+        let overtaken_at = entry.overtaken_at?;
+        if newer_at.is_some_and(|newer_at| newer_at <= overtaken_at) || self.met_its_copy(entry) {
+            return None;
         }
-        None
+        let at = seconds(Some(overtaken_at));
+        Some(format!("overtaken {at}, before anything newer was sent"))
+    }
+
+    /// Whether a copy may have come before: then one of them was settled by its own content, and said so unless a fault
+    /// took that receipt.
+    fn met_its_copy(&self, entry: &Entry) -> bool {
+        let excuses = self.scale.excuses;
+        let is_told = [Outcome::Stored, Outcome::Unchanged]
+            .into_iter()
+            .any(|outcome| entry.receipts_of(outcome) > 0);
+        (entry.attempts > 1 || excuses.delivers_again(entry))
+            && (is_told || excuses.loses_receipt(entry))
     }
 
     /// Whether the store has what it must have.
@@ -338,12 +356,18 @@ impl<'a> Series<'a> {
         let is_unchanged = receipts > 0 && newest.receipts_of(Outcome::Unchanged) == receipts;
         if receipts == 0 && !stored.is_late {
             self.verdict.lost.push(finding);
-        } else if is_unchanged && stored.is_late && self.scale.forgets {
+        } else if is_unchanged && stored.is_late && self.scale.excuses.forgets(newest, stored) {
             self.verdict.unchanged_forgotten += 1;
         } else {
             self.verdict.stale_over_newer.push(finding);
         }
     }
+}
+
+/// A time of the ledger, for findings: it leads to the server's log.
+fn seconds(at: Option<u64>) -> String {
+    let at = Duration::from_micros(at.unwrap_or(0));
+    format!("at {:.3} s", at.as_secs_f64())
 }
 
 pub(super) fn finding(

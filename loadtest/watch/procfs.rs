@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// Clock ticks a second in /proc; the same on every Linux.
 const TICKS: f64 = 100.0;
+/// Shorter spans say more about the clock than about the load.
+const SPAN_SECONDS_MIN: f64 = 0.5;
 /// A socket that listens, in /proc/net/tcp.
 const LISTEN: &str = "0A";
 
@@ -33,10 +35,10 @@ pub(crate) struct Usage {
 
 impl Usage {
     /// Cores used in the `seconds` since `before`. None where the service was down then: it is found once it listens, and
-    /// brings the time of its whole start.
+    /// brings the time of its whole start. None for a moment, either.
     pub(crate) fn cores_since(self, before: Self, seconds: f64) -> Option<f64> {
-        let cores = (self.cpu_seconds - before.cpu_seconds) / seconds;
-        (before.rss_mb > 0.0 && cores.is_finite()).then_some(cores)
+        let is_known = before.rss_mb > 0.0 && seconds >= SPAN_SECONDS_MIN;
+        is_known.then(|| (self.cpu_seconds - before.cpu_seconds) / seconds)
     }
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct Watched {
     /// Seconds seen of each process at the last look.
     seen: HashMap<u32, f64>,
     cpu_seconds: f64,
+    /// Whether it was ever found. Another user's processes have no files to be seen.
+    is_found: bool,
 }
 
 impl Watched {
@@ -59,14 +63,15 @@ impl Watched {
             root: None,
             seen: HashMap::new(),
             cpu_seconds: 0.0,
+            is_found: false,
         };
         watched.look();
         watched.cpu_seconds = 0.0;
         watched
     }
 
-    /// CPU since the first look, and memory now; no memory while it is down.
-    pub(crate) fn look(&mut self) -> Usage {
+    /// CPU since the first look, and memory now; no memory while it is down. None until it was found.
+    pub(crate) fn look(&mut self) -> Option<Usage> {
         let mut rss_mb = 0.0;
         let mut seen = HashMap::new();
         for pid in self.pids() {
@@ -77,11 +82,12 @@ impl Watched {
             rss_mb += rss(pid).unwrap_or(0.0);
             seen.insert(pid, seconds);
         }
+        self.is_found |= !seen.is_empty();
         self.seen = seen;
-        Usage {
+        self.is_found.then_some(Usage {
             cpu_seconds: self.cpu_seconds,
             rss_mb,
-        }
+        })
     }
 
     fn pids(&mut self) -> Vec<u32> {
@@ -233,7 +239,8 @@ mod tests {
             usage(8.5, 90.0).cores_since(usage(8.0, 90.0), 1.0),
             Some(0.5)
         );
-        assert_eq!(usage(8.5, 90.0).cores_since(usage(8.5, 90.0), 0.0), None);
+        // Two looks that are a moment apart.
+        assert_eq!(usage(8.51, 90.0).cores_since(usage(8.5, 90.0), 0.002), None);
     }
 
     /// Goal: children and grandchildren are in the family, strangers are not.
@@ -253,12 +260,12 @@ mod tests {
         assert_eq!(listener(port), Some(std::process::id()));
         let mut watched = Watched::new(Whose::Port(port));
         let mut sum = 0_u64;
-        let mut usage = watched.look();
+        let mut usage = watched.look().unwrap();
         for round in 0..1_000_u64 {
             sum = (0..1_000_000).fold(sum, |sum, n| {
                 std::hint::black_box(sum.rotate_left(3) ^ n ^ round)
             });
-            usage = watched.look();
+            usage = watched.look().unwrap();
             if usage.cpu_seconds > 0.0 {
                 break;
             }
@@ -267,6 +274,27 @@ mod tests {
             usage.cpu_seconds > 0.0 && usage.rss_mb > 1.0,
             "{usage:?} {sum}"
         );
+    }
+
+    /// Goal: what cannot be seen is unknown, not idle; what was seen and ended is down.
+    #[test]
+    fn what_is_not_found_is_unknown() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let mut watched = Watched::new(Whose::Process(child.id()));
+        assert!(watched.look().unwrap().rss_mb > 0.0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(watched.look().unwrap().rss_mb.abs() < f64::EPSILON);
+        assert_eq!(Watched::new(Whose::Process(child.id())).look(), None);
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        assert_eq!(Watched::new(Whose::Port(port)).look(), None);
     }
 
     /// Goal: only sockets that listen on exactly this port count.

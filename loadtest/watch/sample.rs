@@ -6,14 +6,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use vogeler::broker::Broker;
 
 use super::counts::{self, Lives};
+use super::lag::{Interval, beat};
+use super::overdue::Overdue;
 use super::procfs::{Usage, Watched, Whose};
+use crate::fleet::Fleet;
+use crate::ledger::Ledger;
 use crate::services::Services;
 use crate::stats::Stats;
 
@@ -30,6 +33,12 @@ pub(crate) struct Sample {
     pub(crate) sent: u64,
     /// Messages confirmed so far.
     pub(crate) confirmed: u64,
+    /// Messages that wait in the clients: due, and not confirmed.
+    #[serde(default)]
+    pub(crate) waiting: u64,
+    /// Results that the broker confirmed, that should have a receipt by now, and have none.
+    #[serde(default)]
+    pub(crate) overdue: u64,
     /// Deliveries that the server settled so far, by its own count.
     pub(crate) settled: u64,
     /// Documents that the server wrote so far.
@@ -42,8 +51,8 @@ pub(crate) struct Sample {
     pub(crate) stored_ms: Option<[f64; 2]>,
     /// How late this second's sends were against the schedule, 99 of 100 within, in ms.
     pub(crate) tester_lag_ms: Option<f64>,
-    /// How late this sample itself was, in ms: what a timer of the tester's has to wait for its turn.
-    pub(crate) timer_lag_ms: f64,
+    /// How late the tester's timers had their turn in this second, 99 of 100 within, in ms.
+    pub(crate) timer_lag_ms: Option<f64>,
     /// CPU and memory of tester, server, broker and store; none of what is not on this machine.
     pub(crate) usage: [Option<Usage>; 4],
 }
@@ -52,9 +61,15 @@ pub(crate) struct Sample {
 pub(crate) const WATCHED: [&str; 4] = ["tester", "server", "broker", "store"];
 
 impl Sample {
-    /// What waits or is held; none while it is not known.
+    /// What waits in clients and queues, or is held by the server; none while it is not known.
     pub(crate) fn backlog(&self) -> Option<u64> {
-        Some(self.ready? + self.in_flight?)
+        Some(self.waiting + self.ready? + self.in_flight?)
+    }
+
+    /// What is overdue and cannot all be in a queue or with the server: lost, or only its receipt is. None while it is not
+    /// known what waits there.
+    pub(crate) fn lost(&self) -> Option<u64> {
+        Some(self.overdue.saturating_sub(self.ready? + self.in_flight?))
     }
 }
 
@@ -63,6 +78,18 @@ impl Sample {
 pub(crate) struct Timeline {
     samples: Mutex<Vec<Sample>>,
     lives: Mutex<Lives>,
+    faults: Mutex<Vec<FaultEvent>>,
+}
+
+/// A fault begins, or is over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct FaultEvent {
+    /// Its name in plans.
+    pub(crate) name: &'static str,
+    /// Whether it is over: the service was started again, and need not be ready yet.
+    pub(crate) is_over: bool,
+    /// When, in seconds since the load began.
+    pub(crate) at: f64,
 }
 
 impl Timeline {
@@ -71,12 +98,30 @@ impl Timeline {
         Self {
             samples: Mutex::default(),
             lives: Mutex::new(Lives::new(is_server_own)),
+            faults: Mutex::default(),
         }
+    }
+
+    /// The last two samples, as far as there are.
+    pub(crate) fn latest(&self) -> Vec<Sample> {
+        let samples = lock(&self.samples);
+        samples[samples.len().saturating_sub(2)..].to_vec()
     }
 
     /// All samples so far.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         lock(&self.samples).clone()
+    }
+
+    /// The faults so far, as they began and ended.
+    pub(crate) fn faults(&self) -> Vec<FaultEvent> {
+        lock(&self.faults).clone()
+    }
+
+    /// A fault begins, or is over.
+    pub(crate) fn note_fault(&self, name: &'static str, is_over: bool, at: Duration) {
+        let at = at.as_secs_f64();
+        lock(&self.faults).push(FaultEvent { name, is_over, at });
     }
 
     /// Looks at, or changes, the server's counts over its lives. (A guard that is handed out may be held for longer than
@@ -97,17 +142,20 @@ pub(crate) struct Sampler {
     broker: Arc<dyn Broker>,
     queues: Vec<String>,
     stats: Arc<Stats>,
+    ledger: Arc<Ledger>,
     timeline: Arc<Timeline>,
+    overdue: Overdue,
     watched: [Option<Watched>; 4],
     stored: Interval,
     lag: Interval,
+    timers: Interval,
 }
 
 impl Sampler {
     /// Looks at all once, so that what was before the load does not count.
     pub(crate) async fn new(
         services: &Arc<Services>,
-        stats: &Arc<Stats>,
+        fleet: &Fleet,
         timeline: &Arc<Timeline>,
     ) -> anyhow::Result<Self> {
         let on = |port: Option<u16>| port.map(|port| Watched::new(Whose::Port(port)));
@@ -121,11 +169,14 @@ impl Sampler {
             broker: services.broker.direct()?,
             queues: services.queues(),
             services: Arc::clone(services),
-            stats: Arc::clone(stats),
+            stats: Arc::clone(&fleet.stats),
+            ledger: Arc::clone(&fleet.ledger),
+            overdue: Overdue::default(),
             timeline: Arc::clone(timeline),
             watched,
             stored: Interval::default(),
             lag: Interval::default(),
+            timers: Interval::default(),
         };
         sampler.scrape().await;
         Ok(sampler)
@@ -133,39 +184,42 @@ impl Sampler {
 
     /// Takes a sample now, each second until `stop`, and a last one then.
     pub(crate) async fn run(mut self, started: Instant, stop: CancellationToken) {
-        self.sample(started, Duration::ZERO).await;
+        // On its own: what this one does in between must not look like the timer's lag.
+        let beat = tokio::spawn(beat(Arc::clone(&self.stats), started, stop.clone()));
+        self.sample(started).await;
         let mut ticks = tokio::time::interval_at((started + EVERY).into(), EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        while let Some(due) = stop.run_until_cancelled(ticks.tick()).await {
-            let late = due.elapsed();
-            self.sample(started, late).await;
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.sample(started).await;
         }
-        self.sample(started, Duration::ZERO).await;
+        self.sample(started).await;
+        drop(beat.await);
         self.broker.close().await;
     }
 
-    async fn sample(&mut self, started: Instant, late: Duration) {
-        let at = started.elapsed().as_secs_f64();
+    async fn sample(&mut self, started: Instant) {
         let ((), ready) = tokio::join!(self.scrape(), self.ready());
         let (answered, is_up) = self.timeline.lives(|lives| (lives.total(), lives.is_up()));
+        let stats = &self.stats;
+        let p99 = |[_, p99]: [f64; 2]| p99;
         let sample = Sample {
-            at,
-            sent: self.stats.sent.get(),
-            confirmed: self.stats.confirmed.get(),
+            // After the answers, which may take most of a second: what follows is read at once.
+            at: started.elapsed().as_secs_f64(),
+            sent: stats.sent.get(),
+            confirmed: stats.confirmed.get(),
+            waiting: stats.waiting(),
+            overdue: self.overdue.count(&self.ledger, started.elapsed()),
             settled: counts::settled(&answered),
             documents: answered.documents_written,
             ready,
             in_flight: is_up.then_some(answered.in_flight),
-            stored_ms: self.stored.next(self.stats.published_to_stored.snapshot()),
-            tester_lag_ms: self
-                .lag
-                .next(self.stats.tester_lag.snapshot())
-                .map(|[_, p99]| p99),
-            timer_lag_ms: late.as_secs_f64() * 1e3,
+            stored_ms: self.stored.next(stats.published_to_stored.snapshot()),
+            tester_lag_ms: self.lag.next(stats.tester_lag.snapshot()).map(p99),
+            timer_lag_ms: self.timers.next(stats.timer_lag.snapshot()).map(p99),
             usage: self
                 .watched
                 .each_mut()
-                .map(|watched| watched.as_mut().map(Watched::look)),
+                .map(|watched| watched.as_mut().and_then(Watched::look)),
         };
         lock(&self.timeline.samples).push(sample);
     }
@@ -182,45 +236,5 @@ impl Sampler {
         let depths = tokio::time::timeout(PATIENCE, self.broker.depth(&names)).await;
         let depths = depths.ok()?.ok()?;
         Some(depths.into_iter().flatten().map(|depth| depth.ready).sum())
-    }
-}
-
-/// Quantiles of what was recorded since the last look.
-#[derive(Debug, Default)]
-struct Interval(Option<Histogram<u64>>);
-
-impl Interval {
-    /// Half of the new times, and 99 of 100, are within; in ms.
-    fn next(&mut self, now: Histogram<u64>) -> Option<[f64; 2]> {
-        let mut since = now.clone();
-        if let Some(before) = self.0.replace(now)
-            && since.subtract(before).is_err()
-        {
-            return None;
-        }
-        let millis = |share| crate::report::millis(since.value_at_quantile(share));
-        (!since.is_empty()).then(|| [millis(0.5), millis(0.99)])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: the quantiles of a second are of that second alone.
-    #[test]
-    fn an_interval_forgets_what_was_before() {
-        let latency = crate::stats::Stats::default().tester_lag;
-        let mut interval = Interval::default();
-        assert_eq!(interval.next(latency.snapshot()), None);
-        latency.record(Duration::from_secs(10));
-        assert!(interval.next(latency.snapshot()).unwrap()[0] > 9_900.0);
-        latency.record(Duration::from_millis(5));
-        let [half, most] = interval.next(latency.snapshot()).unwrap();
-        assert!(
-            (4.9..5.1).contains(&half) && (4.9..5.1).contains(&most),
-            "{half} {most}"
-        );
-        assert_eq!(interval.next(latency.snapshot()), None);
     }
 }

@@ -7,14 +7,19 @@ use vogeler::broker::memory::MemoryBroker;
 use vogeler::broker::topology::{self, Exchange};
 use vogeler::broker::{Message, Properties};
 use vogeler::store::memory::MemoryStore;
-use vogeler::wire::{Outcome, PluginName, Receipt, RunId};
+use vogeler::wire::{Outcome, Receipt, RunId};
 
 use super::*;
 use crate::ledger::{Hash, Sent};
 
-/// A small load that went well, for tests to spoil: two nodes, each with the plugins `a` and `b` sent three times.
+mod faults;
+
+/// A small load that went well, for tests to spoil: two nodes, each with the plugins `a` and `b` sent three times, each
+/// result in the second of its sequence.
 struct World {
     plan: Plan,
+    faults: Vec<FaultRecord>,
+    own: Own,
     ledger: Ledger,
     store: MemoryStore,
     broker: Arc<MemoryBroker>,
@@ -24,6 +29,11 @@ struct World {
 
 const NODES: [&str; 2] = ["x.loadtest.example.com", "y.loadtest.example.com"];
 const PLUGINS: [&str; 2] = ["a", "b"];
+/// Sequences are below.
+const RUNS: usize = 64;
+const SECOND: u64 = 1_000_000;
+/// Until a receipt comes.
+const MOMENT: u64 = 100_000;
 
 fn text(node: &str, plugin: &str, version: u32) -> String {
     format!(r#"{{"of":"{node} {plugin}","version":{version}}}"#)
@@ -37,10 +47,16 @@ impl World {
     async fn new() -> Self {
         let mut world = Self {
             plan: Plan::load("smoke").unwrap(),
+            faults: Vec::new(),
+            own: Own {
+                broker: true,
+                server: true,
+                deletes: true,
+            },
             ledger: Ledger::default(),
             store: MemoryStore::new(),
             broker: Arc::new(MemoryBroker::new()),
-            runs: (0..4).map(|_| RunId::generate()).collect(),
+            runs: (0..RUNS).map(|_| RunId::generate()).collect(),
             counts: ServerCounts {
                 is_complete: true,
                 ..ServerCounts::default()
@@ -68,9 +84,22 @@ impl World {
         self.counts.ended[outcome as usize] += 1;
     }
 
+    /// A fault in these seconds.
+    fn fault(&mut self, kind: &str, began: u32, ended: u32) {
+        let spec = format!("{kind}@{began}s+{}s", ended - began);
+        self.plan.faults.push(spec.parse().unwrap());
+        self.faults.push(FaultRecord {
+            kind: kind.to_owned(),
+            began: began.into(),
+            ended: ended.into(),
+        });
+        // What a killed server counted last is not known.
+        self.counts.is_complete &= kind != "kill_server";
+    }
+
     /// A result is sent, confirmed, and settled so.
     fn send(&mut self, node: &str, plugin: &str, seq: u64, outcome: Option<Outcome>) {
-        let run = self.runs[usize::try_from(seq).unwrap() % self.runs.len()];
+        let run = self.runs[usize::try_from(seq).unwrap()];
         let version = u32::try_from(seq).unwrap();
         let id = self.ledger.sending(&Sent {
             node: name(node),
@@ -79,11 +108,11 @@ impl World {
             seq,
             hash: Hash::of(text(node, plugin, version).as_bytes()),
             version: Some(version),
-            due: seq,
+            due: seq * SECOND,
             is_late: false,
         });
-        self.ledger.attempt(id);
-        self.ledger.confirm(id);
+        self.ledger.attempt(id, seq * SECOND);
+        self.ledger.confirm(id, seq * SECOND);
         if let Some(outcome) = outcome {
             self.receipt(node, plugin, seq, outcome);
             self.count(outcome);
@@ -91,7 +120,11 @@ impl World {
     }
 
     fn receipt(&self, node: &str, plugin: &str, seq: u64, outcome: Outcome) {
-        let run = self.runs[usize::try_from(seq).unwrap() % self.runs.len()];
+        self.receipt_at(seq * SECOND + MOMENT, node, plugin, seq, outcome);
+    }
+
+    fn receipt_at(&self, at: u64, node: &str, plugin: &str, seq: u64, outcome: Outcome) {
+        let run = self.runs[usize::try_from(seq).unwrap()];
         let receipt = Receipt {
             node: name(node),
             plugin: plugin.parse().unwrap(),
@@ -99,7 +132,7 @@ impl World {
             error: None,
             reason: None,
         };
-        self.ledger.receipt(run, &receipt);
+        self.ledger.receipt(run, &receipt, at);
     }
 
     fn document(node: &str, seq: u64) -> Value {
@@ -134,7 +167,11 @@ impl World {
 
     /// The first node's plugin `a` is there with sequence 4, all else with 3.
     fn store_newer_a(&self) {
-        let newer = Self::document(NODES[0], 4);
+        self.store_a(4);
+    }
+
+    fn store_a(&self, seq: u64) {
+        let newer = Self::document(NODES[0], seq);
         self.edit(NODES[0], |document| {
             document["a"] = newer["a"].clone();
             let state = &newer["vogeler"]["plugins"]["a"];
@@ -162,19 +199,25 @@ impl World {
     }
 
     async fn verdict(&self) -> Verdict {
-        let remake = |node: &NodeName, plugin: &PluginName, version: u32| {
-            Some(text(node.as_str(), plugin.as_str(), version))
-        };
-        let case = Case {
+        let queue = topology::results_queue_name(0);
+        self.case(&[queue])
+            .verify(Some(&self.counts))
+            .await
+            .unwrap()
+    }
+
+    fn case<'a>(&'a self, queues: &'a [String]) -> Case<'a> {
+        Case {
             plan: &self.plan,
+            faults: &self.faults,
             ledger: &self.ledger,
             store: &self.store,
             broker: self.broker.as_ref(),
             queue_type: QueueType::Classic,
-            queues: &[topology::results_queue_name(0)],
-            remake: &remake,
-        };
-        case.verify(&self.counts).await.unwrap()
+            queues,
+            remake: &|node, plugin, version| Some(text(node.as_str(), plugin.as_str(), version)),
+            own: self.own,
+        }
     }
 
     /// The categories in which something was found, and how much.
@@ -214,8 +257,7 @@ async fn losses_are_found() {
     assert_eq!(world.found().await, [("lost", 2)]);
 
     let mut world = World::new().await;
-    world.plan.faults = vec!["kill_server@1s+1s".parse().unwrap()];
-    world.counts.is_complete = false;
+    world.fault("kill_server", 4, 5);
     world.send(NODES[0], "a", 4, None);
     assert_eq!(world.found().await, [("lost", 1)]);
 
@@ -300,7 +342,7 @@ async fn missing_receipts_are_found() {
     world.count(Outcome::Stored);
     world.store_newer_a();
     assert_eq!(world.found().await, [("missing receipt", 1)]);
-    world.plan.faults = vec!["cut_broker@1s+1s".parse().unwrap()];
+    world.fault("cut_broker", 4, 5);
     let verdict = world.verdict().await;
     assert!(verdict.is_good(), "{verdict:?}");
     assert_eq!(verdict.receipts_lost_to_faults, 1);
@@ -423,24 +465,24 @@ async fn what_a_fault_made_the_server_forget_is_told_apart() {
         let id = world.ledger.sending(&Sent {
             node: name(NODES[0]),
             plugin: "a".parse().unwrap(),
-            run: Some(world.runs[usize::try_from(seq).unwrap() % 4]),
+            run: Some(world.runs[usize::try_from(seq).unwrap()]),
             seq,
             hash: Hash::of(text(NODES[0], "a", version).as_bytes()),
             version: Some(version),
-            due: seq,
+            due: seq * SECOND,
             is_late,
         });
-        world.ledger.attempt(id);
-        world.ledger.confirm(id);
-        world.receipt(NODES[0], "a", seq, outcome);
+        let at = if is_late { seq + 3 } else { seq } * SECOND;
+        world.ledger.attempt(id, at);
+        world.ledger.confirm(id, at);
+        world.receipt_at(at + MOMENT, NODES[0], "a", seq, outcome);
     };
-    for (faults, expected) in [
-        (vec!["stop_store@1s+1s".parse().unwrap()], 0),
-        (Vec::new(), 1),
-    ] {
+    for (fault, expected) in [(Some(6), 0), (None, 1), (Some(8), 1)] {
         let mut world = World::new().await;
         world.counts.is_complete = false;
-        world.plan.faults = faults;
+        if let Some(second) = fault {
+            world.fault("stop_store", second, second + 1);
+        }
         sent(&world, 5, 3, false, Outcome::Unchanged);
         sent(&world, 4, 4, true, Outcome::Superseded);
         world.store_newer_a();

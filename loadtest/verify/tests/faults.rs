@@ -1,0 +1,205 @@
+//! Losses planted into runs with faults: a fault excuses what it can have caused, and nothing else.
+
+use super::*;
+
+/// Goal: a server that dies excuses the receipts of what it held, and of nothing that was sent before or after; a broker
+/// that was away, also those of the time until it is heard again; a store's fault excuses none.
+#[tokio::test]
+async fn a_fault_excuses_the_receipts_of_its_time_only() {
+    for (kind, sent, is_excused) in [
+        ("kill_server", 9, true),
+        ("kill_server", 12, true),
+        ("kill_server", 5, false),
+        ("kill_server", 14, false),
+        ("kill_broker", 9, true),
+        ("cut_broker", 25, true),
+        ("restart_broker", 5, false),
+        ("restart_broker", 27, false),
+        ("stop_store", 10, false),
+    ] {
+        let mut world = World::new().await;
+        world.fault(kind, 10, 11);
+        world.send(NODES[0], "a", sent, None);
+        world.count(Outcome::Superseded);
+        world.send(NODES[0], "a", 30, Some(Outcome::Stored));
+        world.store_a(30);
+        let verdict = world.verdict().await;
+        assert_eq!(
+            verdict.receipts_lost_to_faults,
+            u64::from(is_excused),
+            "{kind} {sent}"
+        );
+        assert_eq!(
+            verdict.missing_receipt.len(),
+            usize::from(!is_excused),
+            "{kind} {sent}"
+        );
+        assert_eq!(verdict.is_good(), is_excused, "{verdict:?}");
+    }
+}
+
+/// Goal: what had waited for long when the server died is excused, too: the receipts of its like tell how long.
+#[tokio::test]
+async fn a_backlog_is_excused() {
+    let mut world = World::new().await;
+    world.fault("kill_server", 20, 21);
+    world.send(NODES[0], "a", 8, None);
+    world.send(NODES[0], "a", 30, Some(Outcome::Stored));
+    world.store_a(30);
+    assert_eq!(world.found().await, [("missing receipt", 1)]);
+    world.send(NODES[0], "a", 7, None);
+    world.receipt_at(19 * SECOND, NODES[0], "a", 7, Outcome::Superseded);
+    assert_eq!(
+        world.found().await,
+        [],
+        "7 waited until 19 s, so 8 may have"
+    );
+}
+
+/// Goal: the server that is started after a kill has to send receipts; a lost newest result with the content of the
+/// stored one is found by them alone.
+#[tokio::test]
+async fn the_next_server_has_no_excuse() {
+    for (sent, expected) in [(11, &[][..]), (14, &[("missing receipt", 1)])] {
+        let mut world = World::new().await;
+        world.fault("kill_server", 10, 11);
+        let id = world.ledger.sending(&Sent {
+            node: name(NODES[0]),
+            plugin: "a".parse().unwrap(),
+            run: Some(world.runs[usize::try_from(sent).unwrap()]),
+            seq: sent,
+            hash: Hash::of(text(NODES[0], "a", 3).as_bytes()),
+            version: Some(3),
+            due: sent * SECOND,
+            is_late: false,
+        });
+        world.ledger.attempt(id, sent * SECOND);
+        world.ledger.confirm(id, sent * SECOND);
+        assert_eq!(world.found().await, expected, "{sent}");
+    }
+}
+
+/// Goal: a result in the middle that was dropped as overtaken before a newer one was sent is found, with and without
+/// faults; one that was overtaken by then is good, and so is a copy of what was settled before.
+#[tokio::test]
+async fn nothing_is_overtaken_by_what_comes_later() {
+    for outcome in [Outcome::Superseded, Outcome::Stale] {
+        for (told, kind, expected) in [
+            (4 * SECOND + MOMENT, None, &[("unexplained", 1)][..]),
+            (5 * SECOND + MOMENT, None, &[]),
+            (
+                4 * SECOND + MOMENT,
+                Some("kill_server"),
+                &[("unexplained", 1)],
+            ),
+            (
+                4 * SECOND + MOMENT,
+                Some("stop_store"),
+                &[("unexplained", 1)],
+            ),
+        ] {
+            let mut world = World::new().await;
+            if let Some(kind) = kind {
+                world.fault(kind, 20, 21);
+            }
+            world.send(NODES[0], "a", 4, None);
+            world.receipt_at(told, NODES[0], "a", 4, outcome);
+            world.count(outcome);
+            world.send(NODES[0], "a", 5, Some(Outcome::Stored));
+            world.store_a(5);
+            assert_eq!(world.found().await, expected, "{outcome:?} {told} {kind:?}");
+        }
+        // It was stored; the server died, and the broker delivered it again. Its first receipt came, or was lost.
+        for (seq, is_told, expected) in [
+            (4, true, &[][..]),
+            (4, false, &[]),
+            (19, false, &[]),
+            (24, true, &[]),
+            (40, true, &[("unexplained", 2)]),
+        ] {
+            let mut world = World::new().await;
+            world.fault("kill_server", 20, 21);
+            world.send(NODES[0], "a", seq, None);
+            if is_told {
+                world.receipt(NODES[0], "a", seq, Outcome::Stored);
+            }
+            world.receipt_at(41 * SECOND, NODES[0], "a", seq, outcome);
+            world.store_a(seq);
+            assert_eq!(world.found().await, expected, "{outcome:?} {seq} {is_told}");
+        }
+    }
+}
+
+/// Goal: a good result that the server could not read is found, though the dead letter names no node; on a broker that
+/// others use, too, theirs are left alone.
+#[tokio::test]
+async fn a_good_result_among_the_dead_letters_is_found() {
+    for is_own in [true, false] {
+        let mut world = World::new().await;
+        world.fault("kill_server", 20, 21);
+        world.own.broker = is_own;
+        world.dead(&format!("{}/3", NODES[0]), &[]).await;
+        assert_eq!(world.found().await, [("unexplained", 1)]);
+    }
+    for (is_own, expected) in [(true, &[("unexplained", 1)][..]), (false, &[])] {
+        let mut world = World::new().await;
+        world.own.broker = is_own;
+        world.dead("web1.example.org/3", &[]).await;
+        assert_eq!(world.found().await, expected);
+    }
+}
+
+/// Goal: after a kill, too, the server must be there and hold nothing; a queue that is gone is found.
+#[tokio::test]
+async fn nothing_may_be_under_way_after_a_kill() {
+    let mut world = World::new().await;
+    world.fault("kill_server", 20, 21);
+    world.counts.received += 1;
+    world.counts.in_flight += 1;
+    assert_eq!(world.found().await, [("counters disagree", 1)]);
+    world.own.server = false;
+    assert_eq!(world.found().await, [], "it may be somebody else's");
+
+    let queues = [0, 1].map(topology::results_queue_name);
+    let world = World::new().await;
+    let verdict = world.case(&queues[..1]).verify(None).await.unwrap();
+    assert_eq!(verdict.counters_disagree.len(), 1, "no answer: {verdict:?}");
+    let verdict = world.case(&queues).verify(Some(&world.counts)).await;
+    assert_eq!(verdict.unwrap().lost.len(), 1, "one of two queues is gone");
+}
+
+/// Goal: what the server still holds is waited for before it is judged, and not for ever.
+#[tokio::test(start_paused = true)]
+async fn a_busy_server_is_waited_for() {
+    for (looks, is_good) in [(20, true), (10_000, false)] {
+        let mut world = World::new().await;
+        world.fault("kill_server", 20, 21);
+        let queues = [topology::results_queue_name(0)];
+        let mut left = looks;
+        let counts = async || {
+            left -= 1;
+            let mut counts = world.counts.clone();
+            counts.received += u64::from(left > 0);
+            counts.in_flight += u64::from(left > 0);
+            Some(counts)
+        };
+        let case = world.case(&queues);
+        let verdict = case.verify_within(Duration::from_secs(1), counts);
+        assert_eq!(verdict.await.unwrap().is_good(), is_good, "{looks}");
+    }
+}
+
+/// Goal: the deletions are counted where there were to be some, so that none is no proof of anything.
+#[tokio::test]
+async fn deletions_are_counted() {
+    let mut world = World::new().await;
+    assert_eq!(world.verdict().await.deleted, Some(0));
+    world.ledger.deleted(&name(NODES[0]));
+    world.store.delete(&name(NODES[0]));
+    assert_eq!(world.verdict().await.deleted, Some(1));
+    world.own.deletes = false;
+    assert_eq!(world.verdict().await.deleted, None);
+    world.own.deletes = true;
+    world.fault("cut_broker", 1, 2);
+    assert_eq!(world.verdict().await.deleted, None);
+}
