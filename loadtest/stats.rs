@@ -149,6 +149,8 @@ pub(crate) struct ServerCounts {
     pub(crate) redelivered: u64,
     /// `vogeler_documents_written_total`.
     pub(crate) documents_written: u64,
+    /// `vogeler_receipts_failed_total`: receipts that the server gave up, with its queue full or the broker away.
+    pub(crate) receipts_failed: u64,
     /// Whether every count of every life is in here: false once a server was killed, since what it counted after the
     /// last look is gone; and false for a server that others load, too.
     pub(crate) is_complete: bool,

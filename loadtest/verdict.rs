@@ -39,6 +39,10 @@ pub(crate) struct Verdict {
     pub(crate) failed_clients: Vec<Finding>,
     /// Receipts that a fault explains the lack of; the store told the fate. No finding.
     pub(crate) receipts_lost_to_faults: u64,
+    /// Receipts that are missing after a fault's time, and that the server says it gave up: after an outage it may settle
+    /// more than its queue of receipts holds. No finding; without faults each is one.
+    #[serde(default)]
+    pub(crate) receipts_given_up: u64,
     /// An older result that came late was taken for new, after an unchanged one that leaves no trace in the store and a
     /// fault that made the server forget it (ARCHITECTURE.md, Decisions). No finding; only ever above 0 with faults.
     pub(crate) unchanged_forgotten: u64,

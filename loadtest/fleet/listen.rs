@@ -64,10 +64,17 @@ fn queue() -> Queue {
 }
 
 async fn hear(fleet: &Fleet, consumer: &mut Consumer, start: Start) {
+    let mut heard: Option<(u64, u64)> = None;
     while let Some(delivery) = consumer.next().await {
+        let now = start.micros();
+        if let Some((session, at)) = heard
+            && session != delivery.session
+        {
+            fleet.ledger.deaf(at, now);
+        }
+        heard = Some((delivery.session, now));
         match serde_json::from_slice::<ReceiptBatch>(&delivery.body) {
             Ok(batch) => {
-                let now = start.micros();
                 for receipt in &batch.receipts {
                     let noted = fleet.ledger.receipt(batch.run, receipt, now);
                     if let Noted::First { due } = noted {

@@ -135,6 +135,11 @@ impl Ledger {
         }
     }
 
+    /// The listener had to subscribe anew between these receipts; what came in between went with its queue.
+    pub(crate) fn deaf(&self, from: u64, until: u64) {
+        self.book().deaf.push((from, until));
+    }
+
     /// Whether each copy that the broker confirmed is settled, and none is under way.
     pub(crate) fn is_settled(&self, node: &NodeName) -> bool {
         let book = self.book();

@@ -136,6 +136,10 @@ fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
             "receipts were lost to faults; the store told what became of their results",
         ),
         (
+            verdict.receipts_given_up,
+            "results after a fault have no receipt, and the server says that it gave up as many or more",
+        ),
+        (
             verdict.unchanged_forgotten,
             "older results were taken for new after an unchanged one that a fault made the server forget",
         ),

@@ -4,7 +4,7 @@ use vogeler::wire::Outcome;
 
 use crate::ledger::Book;
 use crate::stats::ServerCounts;
-use crate::verdict::Finding;
+use crate::verdict::{Finding, Verdict};
 
 /// What the ledger says about all deliveries together.
 #[derive(Debug, Clone, Copy, Default)]
@@ -115,4 +115,13 @@ pub(super) fn judge(
         );
     }
     found
+}
+
+/// Receipts that the server counted as given up explain as many missing ones, all or none: which ones it does not say.
+pub(super) fn excuse_given_up(counts: &ServerCounts, verdict: &mut Verdict) {
+    let missing = verdict.missing_receipt.len() as u64;
+    if missing <= counts.receipts_failed {
+        verdict.receipts_given_up = missing;
+        verdict.missing_receipt.clear();
+    }
 }

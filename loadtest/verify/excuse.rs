@@ -55,9 +55,16 @@ impl Excuses {
             let is_again = fault.kind()?.redelivers();
             is_again.then(|| micros(fault.ended) + BACK)
         });
+        let delivered_again = again.max();
+        // A listener that is cut off in a run without such a fault is not the plan's doing.
+        let deaf = book.deaf.iter().filter(|_| delivered_again.is_some());
+        let deaf = deaf.map(|(from, until)| Window {
+            from: under_way_since(book, *from).saturating_sub(BEFORE),
+            until: *until,
+        });
         Self {
-            losing: losing.collect(),
-            delivered_again: again.max(),
+            losing: losing.chain(deaf).collect(),
+            delivered_again,
             forgotten: faults.iter().map(forgotten).collect(),
         }
     }

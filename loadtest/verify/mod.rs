@@ -138,6 +138,9 @@ impl Case<'_> {
         self.judge_queues(&mut verdict).await?;
         let book = self.ledger.book();
         let redelivers = self.plan.redelivers();
+        if redelivers && let Some(counts) = counts {
+            counters::excuse_given_up(counts, &mut verdict);
+        }
         dead::judge(&book, &letters, (self.own.broker, redelivers), &mut verdict);
         verdict.counters_disagree = counters::judge(&book, counts, (self.own.server, redelivers));
         let may_delete = self.plan.leaves > 0 && self.own.deletes && !redelivers;

@@ -31,6 +31,7 @@ pub(crate) fn parse(text: &str) -> Option<ServerCounts> {
             "vogeler_results_in_flight" => counts.in_flight += value,
             "vogeler_results_redelivered_total" => counts.redelivered += value,
             "vogeler_documents_written_total" => counts.documents_written += value,
+            "vogeler_receipts_failed_total" => counts.receipts_failed += value,
             _ => {}
         }
     }
@@ -161,6 +162,7 @@ fn each(one: &ServerCounts, other: &ServerCounts, op: fn(u64, u64) -> u64) -> Se
         in_flight: 0,
         redelivered: op(one.redelivered, other.redelivered),
         documents_written: op(one.documents_written, other.documents_written),
+        receipts_failed: op(one.receipts_failed, other.receipts_failed),
         is_complete: false,
     }
 }

@@ -38,6 +38,50 @@ async fn a_fault_excuses_the_receipts_of_its_time_only() {
     }
 }
 
+/// Goal: receipts that the server says it gave up are excused after an outage, one more is not; and without faults none is.
+#[tokio::test]
+async fn what_the_server_gave_up_is_excused_after_a_fault() {
+    for (has_fault, failed, expected) in [
+        (true, 2, &[][..]),
+        (true, 1, &[("missing receipt", 2)]),
+        (false, 2, &[("missing receipt", 2)]),
+    ] {
+        let mut world = World::new().await;
+        if has_fault {
+            world.fault("cut_broker", 10, 11);
+        }
+        for seq in [40, 41] {
+            world.send(NODES[0], "a", seq, None);
+            world.count(Outcome::Superseded);
+        }
+        world.send(NODES[0], "a", 42, Some(Outcome::Stored));
+        world.store_a(42);
+        world.counts.receipts_failed = failed;
+        assert_eq!(world.found().await, expected, "{has_fault} {failed}");
+    }
+}
+
+/// Goal: receipts that went with the listener's queue are excused, long after the fault, too, and not without one.
+#[tokio::test]
+async fn a_deaf_listener_is_excused() {
+    for (has_fault, sent, expected) in [
+        (true, 40, &[][..]),
+        (true, 45, &[("missing receipt", 1)]),
+        (false, 40, &[("missing receipt", 1)]),
+    ] {
+        let mut world = World::new().await;
+        if has_fault {
+            world.fault("cut_broker", 10, 11);
+        }
+        world.ledger.deaf(39 * SECOND, 42 * SECOND);
+        world.send(NODES[0], "a", sent, None);
+        world.count(Outcome::Superseded);
+        world.send(NODES[0], "a", 50, Some(Outcome::Stored));
+        world.store_a(50);
+        assert_eq!(world.found().await, expected, "{has_fault} {sent}");
+    }
+}
+
 /// Goal: what had waited for long when the server died is excused, too: the receipts of its like tell how long.
 #[tokio::test]
 async fn a_backlog_is_excused() {
