@@ -86,10 +86,11 @@ async fn load(
     };
     let working = async {
         let _over = over.clone().drop_guard();
-        tokio::try_join!(
-            fleet.run(&target, stop),
-            faults::run(&plan.faults, services, &timeline, started, stop),
-        )
+        tokio::try_join!(fleet.run(&target, stop), async {
+            let faults = faults::run(&plan.faults, services, &timeline, started, stop).await?;
+            target.faults_over.cancel();
+            Ok(faults)
+        },)
     };
     let (worked, _) = tokio::join!(working, watching);
     let (sent, faults) = worked?;
@@ -142,6 +143,7 @@ fn target(
         deleter,
         queues: services.queues(),
         server: asked.given.metrics.is_none().then(|| Arc::clone(timeline)),
+        faults_over: CancellationToken::new(),
     })
 }
 

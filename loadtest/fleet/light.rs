@@ -65,14 +65,18 @@ pub(super) async fn run(fleet: &Fleet, target: &Target, start: Start, stop: &Can
     let lines = outlets(&light, target, &mut tasks);
     dispatch(&light, target, &lines, &mut tasks).await;
     drop(lines);
-    let faults_end = start.instant + fleet.plan.faults_end();
-    let deadline = Instant::now().max(faults_end) + fleet.plan.settle_timeout;
-    let all = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout_at(deadline, all).await.is_err() {
-        // Each ends with its next message, and counts it as unconfirmed.
-        give_up.cancel();
-        while tasks.join_next().await.is_some() {}
+    let patience = async {
+        target.faults_over.cancelled().await;
+        tokio::time::sleep(fleet.plan.settle_timeout).await;
+    };
+    tokio::select! {
+        () = async { while tasks.join_next().await.is_some() {} } => return,
+        () = patience => {}
+        () = stop.cancelled() => {}
     }
+    // Each ends with its next message, and counts it as unconfirmed.
+    give_up.cancel();
+    while tasks.join_next().await.is_some() {}
 }
 
 /// The lines to the connections, by node. A node finds its own at its number modulo their count.

@@ -82,6 +82,8 @@ pub(crate) struct Target {
     pub(crate) queues: Vec<String>,
     /// The server's counts; none if others load it, too: what it holds need not be ours.
     pub(crate) server: Option<Arc<Timeline>>,
+    /// Cancelled when all faults are over: a broker may take minutes longer to come back than planned.
+    pub(crate) faults_over: CancellationToken,
 }
 
 impl Target {
@@ -224,13 +226,13 @@ impl Fleet {
             light::run(self, target, start, &over).await;
             start.instant.elapsed()
         });
-        self.settle(target, start, &over).await;
+        self.settle(target, &over).await;
         let settled = start.instant.elapsed();
         let confirmed = self.stats.confirmed.get();
         let failed_clients = clients.stop().await;
         if self.stats.confirmed.get() > confirmed {
             // A client that ends publishes what it still has; its receipts are to be heard, too.
-            self.settle(target, start, &over).await;
+            self.settle(target, &over).await;
         }
         for _ in 0..self.ledger.never_confirmed() {
             self.stats.unconfirmed.add();
@@ -247,14 +249,15 @@ impl Fleet {
 
     /// Waits until what real clients tried to publish is confirmed, and each confirmed result has its receipt, or none is to
     /// be expected any more.
-    async fn settle(&self, target: &Target, start: Start, stop: &CancellationToken) {
-        let faults_end = start.instant + self.plan.faults_end();
-        let deadline = Instant::now().max(faults_end) + self.plan.settle_timeout;
+    async fn settle(&self, target: &Target, stop: &CancellationToken) {
+        stop.run_until_cancelled(target.faults_over.cancelled())
+            .await;
+        let deadline = Instant::now() + self.plan.settle_timeout;
         let broker = target.brokers.open();
         let (mut told, mut told_at) = (0, Instant::now());
         while Instant::now() < deadline && !stop.is_cancelled() {
             let is_confirmed = self.ledger.never_confirmed() == 0;
-            if Instant::now() >= faults_end && is_confirmed && self.ledger.unsettled() == 0 {
+            if is_confirmed && self.ledger.unsettled() == 0 {
                 break;
             }
             let settled = self.stats.settled();
@@ -263,7 +266,7 @@ impl Fleet {
             }
             let is_quiet = self.plan.redelivers()
                 && is_confirmed
-                && told_at.max(faults_end).elapsed() > QUIET
+                && told_at.elapsed() > QUIET
                 && target.is_server_idle();
             if is_quiet && is_empty(broker.as_ref(), &target.queues).await {
                 break;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures::future::join_all;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, join_all};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vogeler::runner::{self, Counts, RunRequest};
-use vogeler::store::Store;
 use vogeler::wire::RunId;
 
 use super::{Fleet, Start, Target};
@@ -16,7 +16,7 @@ use crate::verdict::RunnerOutcome;
 
 /// Longest wait until the store knows all real clients; past it those that are missing count as not answering.
 const KNOWN_MAX: Duration = Duration::from_secs(30);
-const KNOWN_PAUSE: Duration = Duration::from_millis(500);
+const KNOWN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs all of them; ends with the last.
 pub(super) async fn run_all(
@@ -25,20 +25,29 @@ pub(super) async fn run_all(
     start: Start,
     stop: &CancellationToken,
 ) -> Vec<RunnerOutcome> {
-    let runs = fleet
-        .plan
-        .runners
+    let runners = &fleet.plan.runners;
+    if runners.is_empty() {
+        return Vec::new();
+    }
+    // Once for all of them, before the first.
+    let known = wait_until_known(fleet, target, start, stop)
+        .boxed()
+        .shared();
+    let runs = runners
         .iter()
-        .map(|plan| run(fleet, plan, target, start, stop));
-    join_all(runs).await
+        .map(|plan| run(fleet, plan, target, start, (known.clone(), stop)));
+    tokio::join!(join_all(runs), known.clone()).0
 }
+
+/// Ends when the store knows all real clients.
+type Known<'a> = Shared<BoxFuture<'a, ()>>;
 
 async fn run(
     fleet: &Fleet,
     plan: &RunnerPlan,
     target: &Target,
     start: Start,
-    stop: &CancellationToken,
+    (known, stop): (Known<'_>, &CancellationToken),
 ) -> RunnerOutcome {
     let mut outcome = RunnerOutcome {
         plugin: plan.plugin.clone(),
@@ -55,7 +64,7 @@ async fn run(
         outcome.error = Some("stopped before its time".to_owned());
         return outcome;
     }
-    let asked = ask(fleet, plan, target, start, stop, &mut outcome);
+    let asked = ask(fleet, plan, target, start, (known, stop), &mut outcome);
     if let Err(error) = asked.await {
         outcome.error = Some(format!("{error:#}"));
     }
@@ -67,7 +76,7 @@ async fn ask(
     plan: &RunnerPlan,
     target: &Target,
     start: Start,
-    stop: &CancellationToken,
+    (known, stop): (Known<'_>, &CancellationToken),
     outcome: &mut RunnerOutcome,
 ) -> anyhow::Result<()> {
     let request = RunRequest {
@@ -77,8 +86,8 @@ async fn ask(
         timeout: plan.deadline,
     };
     let real = is_real(&request.target).then_some(fleet.plan.real_clients);
-    if let Some(count) = real {
-        wait_until_known(target.store.as_ref(), &request.target, count, stop).await;
+    if real.is_some() {
+        known.await;
         outcome.at = Duration::from_millis(start.micros() / 1_000);
     }
     let began = Instant::now();
@@ -110,17 +119,18 @@ fn is_real(target: &runner::Target) -> bool {
     matches!(target, runner::Target::Group(group) if group.as_str() == REAL_GROUP)
 }
 
-/// A run asks whom the store knows, so it begins when the store knows all real clients, as far as they come in time.
-async fn wait_until_known(
-    store: &dyn Store,
-    target: &runner::Target,
-    count: usize,
-    stop: &CancellationToken,
-) {
+/// A run asks whom the store knows, so runs begin when the store knows all real clients, as far as they come in time. They
+/// are looked for from the end of the ramp on.
+async fn wait_until_known(fleet: &Fleet, target: &Target, start: Start, stop: &CancellationToken) {
+    let ramped = start.instant + fleet.plan.ramp;
+    stop.run_until_cancelled(tokio::time::sleep_until(ramped))
+        .await;
     let deadline = Instant::now() + KNOWN_MAX;
     while Instant::now() < deadline && !stop.is_cancelled() {
-        let known = store.nodes().await.unwrap_or_default();
-        if target.among(&known).len() >= count {
+        let known = target.store.nodes().await.unwrap_or_default();
+        let known = known.iter().flat_map(|node| &node.groups);
+        let real = known.filter(|group| group.as_str() == REAL_GROUP);
+        if real.count() >= fleet.plan.real_clients {
             return;
         }
         tokio::time::sleep(KNOWN_PAUSE).await;

@@ -64,6 +64,13 @@ fn the_fingerprint_of_a_plan_is_fixed() {
     assert_ne!(fingerprint(&changes), fingerprint(&plan()));
 }
 
+/// Faults that are over from the start.
+fn no_faults() -> CancellationToken {
+    let over = CancellationToken::new();
+    over.cancel();
+    over
+}
+
 /// What a load on a server in this process ended with.
 struct Loaded {
     fleet: Fleet,
@@ -96,6 +103,7 @@ async fn load(
         deleter: Deleter::Memory(store.clone()),
         queues: queues.clone(),
         server: None,
+        faults_over: no_faults(),
     };
     let sent = fleet.run(&target, &CancellationToken::new()).await.unwrap();
     let counts = || {
@@ -291,6 +299,7 @@ fn a_stop_ends_the_fleet() {
             deleter: Deleter::Memory(store),
             queues: vec![topology::results_queue_name(0)],
             server: None,
+            faults_over: no_faults(),
         };
         let stop = CancellationToken::new();
         let later = stop.clone();

@@ -213,12 +213,6 @@ impl Plan {
         Ok(plan)
     }
 
-    /// When the last fault ends, from the start of the load.
-    pub(crate) fn faults_end(&self) -> Duration {
-        let ends = self.faults.iter().map(|fault| fault.at + fault.lasts);
-        ends.max().unwrap_or_default()
-    }
-
     /// Whether a fault makes the broker deliver again, or lose a receipt: it, or the server, is interrupted.
     pub(crate) fn redelivers(&self) -> bool {
         self.faults.iter().any(|fault| fault.kind.redelivers())
