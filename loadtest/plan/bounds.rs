@@ -19,11 +19,12 @@ pub(crate) struct Bounds {
     /// After each fault the backlog is gone within this.
     #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
     pub(crate) recovery: Option<Duration>,
-    /// 99 of 100 results are handed to their connection within this of when they were due; past it the tester is the
-    /// bottleneck, and the run does not pass. Default 250 ms.
+    /// 99 of 100 results are made within this of when they were due, and 99 of 100 of the tester's timers are as punctual;
+    /// past it the tester is the bottleneck, and the run does not pass. Default 250 ms.
     #[serde(with = "span")]
     pub(crate) p99_tester_lag: Duration,
-    /// Share of all cores that the tester itself may use; past it the tester is the bottleneck. Default 0.9.
+    /// Share of all cores that the tester itself may use in its busiest 10 s; past it the tester is the bottleneck.
+    /// Default 0.9.
     pub(crate) tester_cpu_max: f64,
 }
 
