@@ -1,12 +1,17 @@
-//! Stopping: SIGTERM or SIGINT (Ctrl-C) asks for a clean stop, a second one for an end at once.
+//! Stopping: SIGTERM or SIGINT (Ctrl-C) asks for a clean stop, a second one a moment later for an end at once.
 //!
 //! Invariant: nothing here ends the process; `main` returns, so destructors run and the broker takes back what is
 //! unsettled.
 
 use std::io;
+use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Signals so close together are one: timeout(1) tells its child and then the whole group, the child once more.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
 
 /// What the signals ask for.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +37,9 @@ impl Shutdown {
                 };
                 tracing::info!(target: "vogeler::shutdown", signal = name, "stopping");
                 token.cancel();
+                tokio::time::sleep(ONE_SIGNAL).await;
+                _ = terminate.recv().now_or_never();
+                _ = interrupt.recv().now_or_never();
             }
         });
         Ok(shutdown)
@@ -42,15 +50,19 @@ impl Shutdown {
 mod tests {
     use super::*;
 
-    /// Goal: the first signal asks for a clean stop and nothing more, the second for the end.
+    /// Goal: the first signal asks for a clean stop and nothing more, also if it comes twice at once; the next for the end.
     #[tokio::test]
     async fn the_first_signal_stops_the_second_ends() {
         let shutdown = Shutdown::on_signals().unwrap();
-        let this = rustix::process::getpid();
-        rustix::process::kill_process(this, rustix::process::Signal::TERM).unwrap();
+        let send = |signal| {
+            rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
+        };
+        send(rustix::process::Signal::TERM);
         shutdown.stop.cancelled().await;
-        assert!(!shutdown.at_once.is_cancelled());
-        rustix::process::kill_process(this, rustix::process::Signal::INT).unwrap();
+        send(rustix::process::Signal::TERM);
+        let again = tokio::time::timeout(ONE_SIGNAL * 3, shutdown.at_once.cancelled());
+        assert!(again.await.is_err(), "one signal, sent twice, is one");
+        send(rustix::process::Signal::INT);
         shutdown.at_once.cancelled().await;
     }
 }
