@@ -140,11 +140,13 @@ fn results_held_too_long_go_back_once() {
         }
         eventually("all are back at the broker", async || {
             scene.check_accounts();
-            (scene.waiting().await == 100).then_some(())
+            // Not those that were never pulled.
+            let [received, _, in_flight] = scene.v.accounts()?;
+            let is_idle = received >= 100.0 && in_flight < 0.5;
+            (is_idle && scene.waiting().await == 100).then_some(())
         })
         .await;
-        let [received, _, in_flight] = scene.v.accounts().unwrap();
-        assert_eq!(in_flight.to_string(), "0");
+        let [received, ..] = scene.v.accounts().unwrap();
         scene.publish_all(&NODES, 21, &json!(21)).await;
         scene.pass(Duration::from_secs(3)).await;
         let [later, ..] = scene.v.accounts().unwrap();
