@@ -245,12 +245,13 @@ fn departures(plan: &Plan, end: u64) -> Vec<Departure> {
     departures
 }
 
+/// Seconds of a run as the schedule and the ledger count them.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "times are positive, and a day at most"
 )]
-fn micros(seconds: f64) -> u64 {
+pub(crate) fn micros(seconds: f64) -> u64 {
     (seconds * 1e6) as u64
 }
 

@@ -6,6 +6,7 @@
 use crate::faults::FaultRecord;
 use crate::ledger::{Book, Entry};
 use crate::plan::FaultKind;
+use crate::schedule::micros;
 
 /// Receipts that came so shortly before a fault show what was being settled then; what was settled with it and has no
 /// receipt may have been sent so much earlier.
@@ -108,13 +109,4 @@ fn under_way_since(book: &Book, began: u64) -> u64 {
     });
     let since = told_late.filter_map(|entry| entry.attempted_at).min();
     since.unwrap_or(began).min(began)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "seconds of a run"
-)]
-fn micros(seconds: f64) -> u64 {
-    (seconds * 1e6) as u64
 }

@@ -128,6 +128,25 @@ fn time(value: Option<&Value>) -> Option<Timestamp> {
     value?.as_str()?.parse().ok()
 }
 
+/// An answer of `_find`.
+#[derive(Deserialize)]
+#[serde(bound = "F: DeserializeOwned")]
+struct Page<F> {
+    docs: Vec<Scanned<F>>,
+    bookmark: Option<String>,
+}
+
+async fn find_page<F: DeserializeOwned>(
+    client: &Client,
+    request: &Value,
+) -> Result<Page<F>, StoreError> {
+    let body = request.to_string().into_bytes();
+    let reply = client
+        .send(Method::POST, &["_find"], &[], Some(body))
+        .await?;
+    client.parse(&reply)
+}
+
 /// A document, reduced to some fields.
 #[derive(Deserialize)]
 struct Scanned<F> {
@@ -146,11 +165,6 @@ async fn scan<F: DeserializeOwned>(
     client: &Client,
     fields: &[&str],
 ) -> Result<Vec<Scanned<F>>, StoreError> {
-    #[derive(Deserialize)]
-    #[serde(bound = "F: DeserializeOwned")]
-    struct Page<F> {
-        docs: Vec<Scanned<F>>,
-    }
     let fields: Vec<&str> = ["_id", "doc_type"].iter().chain(fields).copied().collect();
     let mut found: Vec<Scanned<F>> = Vec::new();
     let mut last: Option<String> = None;
@@ -162,11 +176,7 @@ async fn scan<F: DeserializeOwned>(
             "fields": fields,
             "limit": SCAN_LIMIT,
         });
-        let body = request.to_string().into_bytes();
-        let reply = client
-            .send(Method::POST, &["_find"], &[], Some(body))
-            .await?;
-        let page: Page<F> = client.parse(&reply)?;
+        let page: Page<F> = find_page(client, &request).await?;
         // A page that is not full need not be the last: design documents are left out of it.
         let Some(end) = page.docs.last() else {
             return Ok(found);
@@ -286,26 +296,12 @@ async fn find_all(
     selector: &Value,
     design: &str,
 ) -> Result<BTreeSet<NodeName>, StoreError> {
-    #[derive(Deserialize)]
-    struct Page {
-        docs: Vec<Document>,
-        bookmark: Option<String>,
-    }
-    #[derive(Deserialize)]
-    struct Document {
-        #[serde(rename = "_id")]
-        id: String,
-    }
     let mut found = BTreeSet::new();
     let mut request =
         json!({"selector": selector, "fields": ["_id"], "limit": FIND_LIMIT, "use_index": design});
     let mut read = 0;
     loop {
-        let body = request.to_string().into_bytes();
-        let reply = client
-            .send(Method::POST, &["_find"], &[], Some(body))
-            .await?;
-        let page: Page = client.parse(&reply)?;
+        let page: Page<IgnoredAny> = find_page(client, &request).await?;
         read += page.docs.len();
         let is_last = page.docs.len() < FIND_LIMIT;
         found.extend(
