@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vogeler::broker::Consumer;
-use vogeler::broker::topology::{Binding, Exchange, Lifetime, Queue, QueueType};
+use vogeler::broker::topology::{Binding, Consumers, Exchange, Lifetime, Queue, QueueType};
 use vogeler::wire::ReceiptBatch;
 
 use super::{Fleet, Start, Target};
@@ -55,7 +55,7 @@ fn queue() -> Queue {
         name: format!("vogeler.receipts.loadtest-{}", Uuid::now_v7()),
         lifetime: Lifetime::Exclusive,
         queue_type: QueueType::Classic,
-        single_active: false,
+        consumers: Consumers::Shared,
         bindings: vec![Binding {
             exchange: Exchange::Receipts,
             key: "#".to_owned(),

@@ -36,14 +36,16 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// Publishes one message and waits until the broker has it safe. `Ok` means: confirmed, and (when
     /// `mandatory`) in at least one queue. Calls run concurrently on one channel, so many awaited together
-    /// share round trips. A `Nack` is sent again within the bounds of the publish timeout.
+    /// share round trips. A `Nack` is sent again within the bounds of the publish timeout. A message that is larger
+    /// than the broker takes fails with [`BrokerError::TooLarge`]; it alone, not those beside it on the channel.
     async fn publish(&self, message: Message) -> Result<(), BrokerError>;
 
     /// Declares `queue` with its bindings and consumes it, at most `prefetch` deliveries unsettled. The
     /// consumer survives outages: it re-connects with back-off, declares again and goes on; deliveries that
     /// were unsettled then come again, marked redelivered, and settling the old ones does nothing.
-    /// Fails at once where a first attempt cannot succeed by waiting (bad credentials, mismatched queue);
-    /// where the broker is merely away it keeps trying.
+    /// Fails at once where a first attempt cannot succeed by waiting (bad credentials, mismatched queue), and where
+    /// an exclusive consumer has the queue; where the broker is merely away it keeps trying. An exclusive consumer
+    /// that finds another one in its place after an outage ends. One that is refused adds no bindings.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError>;
 
     /// Depth of the named queues, in the order asked for; none for a queue that does not exist.
@@ -298,6 +300,28 @@ pub enum BrokerError {
         /// What the broker said.
         reason: String,
     },
+    /// A queue whose one consumer is somebody else: see [`Consumers::Exclusive`](topology::Consumers::Exclusive).
+    #[error(
+        "{name} has a consumer already ({reason}): do two machines have one name, or does another `vogeler client` run here? Give each a client.node of its own"
+    )]
+    InUse {
+        /// Which queue.
+        name: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// A message that the broker does not take, now or later.
+    #[error(
+        "the message of {bytes} bytes is larger than the broker takes, {bytes_max} bytes: raise max_message_size in its rabbitmq.conf, or send less ({reason})"
+    )]
+    TooLarge {
+        /// Size of the message's body, in bytes.
+        bytes: u64,
+        /// The most that the broker takes, in bytes.
+        bytes_max: u64,
+        /// What the broker said.
+        reason: String,
+    },
     /// A mandatory message that no queue takes.
     #[error(
         "no queue takes messages for {exchange} with routing key {routing_key:?}: has `vogeler admin setup` run, or is the server up?"
@@ -325,9 +349,12 @@ impl BrokerError {
         match self {
             Self::Away { .. }
             | Self::Locked { .. }
+            | Self::InUse { .. }
             | Self::Unroutable { .. }
             | Self::Unconfirmed { .. } => true,
-            Self::Refused { .. } | Self::Mismatch { .. } | Self::Closed => false,
+            Self::Refused { .. } | Self::Mismatch { .. } | Self::TooLarge { .. } | Self::Closed => {
+                false
+            }
         }
     }
 }

@@ -100,6 +100,17 @@ pub enum QueueType {
     Classic,
 }
 
+/// Who may consume a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consumers {
+    /// All who come, in turns.
+    Shared,
+    /// One at a time, the others waiting to take over. A property of the queue.
+    SingleActive,
+    /// One; others are refused with [`BrokerError::InUse`](super::BrokerError::InUse). A property of the consumer.
+    Exclusive,
+}
+
 /// A queue, as it is declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
@@ -109,8 +120,8 @@ pub struct Queue {
     pub lifetime: Lifetime,
     /// Quorum or classic; an exclusive queue is always classic.
     pub queue_type: QueueType,
-    /// Whether only one consumer at a time gets deliveries, the others waiting to take over.
-    pub single_active: bool,
+    /// Who may consume it.
+    pub consumers: Consumers,
     /// What it takes.
     pub bindings: Vec<Binding>,
 }
@@ -136,7 +147,7 @@ pub fn old_results_queue(partition: u16, queue_type: QueueType) -> Queue {
         name: results_queue_name(partition),
         lifetime: Lifetime::Durable,
         queue_type,
-        single_active: true,
+        consumers: Consumers::SingleActive,
         bindings: Vec::new(),
     }
 }
@@ -170,7 +181,8 @@ pub fn results_queues(partitions: u16, queue_type: QueueType) -> Vec<Queue> {
         .collect()
 }
 
-/// A client's own queue, `vogeler.node.<node>`.
+/// A client's own queue, `vogeler.node.<node>`. One client has it: two machines of one name would each get half of the
+/// commands.
 pub fn node_queue(node: &NodeName, groups: &[Group]) -> Queue {
     let keys = [BROADCAST_BINDING.to_owned(), node.to_string()].into_iter();
     let bindings = keys
@@ -185,7 +197,7 @@ pub fn node_queue(node: &NodeName, groups: &[Group]) -> Queue {
         lifetime: Lifetime::Expires(NODE_QUEUE_EXPIRES),
         // One queue a machine: a Raft group each would cost the broker far more than the command is worth.
         queue_type: QueueType::Classic,
-        single_active: false,
+        consumers: Consumers::Exclusive,
         bindings,
     }
 }
@@ -196,7 +208,7 @@ pub fn receipts_queue(run: RunId) -> Queue {
         name: format!("vogeler.receipts.{run}"),
         lifetime: Lifetime::Exclusive,
         queue_type: QueueType::Classic,
-        single_active: false,
+        consumers: Consumers::Shared,
         bindings: vec![Binding {
             exchange: Exchange::Receipts,
             key: run.to_string(),
@@ -210,7 +222,7 @@ pub fn server_queue(server: &str) -> Queue {
         name: format!("vogeler.servers.{server}"),
         lifetime: Lifetime::Exclusive,
         queue_type: QueueType::Classic,
-        single_active: false,
+        consumers: Consumers::Shared,
         bindings: vec![Binding {
             exchange: Exchange::Servers,
             key: String::new(),
@@ -224,7 +236,7 @@ pub fn dead_queue(queue_type: QueueType) -> Queue {
         name: DEAD_QUEUE.to_owned(),
         lifetime: Lifetime::Durable,
         queue_type,
-        single_active: false,
+        consumers: Consumers::Shared,
         bindings: vec![Binding {
             exchange: Exchange::Dead,
             key: String::new(),
@@ -238,7 +250,7 @@ pub fn dead_turn_queue() -> Queue {
         name: DEAD_TURN_QUEUE.to_owned(),
         lifetime: Lifetime::Exclusive,
         queue_type: QueueType::Classic,
-        single_active: false,
+        consumers: Consumers::Shared,
         bindings: Vec::new(),
     }
 }

@@ -41,6 +41,7 @@ contract!(
     an_exclusive_queue_goes_with_its_consumer,
     a_single_active_consumer_hands_over,
     a_hand_over_keeps_the_order,
+    an_exclusive_consumer_is_the_only_one,
     unbinding_is_idempotent,
     depth_counts_ready_and_consumers,
     large_bodies_travel,
@@ -65,7 +66,7 @@ async fn declaring_otherwise_is_a_mismatch(bench: Bench) {
     let queue = bench.queue();
     bench.broker.declare(slice::from_ref(&queue)).await.unwrap();
     let otherwise = Queue {
-        single_active: true,
+        consumers: Consumers::SingleActive,
         ..queue.clone()
     };
     let new = Queue {
@@ -380,7 +381,7 @@ async fn an_exclusive_queue_goes_with_its_consumer(bench: Bench) {
 /// Goal: with a single active consumer one gets all, and the next takes over when it leaves, in order.
 async fn a_single_active_consumer_hands_over(bench: Bench) {
     let queue = Queue {
-        single_active: true,
+        consumers: Consumers::SingleActive,
         ..bench.queue()
     };
     let mut first = bench.broker.consume(&queue, 2).await.unwrap();
@@ -392,6 +393,39 @@ async fn a_single_active_consumer_hands_over(bench: Bench) {
     ack_all(held);
     assert!(first.close(SOON).await);
     assert_eq!(text(&next(&mut second).await), "3");
+    bench.close().await;
+}
+
+/// Goal: a second exclusive consumer is refused with what to do, gets nothing and binds nothing; when the first one is
+/// gone it may have the queue.
+async fn an_exclusive_consumer_is_the_only_one(bench: Bench) {
+    let queue = Queue {
+        lifetime: Lifetime::Expires(Duration::from_hours(1)),
+        queue_type: QueueType::Classic,
+        consumers: Consumers::Exclusive,
+        ..bench.queue()
+    };
+    let mut more = queue.clone();
+    more.bindings[0].key += ".more";
+    let mut first = bench.broker.consume(&queue, 10).await.unwrap();
+    let error = bench.other.consume(&more, 10).await.unwrap_err();
+    assert!(
+        matches!(&error, BrokerError::InUse { name, .. } if *name == queue.name),
+        "{error}"
+    );
+    assert!(error.to_string().contains("client.node"), "{error}");
+    assert!(error.is_retryable());
+    bench.publish(&["1", "2"]).await;
+    let mut unbound = bench.message("3");
+    unbound.routing_key = more.bindings[0].key.clone();
+    let error = bench.broker.publish(unbound).await.unwrap_err();
+    assert!(matches!(error, BrokerError::Unroutable { .. }), "{error}");
+    assert_eq!(take_texts(&mut first, 2).await, ["1", "2"]);
+    assert!(first.close(SOON).await);
+    let mut second = bench.other.consume(&queue, 10).await.unwrap();
+    bench.publish(&["4"]).await;
+    assert_eq!(take_texts(&mut second, 1).await, ["4"]);
+    assert!(second.close(SOON).await);
     bench.close().await;
 }
 
@@ -489,7 +523,7 @@ async fn a_closed_broker_says_so(bench: Bench) {
 /// Goal: when all that was taken is settled, what was not taken goes to the next consumer before what came later.
 async fn a_hand_over_keeps_the_order(bench: Bench) {
     let queue = Queue {
-        single_active: true,
+        consumers: Consumers::SingleActive,
         ..bench.queue()
     };
     let bodies: Vec<_> = (0..300).map(|number| number.to_string()).collect();

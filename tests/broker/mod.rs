@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use vogeler::broker::amqp::AmqpBroker;
 use vogeler::broker::memory::MemoryBroker;
-use vogeler::broker::topology::{Binding, Exchange, Lifetime, Queue, QueueType};
+use vogeler::broker::topology::{Binding, Consumers, Exchange, Lifetime, Queue, QueueType};
 use vogeler::broker::{Broker, Consumer, Delivery, Message, Properties};
 use vogeler::config;
 
@@ -64,7 +64,7 @@ impl Bench {
             name: self.name.clone(),
             lifetime: Lifetime::Durable,
             queue_type: QueueType::Quorum,
-            single_active: false,
+            consumers: Consumers::Shared,
             bindings: vec![Binding {
                 exchange: Exchange::Results,
                 key: self.name.clone(),

@@ -1,7 +1,7 @@
 //! A consumer that survives outages: one session after the other, with back-off between them.
 //!
 //! Deliveries flow through one bounded queue for the consumer's life; a session that ends is replaced until nobody
-//! takes deliveries any more. Each change for the worse or the better is logged once.
+//! takes deliveries any more, or another exclusive consumer has come first. Each change for the worse or the better is logged once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +32,7 @@ pub(super) async fn consume(
     let prefetch = prefetch.max(1);
     let first = match Session::open(&connector, &queue, prefetch).await {
         Ok(session) => Some(session),
-        Err(error) if error.is_retryable() => None,
+        Err(error) if error.is_retryable() && !is_taken(&error) => None,
         Err(error) => return Err(error),
     };
     let (out, deliveries) = mpsc::channel(usize::from(prefetch).min(DELIVERIES_WAITING_MAX));
@@ -57,6 +57,10 @@ pub(super) async fn consume(
     ))
 }
 
+fn is_taken(error: &BrokerError) -> bool {
+    matches!(error, BrokerError::InUse { .. })
+}
+
 struct Supervisor {
     connector: Arc<Connector>,
     queue: Queue,
@@ -75,6 +79,11 @@ impl Supervisor {
                 Some(session) => self.serve(session).await,
                 None => match Session::open(&self.connector, &self.queue, self.prefetch).await {
                     Ok(session) => self.serve(session).await,
+                    // Whoever consumes decides whether to wait for their place.
+                    Err(error) if is_taken(&error) => {
+                        tracing::warn!(target: "vogeler::broker", queue = self.queue.name, %error, "another one consumes now; this consumer ends");
+                        return;
+                    }
                     Err(error) => Some(error.to_string()),
                 },
             };

@@ -11,7 +11,7 @@ use lapin::{Channel, ExchangeKind};
 use super::connection::Connector;
 use super::properties::milliseconds;
 use super::trouble::Trouble;
-use crate::broker::topology::{Binding, Exchange, Lifetime, Queue, QueueType};
+use crate::broker::topology::{Binding, Consumers, Exchange, Lifetime, Queue, QueueType};
 use crate::broker::{BrokerError, QueueDepth};
 
 /// How often a quorum queue may deliver a message before it drops it. RabbitMQ 4 takes 20 unless told otherwise, and
@@ -179,7 +179,7 @@ fn arguments(queue: &Queue) -> FieldTable {
         let milliseconds = AMQPValue::LongLongInt(milliseconds.into());
         table.insert("x-expires".into(), milliseconds);
     }
-    if queue.single_active {
+    if queue.consumers == Consumers::SingleActive {
         table.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     }
     table

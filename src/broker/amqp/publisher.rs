@@ -77,8 +77,9 @@ impl Publisher {
                     });
                 }
                 Verdict::Failed(trouble) => {
-                    let address = &self.connector.target.address;
-                    return Err(trouble.into_error(address, message.exchange.name()));
+                    let (address, exchange) = (&self.connector.target.address, message.exchange);
+                    let error = trouble.of_message(address, exchange.name(), message.body.len());
+                    return Err(error);
                 }
                 Verdict::Nacked => tokio::time::sleep(backoff.next_random()).await,
             }
@@ -205,8 +206,15 @@ impl Session {
                 Line::Empty | Line::Full | Line::Closed => break,
             }
         }
-        while self.watchdog.poll_tick(cx).is_ready() {}
+        let mut is_tick = false;
+        while self.watchdog.poll_tick(cx).is_ready() {
+            is_tick = true;
+        }
         if self.connection.status().connected() && self.in_flight.is_channel_up() {
+            return Poll::Pending;
+        }
+        // lapin tells each message why its channel was closed, a moment after it says that it is closed.
+        if !self.in_flight.is_empty() && !is_tick {
             return Poll::Pending;
         }
         Poll::Ready(Trouble::Away("the connection broke".to_owned()))

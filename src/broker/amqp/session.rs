@@ -20,7 +20,7 @@ use super::ack::AckTracker;
 use super::connection::{Connector, WATCHDOG_EVERY};
 use super::trouble::Trouble;
 use super::{declare, properties};
-use crate::broker::topology::Queue;
+use crate::broker::topology::{Consumers, Queue};
 use crate::broker::{BrokerError, Delivery, Settlement, Settler, next_session};
 
 /// How often, and how long apart, a session that is to end looks whether all that was taken is settled.
@@ -59,8 +59,10 @@ impl Session {
             let qos = BasicQosOptions { global: false };
             channel.basic_qos(prefetch, qos).await?;
             declare::declare_queue(&channel, queue).await?;
+            // Whoever is refused as a consumer leaves the queue's bindings as they are.
+            let stream = consume(&channel, queue).await?;
             declare::bind(&channel, queue).await?;
-            consume(&channel, &queue.name).await
+            Ok(stream)
         };
         let work = connector.target.within("consuming", Box::pin(work));
         let stream = work.await.map_err(explain)?;
@@ -95,16 +97,16 @@ impl Session {
     }
 }
 
-async fn consume(channel: &Channel, queue: &str) -> Result<lapin::Consumer, Trouble> {
+async fn consume(channel: &Channel, queue: &Queue) -> Result<lapin::Consumer, Trouble> {
     let options = BasicConsumeOptions {
         no_local: false,
         no_ack: false,
-        exclusive: false,
+        exclusive: queue.consumers == Consumers::Exclusive,
         nowait: false,
     };
-    let tag = ShortString::default();
+    let (name, tag) = (declare::short(&queue.name)?, ShortString::default());
     Ok(channel
-        .basic_consume(declare::short(queue)?, tag, options, FieldTable::default())
+        .basic_consume(name, tag, options, FieldTable::default())
         .await?)
 }
 

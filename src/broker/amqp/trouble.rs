@@ -11,6 +11,8 @@ const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
+/// What RabbitMQ says, with the code of refused access, where another consumer is exclusive.
+const EXCLUSIVE_USE: &str = "in exclusive use";
 
 /// Why an operation at the broker failed, without the name of what it was about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +23,18 @@ pub(super) enum Trouble {
     Refused(String),
     /// It exists with other arguments.
     Mismatch(String),
+    /// One message is larger than the broker takes; the channel that carried it is closed.
+    TooLarge {
+        /// The most that the broker takes, in bytes.
+        bytes_max: u64,
+        reason: String,
+    },
     /// It does not exist.
     Missing(String),
     /// It belongs to another connection.
     Locked(String),
+    /// Another consumer has it for itself.
+    InUse(String),
     /// Closed by us.
     Closed,
 }
@@ -42,7 +52,9 @@ impl Trouble {
             | Self::Refused(reason)
             | Self::Mismatch(reason)
             | Self::Missing(reason)
-            | Self::Locked(reason) => reason,
+            | Self::Locked(reason)
+            | Self::InUse(reason)
+            | Self::TooLarge { reason, .. } => reason,
             Self::Closed => "closed",
         }
     }
@@ -51,13 +63,39 @@ impl Trouble {
     pub(super) fn into_error(self, broker: &str, name: &str) -> BrokerError {
         let (broker, name) = (broker.to_owned(), name.to_owned());
         match self {
-            Self::Away(reason) | Self::Missing(reason) => BrokerError::Away { broker, reason },
+            // Who publishes knows whether it is their message that was too large: see `of_message`.
+            Self::Away(reason) | Self::Missing(reason) | Self::TooLarge { reason, .. } => {
+                BrokerError::Away { broker, reason }
+            }
             Self::Refused(reason) => BrokerError::Refused { broker, reason },
             Self::Mismatch(reason) => BrokerError::Mismatch { name, reason },
             Self::Locked(reason) => BrokerError::Locked { name, reason },
+            Self::InUse(reason) => BrokerError::InUse { name, reason },
             Self::Closed => BrokerError::Closed,
         }
     }
+
+    /// As the error of one message of `bytes` bytes: the broker closes the channel for a message that is too large, and
+    /// all others on it fail alike. They are only unlucky, and may be sent again.
+    pub(super) fn of_message(self, broker: &str, exchange: &str, bytes: usize) -> BrokerError {
+        let bytes = bytes as u64;
+        match self {
+            Self::TooLarge { bytes_max, reason } if bytes > bytes_max => BrokerError::TooLarge {
+                bytes,
+                bytes_max,
+                reason,
+            },
+            other => other.into_error(broker, exchange),
+        }
+    }
+}
+
+/// Reads `message size 2048 is larger than configured max size 1024`, as RabbitMQ says it since 3.8.
+fn message_bytes_max(reason: &str) -> Option<u64> {
+    let (_, rest) = reason.split_once("message size ")?;
+    let (_, bytes_max) = rest.split_once("max size ")?;
+    let digits = bytes_max.find(|character: char| !character.is_ascii_digit());
+    bytes_max[..digits.unwrap_or(bytes_max.len())].parse().ok()
 }
 
 impl From<lapin::Error> for Trouble {
@@ -68,8 +106,12 @@ impl From<lapin::Error> for Trouble {
         };
         let reason = protocol.get_message().to_string();
         match protocol.get_id() {
+            ACCESS_REFUSED if reason.contains(EXCLUSIVE_USE) => Self::InUse(reason),
             ACCESS_REFUSED | NOT_ALLOWED => Self::Refused(reason),
-            PRECONDITION_FAILED => Self::Mismatch(reason),
+            PRECONDITION_FAILED => match message_bytes_max(&reason) {
+                Some(bytes_max) => Self::TooLarge { bytes_max, reason },
+                None => Self::Mismatch(reason),
+            },
             NOT_FOUND => Self::Missing(reason),
             RESOURCE_LOCKED => Self::Locked(reason),
             _ => Self::Away(reason),
@@ -102,6 +144,14 @@ mod tests {
             of(soft(AMQPSoftError::RESOURCELOCKED)),
             Trouble::Locked(said())
         );
+        let told = |kind: AMQPSoftError, text: &str| of(AMQPError::new(kind.into(), text.into()));
+        let text = "ACCESS_REFUSED - queue 'q' in vhost 'v' in exclusive use";
+        let in_use = told(AMQPSoftError::ACCESSREFUSED, text);
+        assert_eq!(in_use, Trouble::InUse(text.to_owned()));
+        assert!(matches!(
+            in_use.into_error("h", "q"),
+            BrokerError::InUse { .. }
+        ));
         let vhost = AMQPError::new(AMQPHardError::NOTALLOWED.into(), "said".into());
         assert_eq!(of(vhost), Trouble::Refused(said()));
         let io = lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
@@ -110,5 +160,33 @@ mod tests {
             error.is_retryable() && error.to_string().contains("10.0.0.1:5672"),
             "{error}"
         );
+    }
+
+    /// Goal: a message that the broker finds too large is told apart from a queue's other arguments, and from the
+    /// messages that only shared its channel.
+    #[test]
+    fn a_message_too_large_is_the_only_one_to_blame() {
+        for configured in ["configured ", ""] {
+            let text = format!(
+                "PRECONDITION_FAILED - message size 2048 is larger than {configured}max size 1024"
+            );
+            let error = AMQPError::new(AMQPSoftError::PRECONDITIONFAILED.into(), text.into());
+            let trouble = Trouble::from(lapin::Error::from(ErrorKind::ProtocolError(error)));
+            let of = |bytes| trouble.clone().of_message("h", "x", bytes);
+            assert!(
+                matches!(
+                    of(2048),
+                    BrokerError::TooLarge {
+                        bytes: 2048,
+                        bytes_max: 1024,
+                        ..
+                    }
+                ),
+                "{}",
+                of(2048)
+            );
+            assert!(!of(2048).is_retryable());
+            assert!(matches!(of(1024), BrokerError::Away { .. }), "{}", of(1024));
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::feed::Feed;
 use self::queue::{MemoryQueue, Stored};
-use super::topology::{Binding, Queue};
+use super::topology::{Binding, Consumers, Queue};
 use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth, Settlement};
 
 /// Messages a queue holds, ready or unsettled; publishing into a full one waits.
@@ -184,6 +184,15 @@ impl Shared {
     /// Declares `queue` and takes a seat at it.
     fn sit(&self, queue: &Queue, prefetch: usize) -> Result<(u64, Arc<Notify>), BrokerError> {
         let mut state = self.lock();
+        let has_consumer = |queue: &MemoryQueue| queue.seat_count() > 0;
+        if queue.consumers == Consumers::Exclusive
+            && state.queues.get(&queue.name).is_some_and(has_consumer)
+        {
+            return Err(BrokerError::InUse {
+                name: queue.name.clone(),
+                reason: "in exclusive use".to_owned(),
+            });
+        }
         state.declare(std::slice::from_ref(queue), Instant::now())?;
         state.seats += 1;
         let seat = state.seats;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::topic;
 use crate::broker::Message;
-use crate::broker::topology::{Binding, Exchange, Lifetime, Queue};
+use crate::broker::topology::{Binding, Consumers, Exchange, Lifetime, Queue};
 
 /// A message in a queue.
 #[derive(Debug, Clone)]
@@ -107,8 +107,9 @@ impl MemoryQueue {
                 own.queue_type, spec.queue_type
             ));
         }
-        (own.single_active != spec.single_active)
-            .then(|| format!("single active consumer {}", own.single_active))
+        let is_single = |queue: &Queue| queue.consumers == Consumers::SingleActive;
+        (is_single(own) != is_single(spec))
+            .then(|| format!("single active consumer {}", is_single(own)))
     }
 
     pub(super) fn takes(&self, exchange: Exchange, key: &str) -> bool {
@@ -195,7 +196,8 @@ impl MemoryQueue {
     ) -> Option<(u64, Stored)> {
         self.ready_count(now);
         let mut live = self.seats.iter().filter(|seat| !seat.is_stopped);
-        let is_active = !self.spec.single_active || live.next().is_some_and(|seat| seat.id == id);
+        let is_active = self.spec.consumers != Consumers::SingleActive
+            || live.next().is_some_and(|seat| seat.id == id);
         let seat = self.seats.iter_mut().find(|seat| seat.id == id)?;
         if !is_active
             || seat.is_stopped
@@ -292,12 +294,12 @@ mod tests {
     use crate::broker::Properties;
     use crate::broker::topology::QueueType;
 
-    fn queue(single_active: bool) -> MemoryQueue {
+    fn queue(consumers: Consumers) -> MemoryQueue {
         let spec = Queue {
             name: "q".to_owned(),
             lifetime: Lifetime::Durable,
             queue_type: QueueType::Classic,
-            single_active,
+            consumers,
             bindings: Vec::new(),
         };
         MemoryQueue::new(&spec, Instant::now())
@@ -323,7 +325,8 @@ mod tests {
         ) {
             const PREFETCH: usize = 3;
             let now = Instant::now();
-            let mut queue = queue(single_active);
+            let consumers = if single_active { Consumers::SingleActive } else { Consumers::Shared };
+            let mut queue = queue(consumers);
             queue.sit(0, PREFETCH);
             queue.sit(1, PREFETCH);
             let (mut pushed, mut acked) = (0, 0);
