@@ -10,10 +10,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::wire::ContentHash;
+use crate::wire::{ContentHash, DEPTH_MAX};
 
-/// Deepest nesting that is hashed: each level reads its text once more, and no real fact is nested so deep.
-pub const DEPTH_MAX: usize = 64;
 const HASH_HEX_DIGITS: usize = 32;
 
 /// Why a value has no hash.

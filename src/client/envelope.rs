@@ -10,12 +10,15 @@ use jiff::Timestamp;
 use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
 use crate::trace::TraceParent;
-use crate::wire::{NodeName, PUBLISHED_HEADER, PluginResult, RunId, Seq};
+use crate::wire::{AMPLIFIED_BYTES_FREE, NodeName, PUBLISHED_HEADER, PluginResult, RunId, Seq};
 
 const CONTENT_TYPE: &str = "application/json";
 const ZSTD: &str = "zstd";
 /// zstd's default: level 3 packs facts to a fifth at hundreds of megabytes a second.
 const ZSTD_LEVEL: i32 = 3;
+/// A result that packs better than so many fold travels as it is once it is large: the server takes it for a bomb from
+/// `server.amplification_max` on, a hundredfold by default.
+const PACKED_FOLD_MAX: usize = 50;
 const CHECKSUM_HEX_DIGITS: usize = 64;
 
 /// A result, encoded.
@@ -60,12 +63,16 @@ impl Envelope {
         zstd_bytes_min: usize,
     ) -> Result<Self, EncodeError> {
         let json = result.encode()?;
-        let is_zstd = json.len() >= zstd_bytes_min;
-        let body = if is_zstd {
-            zstd::bulk::compress(&json, ZSTD_LEVEL)?
+        let packed = if json.len() >= zstd_bytes_min {
+            Some(zstd::bulk::compress(&json, ZSTD_LEVEL)?)
         } else {
-            json
+            None
         };
+        let packed = packed.filter(|packed| {
+            json.len() <= AMPLIFIED_BYTES_FREE || json.len() <= packed.len() * PACKED_FOLD_MAX
+        });
+        let is_zstd = packed.is_some();
+        let body = packed.unwrap_or(json);
         Ok(Self {
             seq: result.seq,
             node: result.node.clone(),
@@ -203,6 +210,21 @@ pub(super) mod tests {
             zstd::bulk::decompress(&packed.body, 10_000).unwrap(),
             plain.body
         );
+    }
+
+    /// Goal: a large result that packs like a bomb travels as it is, so that the server does not take it for one.
+    #[test]
+    fn what_packs_like_a_bomb_is_not_packed() {
+        for (bytes, is_packed) in [(900_000, true), (3_000_000, false)] {
+            let message = Envelope::seal(&result(7, &"0".repeat(bytes)), None, 4_096)
+                .unwrap()
+                .message();
+            assert_eq!(
+                message.properties.content_encoding.is_some(),
+                is_packed,
+                "{bytes}"
+            );
+        }
     }
 
     proptest! {

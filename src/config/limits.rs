@@ -29,7 +29,7 @@ pub(super) enum Limit {
 
 /// Every key that has a limit. Upper ends are where a value can only be a slip, or where something else breaks:
 /// a delivery may not stay unsettled for RabbitMQ's consumer timeout of 30 min, so pauses end at 10 min.
-const LIMITS: [(&str, Limit); 34] = [
+const LIMITS: [(&str, Limit); 35] = [
     ("broker.partitions", Limit::Count(1, 256)),
     ("broker.heartbeat", Limit::Span(SECOND, 10 * MINUTE)),
     ("broker.connect_timeout", Limit::Span(100 * MS, 10 * MINUTE)),
@@ -44,6 +44,7 @@ const LIMITS: [(&str, Limit); 34] = [
         Limit::Bytes(64 * KIB, 1024 * GIB),
     ),
     ("server.message_bytes_max", Limit::Bytes(KIB, GIB)),
+    ("server.amplification_max", Limit::Count(2, 1_000_000)),
     ("server.node_mailbox", Limit::Count(1, 65_536)),
     ("server.node_idle", Limit::Span(SECOND, DAY)),
     ("server.batch_count_max", Limit::Count(1, 10_000)),

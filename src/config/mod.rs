@@ -131,6 +131,9 @@ pub struct Server {
     /// Largest message taken, unpacked, in bytes; larger ones are dead letters. Default 8,000,000, CouchDB's
     /// `max_document_size`.
     pub message_bytes_max: usize,
+    /// How many times its size a message may become, unpacked or as a value; above that, and above 1 MiB, it is a dead
+    /// letter. Default 100: package lists and facts pack 5 to 20 fold, compression bombs many thousand fold.
+    pub amplification_max: usize,
     /// Results waiting for one node's actor before the router waits. Default 64.
     pub node_mailbox: usize,
     /// A node's actor stops when it heard nothing for so long; what it knows of the node stays (some 150 bytes, and as
@@ -192,6 +195,7 @@ impl Default for Server {
             prefetch: 2000,
             bytes_in_flight_max: 256 * 1024 * 1024,
             message_bytes_max: 8_000_000,
+            amplification_max: 100,
             node_mailbox: 64,
             node_idle: Duration::from_secs(5),
             batch_count_max: 100,

@@ -5,41 +5,41 @@
 use serde_json::value::RawValue;
 
 use super::FormatError;
-use crate::hash::DEPTH_MAX;
+use crate::wire::{DEPTH_MAX, levels};
 
 /// Checks that `text` is one JSON text that nests at most [`DEPTH_MAX`] levels, and compacts it.
-pub(super) fn value_of(text: &str) -> Result<Box<RawValue>, FormatError> {
+pub(super) fn value_of(text: &str, bytes_max: usize) -> Result<Box<RawValue>, FormatError> {
+    let levels = levels(text.as_bytes());
+    if levels > DEPTH_MAX {
+        return Err(FormatError::TooDeep {
+            levels: Some(levels),
+        });
+    }
     let checked: &RawValue = serde_json::from_str(text)?;
-    let compact = compact(checked.get())?;
+    let compact = compact(checked.get());
+    if compact.len() > bytes_max {
+        return Err(FormatError::TooLarge { max: bytes_max });
+    }
     Ok(RawValue::from_string(compact)?)
 }
 
 /// Drops white space between tokens. `text` is valid JSON, so a quote that is not escaped ends a string.
-fn compact(text: &str) -> Result<String, FormatError> {
+fn compact(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut depth = 0_usize;
     let mut is_string = false;
     let mut is_escaped = false;
     for character in text.chars() {
         if is_string {
             is_string = is_escaped || character != '"';
             is_escaped = !is_escaped && character == '\\';
-            out.push(character);
+        } else if matches!(character, ' ' | '\t' | '\n' | '\r') {
             continue;
-        }
-        match character {
-            ' ' | '\t' | '\n' | '\r' => continue,
-            '"' => is_string = true,
-            '[' | '{' => depth += 1,
-            ']' | '}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEPTH_MAX {
-            return Err(FormatError::TooDeep);
+        } else {
+            is_string = character == '"';
         }
         out.push(character);
     }
-    Ok(out)
+    out
 }
 
 #[cfg(test)]
@@ -84,8 +84,11 @@ mod tests {
         let deepest = RawValue::from_string(value(Format::Json, &nested(DEPTH_MAX))).unwrap();
         assert!(content_hash(&deepest, &[]).is_ok());
         for depth in [DEPTH_MAX + 1, 100_000] {
-            let error = error(Format::Json, &nested(depth));
-            assert!(matches!(error, FormatError::TooDeep), "{error}");
+            let error = error(Format::Json, &nested(depth)).to_string();
+            assert_eq!(
+                error,
+                format!("64 levels of nesting at most, this has {depth}")
+            );
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! Bytes in, JSON text out. The client uses it for its plugins, the server for results of 2010, whose values
 //! travel as printed. Invariant: the text is valid compact JSON of at most [`VALUE_BYTES_MAX`] bytes that nests no
-//! deeper than [`DEPTH_MAX`]; hostile output (invalid UTF-8, a YAML alias bomb, deep nesting) is an error,
-//! never a crash.
+//! deeper than [`DEPTH_MAX`]; hostile output (invalid UTF-8, a YAML alias bomb, a CSV whose heading is repeated a million
+//! times, deep nesting) is an error before memory grows, never a crash.
 
+mod bounded;
 mod json;
 mod text;
 mod yaml;
@@ -12,8 +13,9 @@ mod yaml;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::hash::{DEPTH_MAX, HashError};
-use crate::wire::Format;
+use crate::hash::HashError;
+use crate::wire::{DEPTH_MAX, Format};
+use bounded::Bounded;
 
 /// Largest value, in bytes of JSON text: CouchDB's `max_document_size`. A larger one could never be stored, and
 /// a few kilobytes of YAML aliases could grow to gigabytes without a bound.
@@ -63,14 +65,24 @@ pub enum FormatError {
         line: usize,
     },
     /// Nested deeper than values are hashed and stored.
-    #[error("nested deeper than {DEPTH_MAX} levels")]
-    TooDeep,
-    /// The value is larger than a document may be.
-    #[error("the value has more than {VALUE_BYTES_MAX} bytes as JSON")]
-    TooLarge,
+    #[error("{DEPTH_MAX} levels of nesting at most, this has {}", counted(*levels))]
+    TooDeep {
+        /// Levels found; none where reading stopped at the first one too many.
+        levels: Option<usize>,
+    },
+    /// The value is larger than a document may be, or than so small a message may become.
+    #[error("the value has more than {max} bytes as JSON")]
+    TooLarge {
+        /// Size allowed, in bytes.
+        max: usize,
+    },
 }
 
-/// The JSON value of `output`.
+fn counted(levels: Option<usize>) -> String {
+    levels.map_or_else(|| "more".to_owned(), |levels| levels.to_string())
+}
+
+/// The JSON value of `output`, of at most [`VALUE_BYTES_MAX`] bytes.
 ///
 /// | format | value | bytes that are not UTF-8 |
 /// |---|---|---|
@@ -84,19 +96,26 @@ pub enum FormatError {
 ///
 /// Text formats take U+FFFD because one odd file or user name must not cost all the others.
 pub fn value_of(format: Format, output: &[u8]) -> Result<Box<RawValue>, FormatError> {
-    let value = match format {
-        Format::Json | Format::Pylist | Format::Pydict => json::value_of(utf8(output)?)?,
-        Format::Yaml => yaml::value_of(utf8(output)?)?,
-        Format::Output => to_json(&text::lines(&String::from_utf8_lossy(output)))?,
-        Format::String => to_json(String::from_utf8_lossy(output).trim_end())?,
-        Format::Raw => to_json(&String::from_utf8_lossy(output))?,
-        Format::Kv => to_json(&text::key_values(&String::from_utf8_lossy(output))?)?,
-        Format::Csv => to_json(&text::records(&String::from_utf8_lossy(output))?)?,
-    };
-    if value.get().len() > VALUE_BYTES_MAX {
-        return Err(FormatError::TooLarge);
+    value_within(format, output, VALUE_BYTES_MAX)
+}
+
+/// Like [`value_of`], with a bound on the value's size in bytes; above [`VALUE_BYTES_MAX`] it changes nothing.
+pub fn value_within(
+    format: Format,
+    output: &[u8],
+    bytes_max: usize,
+) -> Result<Box<RawValue>, FormatError> {
+    let max = bytes_max.min(VALUE_BYTES_MAX);
+    let text = || String::from_utf8_lossy(output);
+    match format {
+        Format::Json | Format::Pylist | Format::Pydict => json::value_of(utf8(output)?, max),
+        Format::Yaml => yaml::value_of(utf8(output)?, max),
+        Format::Output => to_json(&text::lines(&text()), max),
+        Format::String => to_json(text().trim_end(), max),
+        Format::Raw => to_json(&text(), max),
+        Format::Kv => to_json(&text::key_values(&text())?, max),
+        Format::Csv => text::records(&text(), max),
     }
-    Ok(value)
 }
 
 fn utf8(output: &[u8]) -> Result<&str, FormatError> {
@@ -109,8 +128,10 @@ fn utf8(output: &[u8]) -> Result<&str, FormatError> {
     Ok(text)
 }
 
-fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>, FormatError> {
-    Ok(serde_json::value::to_raw_value(value)?)
+fn to_json<T: Serialize + ?Sized>(value: &T, max: usize) -> Result<Box<RawValue>, FormatError> {
+    let mut json = Bounded::new(max);
+    json.push_value(value)?;
+    json.finish()
 }
 
 #[cfg(test)]
@@ -192,7 +213,7 @@ mod tests {
         let printed = "x".repeat(VALUE_BYTES_MAX);
         assert!(matches!(
             error(Format::Raw, &printed),
-            FormatError::TooLarge
+            FormatError::TooLarge { .. }
         ));
     }
 

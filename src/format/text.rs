@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::value::RawValue;
+
 use super::FormatError;
+use super::bounded::Bounded;
 
 /// Lines without trailing white space; empty last lines are dropped, empty lines between stay.
 pub(super) fn lines(text: &str) -> Vec<&str> {
@@ -55,7 +58,9 @@ fn unquoted(value: &str) -> String {
 }
 
 /// One object for each record, keyed by the heading. A heading alone is an empty array.
-pub(super) fn records(text: &str) -> Result<Vec<BTreeMap<String, String>>, FormatError> {
+///
+/// Written record by record: the heading is repeated in each, so a few bytes of empty records could become gigabytes.
+pub(super) fn records(text: &str, bytes_max: usize) -> Result<Box<RawValue>, FormatError> {
     if text.trim().is_empty() {
         return Err(FormatError::Empty);
     }
@@ -69,11 +74,28 @@ pub(super) fn records(text: &str) -> Result<Vec<BTreeMap<String, String>>, Forma
             column: column.to_owned(),
         });
     }
-    let object = |record: csv::StringRecord| {
-        let fields = record.iter().map(str::to_owned);
-        heading.iter().map(str::to_owned).zip(fields).collect()
-    };
-    reader.records().map(|record| Ok(object(record?))).collect()
+    let keys: Vec<String> = heading
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<Result<_, _>>()?;
+    let mut json = Bounded::new(bytes_max);
+    let mut record = csv::StringRecord::new();
+    let mut before_record = "[";
+    while reader.read_record(&mut record)? {
+        json.push(before_record)?;
+        before_record = ",";
+        let mut before_field = "{";
+        for (key, field) in keys.iter().zip(&record) {
+            json.push(before_field)?;
+            before_field = ",";
+            json.push(key)?;
+            json.push(":")?;
+            json.push_value(field)?;
+        }
+        json.push("}")?;
+    }
+    json.push(if before_record == "[" { "[]" } else { "]" })?;
+    json.finish()
 }
 
 fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -118,6 +140,16 @@ mod tests {
             r#"[{"name":"bash","version":"5.10"},{"name":"a,b","version":"1\n2"}]"#
         );
         assert_eq!(value(Format::Csv, "name,version\n"), "[]");
+    }
+
+    /// Goal: a heading that is repeated in a million records is an error before memory grows, not gigabytes.
+    #[test]
+    fn csv_records_are_bounded_while_they_are_written() {
+        let printed = format!("{}\n{}", "h".repeat(1_000_000), "1\n".repeat(1_000_000));
+        assert!(matches!(
+            error(Format::Csv, &printed),
+            FormatError::TooLarge { .. }
+        ));
     }
 
     /// Goal: a ragged record and a repeated column are errors that say where and which.

@@ -11,30 +11,44 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
-use super::{FormatError, VALUE_BYTES_MAX};
-use crate::hash::DEPTH_MAX;
+use super::FormatError;
+use super::bounded::Bounded;
+use crate::wire::DEPTH_MAX;
 
-/// Events of the parser at most: more than any value of [`VALUE_BYTES_MAX`] bytes of real facts has.
+/// Events of the parser at most: more than any value of 8 MB of real facts has.
 const EVENTS_MAX: usize = 4_000_000;
+/// Nesting of flow collections at most in what the scanner reads ahead, 1,024 characters: above it, so that [`DEPTH_MAX`] is met.
+const FLOW_DEPTH_MAX: usize = 2_048;
 /// Events that aliases may add: old tools share a handful of strings, bombs share each other.
 const REPLAYED_EVENTS_MAX: usize = 1_000_000;
 
 /// Reads one document; an empty one is `null`.
-pub(super) fn value_of(text: &str) -> Result<Box<RawValue>, FormatError> {
-    let mut json = Json::default();
+pub(super) fn value_of(text: &str, bytes_max: usize) -> Result<Box<RawValue>, FormatError> {
+    let mut json = Json {
+        text: Bounded::new(bytes_max),
+        depth: 0,
+        is_too_deep: false,
+    };
     let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |yaml| {
         Node(&mut json).deserialize(yaml)
     });
-    if let Some(overflow) = json.overflow {
-        return Err(overflow.into());
+    if json.is_too_deep {
+        return Err(FormatError::TooDeep { levels: None });
+    }
+    if json.text.is_full() {
+        return Err(json.text.too_large());
     }
     read.map_err(|error| match error {
         serde_saphyr::Error::MultipleDocuments { location, .. } => FormatError::SeveralDocuments {
             line: location.line(),
         },
+        serde_saphyr::Error::Budget {
+            breach: serde_saphyr::budget::BudgetBreach::Depth { .. },
+            ..
+        } => FormatError::TooDeep { levels: None },
         error => Box::new(error).into(),
     })?;
-    Ok(RawValue::from_string(json.text)?)
+    json.text.finish()
 }
 
 fn options() -> serde_saphyr::Options {
@@ -44,6 +58,8 @@ fn options() -> serde_saphyr::Options {
             max_nodes: EVENTS_MAX,
             // One more than we take, so that our own error names the bound.
             max_depth: DEPTH_MAX + 1,
+            // The scanner reads on for a key's end; so far on it must not stop at a bound of its own.
+            flow_nesting_limit: FLOW_DEPTH_MAX,
             enforce_alias_anchor_ratio: false,
         },
         alias_limits: serde_saphyr::alias_limits! {
@@ -58,49 +74,27 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// Which of our own bounds was met; serde's error type cannot carry it.
-#[derive(Debug, Clone, Copy)]
-enum Overflow {
-    Bytes,
-    Depth,
-}
-
-impl From<Overflow> for FormatError {
-    fn from(overflow: Overflow) -> Self {
-        match overflow {
-            Overflow::Bytes => Self::TooLarge,
-            Overflow::Depth => Self::TooDeep,
-        }
-    }
-}
-
-/// The JSON text so far.
-#[derive(Debug, Default)]
+/// The JSON text so far, and which of our own bounds was met: serde's error type cannot carry it.
+#[derive(Debug)]
 struct Json {
-    text: String,
+    text: Bounded,
     depth: usize,
-    overflow: Option<Overflow>,
+    is_too_deep: bool,
 }
 
 impl Json {
     fn push<E: serde::de::Error>(&mut self, token: &str) -> Result<(), E> {
-        if self.text.len() + token.len() > VALUE_BYTES_MAX {
-            self.overflow = Some(Overflow::Bytes);
-            return Err(E::custom("too large"));
-        }
-        self.text.push_str(token);
-        Ok(())
+        self.text.push(token).map_err(E::custom)
     }
 
     fn push_value<E: serde::de::Error>(&mut self, value: impl serde::Serialize) -> Result<(), E> {
-        let token = serde_json::to_string(&value).map_err(E::custom)?;
-        self.push(&token)
+        self.text.push_value(&value).map_err(E::custom)
     }
 
     fn open<E: serde::de::Error>(&mut self, bracket: &str) -> Result<(), E> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
-            self.overflow = Some(Overflow::Depth);
+            self.is_too_deep = true;
             return Err(E::custom("nested too deep"));
         }
         self.push(bracket)
@@ -296,7 +290,7 @@ mod tests {
             .collect();
         let events = error(Format::Yaml, &bomb);
         assert!(
-            matches!(events, FormatError::Yaml(_) | FormatError::TooLarge),
+            matches!(events, FormatError::Yaml(_) | FormatError::TooLarge { .. }),
             "{events}"
         );
         let fat = format!(
@@ -304,7 +298,10 @@ mod tests {
             "x".repeat(100_000),
             vec!["*a"; 1000].join(",")
         );
-        assert!(matches!(error(Format::Yaml, &fat), FormatError::TooLarge));
+        assert!(matches!(
+            error(Format::Yaml, &fat),
+            FormatError::TooLarge { .. }
+        ));
     }
 
     /// Goal: nesting is bounded in flow and in block form.
@@ -314,16 +311,16 @@ mod tests {
         assert_eq!(yaml(&nested(DEPTH_MAX)), nested(DEPTH_MAX));
         assert!(matches!(
             error(Format::Yaml, &nested(DEPTH_MAX + 1)),
-            FormatError::TooDeep
+            FormatError::TooDeep { .. }
         ));
         assert!(matches!(
             error(Format::Yaml, &nested(100_000)),
-            FormatError::TooDeep | FormatError::Yaml(_)
+            FormatError::TooDeep { .. }
         ));
         let block = "- ".repeat(50_000) + "x";
         assert!(matches!(
             error(Format::Yaml, &block),
-            FormatError::TooDeep | FormatError::Yaml(_)
+            FormatError::TooDeep { .. }
         ));
     }
 }

@@ -1,7 +1,8 @@
 //! Decoding: bytes of a delivery in, a result out. Pure.
 //!
-//! Unpacks zstd within the size bound, then reads either wire version. Every failure has a named reason and ends
-//! as a dead letter; nothing here panics on any bytes.
+//! Unpacks zstd within the bounds, then reads either wire version. Every failure has a named reason and ends
+//! as a dead letter; nothing here panics on any bytes. Invariant: what is made of a message, unpacked or as a value, is at
+//! most [`Bounds::amplification_max`] times as large, so that a few bytes cost a few bytes.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -9,36 +10,63 @@ use std::io::Read;
 use jiff::Timestamp;
 
 use super::ticket::Origin;
-use crate::wire::{DecodeError, PluginResult};
+use crate::format::VALUE_BYTES_MAX;
+use crate::wire::{AMPLIFIED_BYTES_FREE, DecodeError, PluginResult};
 
-/// Reads the result in `origin`, whose body unpacked may have `bytes_max` bytes.
+/// What a message may cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Of the message, packed and unpacked, in bytes.
+    pub(super) bytes_max: usize,
+    /// How many times its size a message may become, unpacked or as a value, above [`AMPLIFIED_BYTES_FREE`].
+    pub(super) amplification_max: usize,
+}
+
+/// Reads the result in `origin`.
 pub(super) fn decode(
     origin: &Origin,
-    bytes_max: usize,
+    bounds: Bounds,
     now: Timestamp,
 ) -> Result<PluginResult, DecodeError> {
-    let body = unpack(origin, bytes_max)?;
-    PluginResult::decode(&body, now)
-}
-
-fn unpack(origin: &Origin, bytes_max: usize) -> Result<Cow<'_, [u8]>, DecodeError> {
-    if origin.body.len() > bytes_max {
+    let packed = origin.body.len();
+    if packed > bounds.bytes_max {
         return Err(DecodeError::TooLarge {
-            bytes: origin.body.len(),
-            max: bytes_max,
+            bytes: packed,
+            max: bounds.bytes_max,
         });
     }
-    match origin.properties.content_encoding.as_deref() {
-        None | Some("" | "identity" | "utf-8") => Ok(Cow::Borrowed(&origin.body)),
-        Some("zstd") => unpack_zstd(&origin.body, bytes_max).map(Cow::Owned),
-        Some(encoding) => Err(DecodeError::Encoding {
-            encoding: encoding.to_owned(),
-        }),
+    let ratio = bounds.amplification_max;
+    let max = packed.saturating_mul(ratio).max(AMPLIFIED_BYTES_FREE);
+    let amplified = DecodeError::Amplification { packed, ratio, max };
+    let body = match origin.properties.content_encoding.as_deref() {
+        None | Some("" | "identity" | "utf-8") => Cow::Borrowed(&*origin.body),
+        Some("zstd") => match unpack(&origin.body, bounds.bytes_max.min(max))? {
+            Some(body) => Cow::Owned(body),
+            None if max < bounds.bytes_max => return Err(amplified),
+            None => {
+                return Err(DecodeError::TooLarge {
+                    bytes: bounds.bytes_max + 1,
+                    max: bounds.bytes_max,
+                });
+            }
+        },
+        Some(encoding) => {
+            return Err(DecodeError::Encoding {
+                encoding: encoding.to_owned(),
+            });
+        }
+    };
+    match PluginResult::decode_within(&body, now, max) {
+        Err(DecodeError::Value {
+            source: crate::format::FormatError::TooLarge { .. },
+            ..
+        }) if max < VALUE_BYTES_MAX => Err(amplified),
+        decoded => decoded,
     }
 }
 
-/// Reads one byte past the bound at most, so that a small bomb stays small.
-fn unpack_zstd(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, DecodeError> {
+/// Unpacks zstd; none if it has more than `bytes_max` bytes. Reads one byte past the bound, so that a bomb stays small.
+fn unpack(body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, DecodeError> {
     let compression = |source| DecodeError::Compression { source };
     let mut unpacked = Vec::new();
     let limit = u64::try_from(bytes_max)
@@ -49,13 +77,7 @@ fn unpack_zstd(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, DecodeError> {
         .take(limit)
         .read_to_end(&mut unpacked)
         .map_err(compression)?;
-    if unpacked.len() > bytes_max {
-        return Err(DecodeError::TooLarge {
-            bytes: unpacked.len(),
-            max: bytes_max,
-        });
-    }
-    Ok(unpacked)
+    Ok((unpacked.len() <= bytes_max).then_some(unpacked))
 }
 
 #[cfg(test)]
@@ -84,7 +106,23 @@ mod tests {
     }
 
     fn read(body: &[u8]) -> Result<PluginResult, DecodeError> {
-        decode(&origin(body, None), 1_000_000, Timestamp::UNIX_EPOCH)
+        within(1_000_000, body, None)
+    }
+
+    fn within(
+        bytes_max: usize,
+        body: &[u8],
+        encoding: Option<&str>,
+    ) -> Result<PluginResult, DecodeError> {
+        let bounds = Bounds {
+            bytes_max,
+            amplification_max: 100,
+        };
+        decode(&origin(body, encoding), bounds, Timestamp::UNIX_EPOCH)
+    }
+
+    fn packed(body: impl Read) -> Vec<u8> {
+        zstd::encode_all(body, 3).unwrap()
     }
 
     /// Goal: version 2 is byte-exact: what is read is written the same, value and error alike.
@@ -103,7 +141,11 @@ mod tests {
     #[test]
     fn results_of_2010_are_understood() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let result = decode(&origin(V1_OUTPUT.as_bytes(), None), 1_000_000, now).unwrap();
+        let bounds = Bounds {
+            bytes_max: 1_000_000,
+            amplification_max: 100,
+        };
+        let result = decode(&origin(V1_OUTPUT.as_bytes(), None), bounds, now).unwrap();
         assert_eq!(result.node.as_str(), "web01.example.com");
         assert_eq!(result.plugin.unwrap().as_str(), "rpms");
         assert_eq!(
@@ -130,7 +172,7 @@ mod tests {
     /// Goal: every way in which a message can be wrong has its own reason.
     #[test]
     fn bad_messages_have_named_reasons() {
-        let cases: [(&[u8], &str); 15] = [
+        let cases: [(&[u8], &str); 17] = [
             (b"", "not_json"),
             (b"\xff\xfe", "not_json"),
             (br#"{"v":2,"node":"web01","#, "not_json"),
@@ -139,7 +181,9 @@ mod tests {
             (br#"{"v":"x"}"#, "bad_shape"),
             (br#"{"v":2,"node":"a"}"#, "bad_shape"),
             (br#"{"v":2,"node":"a","plugin":"p","seq":1,"collected_at":"2026-11-22T12:00:00Z","format":"json"}"#, "bad_shape"),
-            (br#"{"v":2,"node":"a","plugin":"p","seq":1,"collected_at":"2026-11-22T12:00:00Z","format":"json","value":1}"#, "bad_shape"),
+            (br#"{"v":2,"node":"a","plugin":"p","seq":1,"hash":"","value":1}"#, "bad_shape"),
+            (br#"{"v":2,"node":"a","plugin":"p","seq":1,"value":"\ud800"}"#, "bad_value"),
+            (br#"{"v":2,"node":"a","plugin":"p","seq":1,"collected_at":"yesterday","value":1}"#, "bad_shape"),
             (br#"{"v":2,"node":"","plugin":"p","seq":1,"collected_at":"2026-11-22T12:00:00Z","format":"json","hash":"x","value":1}"#, "bad_node_name"),
             (br#"{"v":2,"node":"_a","plugin":"p","seq":1,"collected_at":"2026-11-22T12:00:00Z","format":"json","hash":"x","value":1}"#, "bad_node_name"),
             (br#"{"v":2,"node":"a","plugin":"vogeler","seq":1,"collected_at":"2026-11-22T12:00:00Z","format":"json","hash":"x","value":1}"#, "bad_plugin_name"),
@@ -169,18 +213,9 @@ mod tests {
     /// Goal: packed bodies are read, and neither a bomb nor rubbish costs more than the bound.
     #[test]
     fn packed_bodies_are_bounded() {
-        let packed = zstd::encode_all(V2.as_bytes(), 3).unwrap();
-        assert!(
-            decode(
-                &origin(&packed, Some("zstd")),
-                1_000_000,
-                Timestamp::UNIX_EPOCH
-            )
-            .is_ok()
-        );
-        let bomb = zstd::encode_all(std::io::repeat(b' ').take(50_000_000), 3).unwrap();
-        let error =
-            decode(&origin(&bomb, Some("zstd")), 100_000, Timestamp::UNIX_EPOCH).unwrap_err();
+        assert!(within(1_000_000, &packed(V2.as_bytes()), Some("zstd")).is_ok());
+        let bomb = packed(std::io::repeat(b' ').take(50_000_000));
+        let error = within(100_000, &bomb, Some("zstd")).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -191,17 +226,117 @@ mod tests {
             ),
             "{error}"
         );
-        let error = decode(
-            &origin(b"rubbish", Some("zstd")),
-            100_000,
-            Timestamp::UNIX_EPOCH,
-        )
-        .unwrap_err();
-        assert_eq!(error.reason(), "bad_compression");
-        let error = decode(&origin(b"{}", Some("br")), 100_000, Timestamp::UNIX_EPOCH).unwrap_err();
-        assert_eq!(error.reason(), "bad_encoding");
-        let error = decode(&origin(b"0123456789", None), 9, Timestamp::UNIX_EPOCH).unwrap_err();
-        assert_eq!(error.reason(), "too_large");
+        for (body, encoding, reason) in [
+            (&b"rubbish"[..], Some("zstd"), "bad_compression"),
+            (b"{}", Some("br"), "bad_encoding"),
+        ] {
+            let error = within(100_000, body, encoding).unwrap_err();
+            assert_eq!(error.reason(), reason);
+        }
+        assert_eq!(
+            within(9, b"0123456789", None).unwrap_err().reason(),
+            "too_large"
+        );
+    }
+
+    fn v1(format: &str, text: &str) -> Vec<u8> {
+        serde_json::json!({"syskey": "a", "format": format, "p": text})
+            .to_string()
+            .into_bytes()
+    }
+
+    /// Goal: what becomes a hundred times as large and more than a mebibyte is refused with the numbers, whether zstd,
+    /// an alias or a heading makes it so; what packs as well as real output does, and what stays small, is taken.
+    #[test]
+    fn amplification_is_bounded() {
+        const MAX: usize = 8_000_000;
+        let zeros = "0".repeat(5_000_000);
+        let alias = format!(
+            "a: &a {}\nb: [{}]\n",
+            "x".repeat(10_000),
+            vec!["*a"; 300].join(",")
+        );
+        let heading = format!("{}\n{}", "h".repeat(5_000), "1\n".repeat(3_000));
+        for (body, encoding) in [
+            (packed(&*v1("raw", &zeros)), Some("zstd")),
+            (v1("yaml", &alias), None),
+            (v1("csv", &heading), None),
+            (packed(&*v1("csv", &heading)), Some("zstd")),
+        ] {
+            let size = body.len();
+            let error = within(MAX, &body, encoding).unwrap_err();
+            assert_eq!(error.reason(), "amplification", "{error}");
+            let (max, text) = (AMPLIFIED_BYTES_FREE.max(size * 100), error.to_string());
+            assert!(text.contains(&format!("{size} bytes long")), "{text}");
+            assert!(text.contains(&format!("more than {max} bytes")), "{text}");
+        }
+        // Below the free mebibyte anything packs as it likes; real lists pack 5 to 20 fold at any size.
+        let small = packed(&*v1("raw", &zeros[..1_000_000]));
+        assert!(within(MAX, &small, Some("zstd")).is_ok());
+        let line = |n: u64| format!("package-{}-{n}.el9.x86_64\n", n * 7919 % 100_003);
+        let list: String = (0..120_000).map(line).collect();
+        let body = packed(&*v1("output", &list));
+        assert!(list.len() > 3_000_000 && list.len() > 4 * body.len());
+        assert!(within(MAX, &body, Some("zstd")).is_ok());
+    }
+
+    /// Goal: hostile nesting, in whatever member or format, is a dead letter that counts the levels; 64 are taken.
+    #[test]
+    fn nesting_is_bounded_in_both_versions() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let v2 = |member: &str, depth: usize| {
+            let value = if member == "value" {
+                ""
+            } else {
+                r#""value":1,"#
+            };
+            let nested = nested(depth);
+            format!(
+                r#"{{"v":2,"node":"a","plugin":"p","seq":1,"hash":"x",{value}"{member}":{nested}}}"#
+            )
+        };
+        let structured =
+            |depth| format!(r#"{{"syskey":"a","format":"json","p":{}}}"#, nested(depth));
+        let text = |format| move |depth| String::from_utf8(v1(format, &nested(depth))).unwrap();
+        let cases: [&dyn Fn(usize) -> String; 5] = [
+            &|depth| v2("value", depth),
+            &|depth| v2("later", depth),
+            &structured,
+            &text("json"),
+            &text("yaml"),
+        ];
+        for (index, case) in cases.into_iter().enumerate() {
+            assert!(read(case(64).as_bytes()).is_ok(), "case {index}");
+            for depth in [65, 60_000] {
+                let error = read(case(depth).as_bytes()).unwrap_err();
+                assert_eq!(error.reason(), "nesting", "case {index}: {error}");
+                let count = if index == 4 {
+                    "more".to_owned()
+                } else {
+                    depth.to_string()
+                };
+                let expected = format!("64 levels at most, this has {count}");
+                assert!(
+                    error.to_string().contains(&expected),
+                    "case {index}: {error}"
+                );
+            }
+        }
+    }
+
+    /// Goal: a script needs node, plugin, sequence and value; the hash is the one that a client would have sent.
+    #[test]
+    fn what_a_script_leaves_out_is_computed() {
+        let short =
+            read(br#"{"v":2,"node":"a","plugin":"p","seq":1,"value":{"b":[1.0],"a":null}}"#);
+        let short = short.unwrap();
+        assert_eq!(
+            (short.format, short.collected_at),
+            (Format::Json, Timestamp::UNIX_EPOCH)
+        );
+        let value = serde_json::value::RawValue::from_string(r#"{"a":null,"b":[1]}"#.to_owned());
+        let expected = crate::hash::content_hash(&value.unwrap(), &[]).unwrap();
+        assert!(matches!(short.content, Content::Value { hash, .. } if hash == expected));
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::dead_letter::{DeadLetter, DeadLetters};
-use super::decode::decode;
+use super::decode::{Bounds, decode};
 use super::held::Taken;
 use super::node::Incoming;
 use super::receipts::ReceiptSender;
@@ -25,7 +25,7 @@ use crate::wire::{Content, PluginResult};
 /// Shared by all consumers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Intake {
-    message_bytes_max: usize,
+    bounds: Bounds,
     budget: Arc<Semaphore>,
     budget_bytes: usize,
     router: Arc<Router>,
@@ -44,7 +44,10 @@ impl Intake {
     ) -> Self {
         let budget_bytes = settings.bytes_in_flight_max.min(Semaphore::MAX_PERMITS);
         Self {
-            message_bytes_max: settings.message_bytes_max,
+            bounds: Bounds {
+                bytes_max: settings.message_bytes_max,
+                amplification_max: settings.amplification_max,
+            },
             budget: Arc::new(Semaphore::new(budget_bytes)),
             budget_bytes,
             router,
@@ -75,7 +78,7 @@ impl Intake {
         let session = delivery.session;
         let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
         let mut ticket = Ticket::new(delivery, taken, ledger, receipts);
-        let result = match decode(ticket.origin(), self.message_bytes_max, Timestamp::now()) {
+        let result = match decode(ticket.origin(), self.bounds, Timestamp::now()) {
             Ok(result) => result,
             Err(error) => {
                 ticket.begin_span(ticket.run());

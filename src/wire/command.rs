@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{NameError, PluginName, RunId, WIRE_VERSION};
+use super::{DEPTH_MAX, NameError, PluginName, RunId, WIRE_VERSION, levels};
 
 /// Asks clients to run one plugin, as part of a run.
 #[derive(Debug, Clone)]
@@ -26,6 +26,12 @@ pub enum DecodeCommandError {
     /// Not JSON, or JSON of another shape.
     #[error("the command is not JSON of a known shape")]
     Json(#[from] serde_json::Error),
+    /// Nested deeper than anything that a client means to read.
+    #[error("the command nests too deep: {DEPTH_MAX} levels at most, this has {levels}")]
+    Nesting {
+        /// Levels found.
+        levels: usize,
+    },
     /// A version this client does not know.
     #[error(
         "the command has version {version}, this client knows {WIRE_VERSION} and the bare string of 2010"
@@ -61,6 +67,10 @@ struct Envelope {
 impl Command {
     /// Reads either wire version.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeCommandError> {
+        let levels = levels(body);
+        if levels > DEPTH_MAX {
+            return Err(DecodeCommandError::Nesting { levels });
+        }
         match serde_json::from_slice(body)? {
             Wire::V1(plugin) => Ok(Self {
                 run: None,
@@ -138,5 +148,20 @@ mod tests {
             Command::decode(b"rpms"),
             Err(DecodeCommandError::Json(_))
         ));
+    }
+
+    /// Goal: hostile nesting anywhere in a command is an error that counts the levels, not a stack overflow.
+    #[test]
+    fn nesting_is_bounded() {
+        let nested = |depth: usize| {
+            let filter = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+            format!(r#"{{"v":2,"plugin":"rpms","filter":{filter}}}"#)
+        };
+        assert!(Command::decode(nested(DEPTH_MAX - 1).as_bytes()).is_ok());
+        for depth in [DEPTH_MAX, 100_000] {
+            let error = Command::decode(nested(depth).as_bytes()).unwrap_err();
+            let expected = format!("64 levels at most, this has {}", depth + 1);
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod command;
 mod name;
+mod nesting;
 mod receipt;
 mod result;
 
@@ -13,6 +14,7 @@ pub use name::{
     GROUP_BYTES_MAX, Group, NODE_NAME_BYTES_MAX, NameError, NodeName, OWN_KEYS,
     PLUGIN_NAME_BYTES_MAX, PluginName, RunId,
 };
+pub use nesting::{DEPTH_MAX, levels};
 pub use receipt::{Outcome, Receipt, ReceiptBatch};
 pub use result::{
     Content, ContentHash, DecodeError, ERROR_MESSAGE_BYTES_MAX, ErrorKind, Format, PluginError,
@@ -21,6 +23,11 @@ pub use result::{
 
 /// The `v` member of every message of ours; the messages of 2010 have none.
 pub const WIRE_VERSION: u8 = 2;
+
+/// What any message may become on the server, unpacked or as a value, in bytes, however small it is. Above it
+/// `server.amplification_max` counts. A value of so many bytes costs some 10 ms, and a tool that repeats itself (a log, a
+/// table of zeros) packs more than a hundredfold.
+pub const AMPLIFIED_BYTES_FREE: usize = 1024 * 1024;
 
 /// The plugin under which a client reports itself (version, groups, registered plugins) when it starts.
 ///

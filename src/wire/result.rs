@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{NameError, NodeName, PluginName, RunId, WIRE_VERSION};
-use crate::format::{self, FormatError};
+use super::{DEPTH_MAX, NameError, NodeName, PluginName, RunId, WIRE_VERSION, levels};
+use crate::format::{self, FormatError, VALUE_BYTES_MAX};
 use crate::hash;
 
 /// Longest hash a client may send, in bytes; ours are 32 hexadecimal digits.
@@ -214,6 +214,24 @@ pub enum DecodeError {
         /// Size allowed, in bytes.
         max: usize,
     },
+    /// A small message that becomes a large one: a compression bomb, aliases, a heading that is repeated.
+    #[error(
+        "the message is {packed} bytes long and becomes more than {max} bytes, at most {ratio} times as many are taken (server.amplification_max)"
+    )]
+    Amplification {
+        /// Size of the message as it came, in bytes.
+        packed: usize,
+        /// How many times its size a message may become.
+        ratio: usize,
+        /// Size that it may become therefore, in bytes.
+        max: usize,
+    },
+    /// Nested deeper than anything behind us is asked to hold.
+    #[error("the value nests too deep: {DEPTH_MAX} levels at most, this has {}", counted(*levels))]
+    Nesting {
+        /// Levels found; none where reading stopped at the first one too many.
+        levels: Option<usize>,
+    },
     /// A content encoding that is not understood.
     #[error("content encoding {encoding:?} is not understood (zstd, or none)")]
     Encoding {
@@ -267,8 +285,10 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// All reasons, for the metric's help text.
-    pub const REASONS: [&'static str; 9] = [
+    pub const REASONS: [&'static str; 11] = [
         "too_large",
+        "amplification",
+        "nesting",
         "bad_encoding",
         "bad_compression",
         "not_json",
@@ -283,6 +303,8 @@ impl DecodeError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "too_large",
+            Self::Amplification { .. } => "amplification",
+            Self::Nesting { .. } => "nesting",
             Self::Encoding { .. } => "bad_encoding",
             Self::Compression { .. } => "bad_compression",
             Self::NotJson { .. } => "not_json",
@@ -310,9 +332,12 @@ struct Envelope<'a> {
     #[serde(borrow)]
     plugin: std::borrow::Cow<'a, str>,
     seq: Seq,
-    collected_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    collected_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<RunId>,
+    /// What a script publishes is JSON if it does not say otherwise.
+    #[serde(default = "json")]
     format: Format,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     duration_ms: Option<u64>,
@@ -347,6 +372,22 @@ impl PluginResult {
     /// Reads either wire version from an uncompressed body. A result of 2010 has no sequence and time of its
     /// own: it takes those of its arrival, `now`.
     pub fn decode(body: &[u8], now: Timestamp) -> Result<Self, DecodeError> {
+        Self::decode_within(body, now, VALUE_BYTES_MAX)
+    }
+
+    /// Like [`decode`](Self::decode); the value that is made of a result of 2010 may have `value_bytes_max` bytes.
+    pub fn decode_within(
+        body: &[u8],
+        now: Timestamp,
+        value_bytes_max: usize,
+    ) -> Result<Self, DecodeError> {
+        // Before anything reads it: the message itself is one level, its value stands inside.
+        let levels = levels(body).saturating_sub(1);
+        if levels > DEPTH_MAX {
+            return Err(DecodeError::Nesting {
+                levels: Some(levels),
+            });
+        }
         // serde reads a struct from an array too; a result is an object.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(
@@ -357,11 +398,11 @@ impl PluginResult {
             );
         }
         match serde_json::from_slice::<Envelope<'_>>(body) {
-            Ok(envelope) if envelope.v == WIRE_VERSION => Self::from_envelope(envelope),
+            Ok(envelope) if envelope.v == WIRE_VERSION => Self::from_envelope(envelope, now),
             Ok(envelope) => Err(DecodeError::Version {
                 version: envelope.v.into(),
             }),
-            Err(error) => Self::decode_other(body, now, error),
+            Err(error) => Self::decode_other(body, now, value_bytes_max, error),
         }
     }
 
@@ -369,12 +410,13 @@ impl PluginResult {
     fn decode_other(
         body: &[u8],
         now: Timestamp,
+        value_bytes_max: usize,
         error: serde_json::Error,
     ) -> Result<Self, DecodeError> {
         let version: Version =
             serde_json::from_slice(body).map_err(|source| DecodeError::NotJson { source })?;
         match version.v {
-            None => Self::decode_v1(body, now),
+            None => Self::decode_v1(body, now, value_bytes_max),
             Some(v) if v.as_u64() == Some(WIRE_VERSION.into()) => Err(DecodeError::shape(error)),
             Some(v) => Err(v.as_u64().map_or_else(
                 || DecodeError::shape(format!("\"v\" is {v}, not a version")),
@@ -383,18 +425,14 @@ impl PluginResult {
         }
     }
 
-    fn from_envelope(envelope: Envelope<'_>) -> Result<Self, DecodeError> {
+    /// What a short script leaves out is computed here: the hash, the time, the format.
+    fn from_envelope(envelope: Envelope<'_>, now: Timestamp) -> Result<Self, DecodeError> {
         let content = match (envelope.value, envelope.error) {
             (Some(value), None) => {
-                let hash = envelope
-                    .hash
-                    .ok_or_else(|| DecodeError::shape("\"hash\" is missing beside \"value\""))?;
-                if hash.0.is_empty() || hash.0.len() > HASH_BYTES_MAX {
-                    return Err(DecodeError::shape(format!(
-                        "\"hash\" has {} bytes, 1 to {HASH_BYTES_MAX} are allowed",
-                        hash.0.len()
-                    )));
-                }
+                let hash = match envelope.hash {
+                    Some(hash) => checked(hash)?,
+                    None => hash_of(value, envelope.format)?,
+                };
                 Content::Value {
                     json: value.to_owned(),
                     hash,
@@ -418,7 +456,7 @@ impl PluginResult {
             node: NodeName::new(&envelope.node).map_err(DecodeError::NodeName)?,
             plugin: Some(PluginName::new(&envelope.plugin).map_err(DecodeError::PluginName)?),
             seq: envelope.seq,
-            collected_at: envelope.collected_at,
+            collected_at: envelope.collected_at.unwrap_or(now),
             run: envelope.run,
             format: envelope.format,
             duration_ms: envelope.duration_ms,
@@ -427,7 +465,7 @@ impl PluginResult {
     }
 
     /// The form of 2010: `{"syskey":node,"format":…,"<plugin>":…}`, or `"last_error":{…}` in the plugin's place.
-    fn decode_v1(body: &[u8], now: Timestamp) -> Result<Self, DecodeError> {
+    fn decode_v1(body: &[u8], now: Timestamp, value_bytes_max: usize) -> Result<Self, DecodeError> {
         let mut members: std::collections::BTreeMap<String, &RawValue> =
             serde_json::from_slice(body).map_err(|source| DecodeError::NotJson { source })?;
         let node: String = take_v1(&mut members, V1_NODE)?;
@@ -451,7 +489,7 @@ impl PluginResult {
             (None, Content::Error(error_v1(value)))
         } else {
             let plugin = PluginName::new(&key).map_err(DecodeError::PluginName)?;
-            (Some(plugin), value_v1(format, value)?)
+            (Some(plugin), value_v1(format, value, value_bytes_max)?)
         };
         let seq = Seq::after(Seq(0), now);
         Ok(Self {
@@ -480,7 +518,7 @@ impl PluginResult {
             node: self.node.as_str().into(),
             plugin: plugin.as_str().into(),
             seq: self.seq,
-            collected_at: self.collected_at,
+            collected_at: Some(self.collected_at),
             run: self.run,
             format: self.format,
             duration_ms: self.duration_ms,
@@ -520,17 +558,46 @@ fn error_v1(value: &RawValue) -> PluginError {
 }
 
 /// A text is formatted as its format says; a value that is structured already is taken as it is.
-fn value_v1(format: Format, value: &RawValue) -> Result<Content, DecodeError> {
+fn value_v1(format: Format, value: &RawValue, bytes_max: usize) -> Result<Content, DecodeError> {
     let json = match serde_json::from_str::<String>(value.get()) {
-        Ok(text) => format::value_of(format, text.as_bytes())
-            .map_err(|source| DecodeError::Value { format, source })?,
+        Ok(text) => {
+            format::value_within(format, text.as_bytes(), bytes_max).map_err(
+                |source| match source {
+                    FormatError::TooDeep { levels } => DecodeError::Nesting { levels },
+                    source => DecodeError::Value { format, source },
+                },
+            )?
+        }
         Err(_) => value.to_owned(),
     };
-    let hash = hash::content_hash(&json, &[]).map_err(|source| DecodeError::Value {
+    let hash = hash_of(&json, format)?;
+    Ok(Content::Value { json, hash })
+}
+
+/// The hash that the client did not send. It knows of no volatile parts: all of the value counts.
+fn hash_of(value: &RawValue, format: Format) -> Result<ContentHash, DecodeError> {
+    hash::content_hash(value, &[]).map_err(|source| DecodeError::Value {
         format,
         source: FormatError::from(source),
-    })?;
-    Ok(Content::Value { json, hash })
+    })
+}
+
+fn checked(hash: ContentHash) -> Result<ContentHash, DecodeError> {
+    let bytes = hash.0.len();
+    if bytes == 0 || bytes > HASH_BYTES_MAX {
+        return Err(DecodeError::shape(format!(
+            "\"hash\" has {bytes} bytes, 1 to {HASH_BYTES_MAX} are allowed"
+        )));
+    }
+    Ok(hash)
+}
+
+fn json() -> Format {
+    Format::Json
+}
+
+fn counted(levels: Option<usize>) -> String {
+    levels.map_or_else(|| "more".to_owned(), |levels| levels.to_string())
 }
 
 /// Cuts `text` to at most `bytes_max` bytes at a character's edge.
