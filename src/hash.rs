@@ -184,16 +184,15 @@ fn canonical_number(text: &str) -> Cow<'_, str> {
     if significant.is_empty() {
         return Cow::Borrowed("0");
     }
-    // An exponent beyond an i64 is no number that any program means: such a text stays as it is spelled.
-    let Ok(exponent) = exponent.parse::<i64>() else {
-        return Cow::Borrowed(text);
-    };
     let trailing = digits.len() - digits.trim_end_matches('0').len();
     let shift = i64::try_from(trailing).unwrap_or(0) - i64::try_from(fraction.len()).unwrap_or(0);
-    Cow::Owned(format!(
-        "{sign}{significant}e{}",
-        exponent.saturating_add(shift)
-    ))
+    let exponent = exponent.parse::<i64>().ok();
+    // An exponent beyond an i64 is no number that any program means: such a text stays as it is spelled.
+    exponent
+        .and_then(|exponent| exponent.checked_add(shift))
+        .map_or(Cow::Borrowed(text), |exponent| {
+            Cow::Owned(format!("{sign}{significant}e{exponent}"))
+        })
 }
 
 #[cfg(test)]
@@ -247,6 +246,8 @@ mod tests {
             ("[]", "{}"),
             ("1", "-1"),
             ("[[1],2]", "[[1,2]]"),
+            ("1e9223372036854775807", "10e9223372036854775807"),
+            ("0.1e-9223372036854775808", "0.01e-9223372036854775808"),
         ];
         for (left, right) in pairs {
             assert_ne!(hash(left), hash(right), "{left} {right}");
