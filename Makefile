@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo build test check fmt clippy doc bench otlp loadtest dashboards
+.PHONY: help demo build test check fmt clippy doc bench otlp fuzz loadtest dashboards
 
 help: ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -34,6 +34,13 @@ bench: ## The server as ratios to ceilings of the same run (ARGS=--quick), and r
 otlp: ## The export of traces (cargo feature otlp): lints, and its tests with a collector of their own
 	$(CARGO) clippy --locked --all-targets --features otlp -- -D warnings
 	$(CARGO) test --locked --features otlp trace
+
+fuzz: ## Fuzzing of all that comes from outside (fuzz/README.md): every target for a minute; TARGET=document SECONDS=3600
+	cd fuzz && for target in $(if $(TARGET),$(TARGET),$$($(CARGO) fuzz list)); do \
+	    mkdir -p corpus/$$target && \
+	    $(CARGO) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(if $(SECONDS),$(SECONDS),60) \
+	        -timeout=10 -rss_limit_mb=1500 -max_len=8192 -dict=words.dict || exit 1; \
+	done
 
 loadtest: ## A simulated fleet against a server, verified with a ledger; ARGS=smoke, ARGS="blowout --seed 7", ARGS=--help
 	$(CARGO) build --locked --quiet --release --bins

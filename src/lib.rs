@@ -34,3 +34,7 @@ pub mod tls;
 pub mod trace;
 
 pub mod cli;
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -161,7 +161,7 @@ impl Registry {
     }
 
     /// Registers what `text`, the content of `file`, holds.
-    fn add(&mut self, file: &Path, text: &str) {
+    pub(crate) fn add(&mut self, file: &Path, text: &str) {
         let ini = ini::parse(text);
         for problem in ini.problems {
             self.problem(file, problem);

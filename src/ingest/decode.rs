@@ -66,7 +66,7 @@ pub(super) fn decode(
 }
 
 /// Unpacks zstd; none if it has more than `bytes_max` bytes. Reads one byte past the bound, so that a bomb stays small.
-fn unpack(body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, DecodeError> {
+pub(super) fn unpack(body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, DecodeError> {
     let compression = |source| DecodeError::Compression { source };
     let mut unpacked = Vec::new();
     let limit = u64::try_from(bytes_max)

@@ -1,14 +1,17 @@
-//! The coalescer and the batch buffer as the benches drive them (`bench/stages.rs`), which see only what is public.
+//! Stages as the benches (`bench/stages.rs`) and the fuzz checks drive them, which see only what is public.
 //!
 //! Results and sizes come in, counts go out. No part of the interface.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::batch::{BatchBuffer, Surroundings};
 use super::coalesce::{Coalescer, Marks, Overtake};
+use super::{decode, ticket::Origin};
+use crate::broker::Properties;
 use crate::config;
-use crate::wire::PluginResult;
+use crate::wire::{DecodeError, PluginResult};
 
 struct NoTicket;
 
@@ -40,4 +43,32 @@ pub fn batch(sizes: &[usize]) -> usize {
         }
     }
     batches
+}
+
+/// Reads the message that a delivery carries, within the server's default bounds.
+pub fn decode(
+    body: &[u8],
+    encoding: Option<&str>,
+    now: Timestamp,
+) -> Result<PluginResult, DecodeError> {
+    let server = config::Server::default();
+    let origin = Origin {
+        body: Bytes::copy_from_slice(body),
+        properties: Properties {
+            content_encoding: encoding.map(str::to_owned),
+            ..Properties::default()
+        },
+        exchange: String::new(),
+        routing_key: String::new(),
+    };
+    let bounds = decode::Bounds {
+        bytes_max: server.message_bytes_max,
+        amplification_max: server.amplification_max,
+    };
+    decode::decode(&origin, bounds, now)
+}
+
+/// Unpacks zstd; none where it has more than `bytes_max` bytes.
+pub fn unpack(body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, DecodeError> {
+    decode::unpack(body, bytes_max)
 }

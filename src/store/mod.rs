@@ -5,7 +5,7 @@
 //! is written only when its own verdict says [`Verdict::Stored`].
 
 pub mod couch;
-mod facts;
+pub(crate) mod facts;
 pub mod memory;
 pub mod query;
 mod rules;

@@ -46,7 +46,7 @@ async fn greeting(target: &Target) -> Result<Vec<u8>, Trouble> {
 }
 
 /// The text of a field of the greeting's table: length and name, `S`, length and text.
-fn text_field(greeting: &[u8], name: &str) -> Option<String> {
+pub(crate) fn text_field(greeting: &[u8], name: &str) -> Option<String> {
     let mut mark = vec![u8::try_from(name.len()).ok()?];
     mark.extend(name.as_bytes());
     mark.push(b'S');

@@ -9,14 +9,14 @@
 //! Connections are made when they are needed and replaced when they break; consumers see to that on their own.
 //! Invariant: a delivery is acknowledged through the channel it came on or not at all.
 
-mod about;
+pub(crate) mod about;
 mod ack;
 mod connection;
 mod consumer;
 mod declare;
 mod in_flight;
 mod links;
-mod properties;
+pub(crate) mod properties;
 mod publisher;
 mod session;
 mod trouble;

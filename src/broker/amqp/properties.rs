@@ -14,7 +14,7 @@ const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
 
 /// What travels with `message`. `sequence` names it on its channel, so that a returned message can be told apart.
-pub(super) fn to_amqp(message: &Message, sequence: u64) -> BasicProperties {
+pub(crate) fn to_amqp(message: &Message, sequence: u64) -> BasicProperties {
     let properties = &message.properties;
     let mode = if message.persistent {
         PERSISTENT
@@ -43,7 +43,7 @@ pub(super) fn to_amqp(message: &Message, sequence: u64) -> BasicProperties {
 }
 
 /// What travelled with a message received.
-pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
+pub(crate) fn from_amqp(amqp: &BasicProperties) -> Properties {
     let text = |property: &Option<ShortString>| property.as_ref().map(ToString::to_string);
     let expiration = amqp
         .expiration()
@@ -62,12 +62,12 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
 }
 
 /// The sequence that a message was published with.
-pub(super) fn sequence(amqp: &BasicProperties) -> Option<u64> {
+pub(crate) fn sequence(amqp: &BasicProperties) -> Option<u64> {
     amqp.correlation_id().as_ref()?.as_str().parse().ok()
 }
 
 /// A duration in the milliseconds that AMQP's arguments count in.
-pub(super) fn milliseconds(duration: Duration) -> u32 {
+pub(crate) fn milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 

@@ -90,6 +90,20 @@ pub(super) async fn nodes(client: &Client) -> Result<Vec<NodeSummary>, StoreErro
     Ok(nodes)
 }
 
+/// The nodes with bookkeeping in one answer of `_find`, for `crate::fuzzing`.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn summaries(
+    client: &Client,
+    reply: &super::client::Reply,
+) -> Result<Vec<NodeSummary>, StoreError> {
+    let page: Page<Summary> = client.parse(reply)?;
+    let summary = |scanned: Scanned<Summary>| {
+        let node = NodeName::new(&scanned.id).ok()?;
+        scanned.fields.read(&node)
+    };
+    Ok(page.docs.into_iter().filter_map(summary).collect())
+}
+
 /// What [`nodes`] reads of a document; others write there too, so nothing is sure to be what we wrote.
 #[derive(Deserialize)]
 struct Summary {

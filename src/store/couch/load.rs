@@ -74,7 +74,7 @@ fn keys<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<u8> {
     serde_json::json!({ "keys": ids }).to_string().into_bytes()
 }
 
-fn read(
+pub(super) fn read(
     client: &Client,
     reply: &Reply,
     found: &mut HashMap<NodeName, StoredDocument>,

@@ -10,6 +10,8 @@ mod design;
 mod find;
 mod load;
 mod outcome;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod replies;
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -52,6 +52,22 @@ impl CouchStore {
         Ok(plan.verdicts)
     }
 
+    /// What [`write_bulk`](Self::write_bulk) says if every request is answered like this, for `crate::fuzzing`.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn write_answered(
+        &self,
+        writes: &[Write],
+        reply: &super::client::Reply,
+    ) -> Result<Verdicts, StoreError> {
+        let mut plan = Plan::new(writes, self.request_bytes_max.load(Ordering::Relaxed));
+        while let Some(group) = plan.next() {
+            let sent: Vec<&NodeName> = group.iter().map(|write| &write.id).collect();
+            plan.learn(classify(reply, &sent))
+                .map_err(|stop| self.error(stop))?;
+        }
+        Ok(plan.verdicts)
+    }
+
     async fn send_group(&self, group: &[&Write]) -> Answer {
         let sent: Vec<&NodeName> = group.iter().map(|write| &write.id).collect();
         let body = body(group).into_bytes();
