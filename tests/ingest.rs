@@ -278,7 +278,8 @@ fn a_document_that_always_fails_is_dead_lettered() {
             error: error.to_owned(),
             reason: "boom".to_owned(),
         };
-        for _ in 0..3 {
+        // Three times with its neighbours; and once more without its results, which tells a bad shard from a bad result.
+        for _ in 0..4 {
             let rows = HashMap::from([
                 (name("web02"), failed("unknown_error")),
                 (name("web03"), failed("internal_server_error")),

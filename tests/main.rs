@@ -28,6 +28,7 @@ mod dashboards;
 mod dead_letters;
 mod demo;
 mod end_to_end;
+mod hostile;
 mod ingest;
 mod loadtest;
 mod metrics;

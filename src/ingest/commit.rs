@@ -18,19 +18,22 @@ use super::cache::{DocumentCache, Known, Times};
 use super::coalesce::{Marks, Pending, marks_of, raise};
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::gate::StoreGate;
+use super::isolate::{BLAMES_MAX, Group};
 use super::node::Claim;
 use super::pace::Went;
 use super::ticket::{Ticket, log_again};
 use crate::backoff::Backoff;
 use crate::document::{Applied, DocumentError, NodeDocument};
 use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
-use crate::telemetry::{self, StoreRequest};
+use crate::telemetry::{self, SplitReason, StoreRequest};
 use crate::wire::{NodeName, Outcome};
 
 /// First pause after a conflict or failure; it doubles from there.
 const RETRY_BASE: Duration = Duration::from_millis(50);
 /// Longest such pause: meanwhile one of the writes in flight does nothing for the other nodes.
 const ROW_RETRY_MAX: Duration = Duration::from_secs(1);
+/// Why results are dead letters that make the store fail as a whole, and nothing else does.
+const STORE_ERROR: &str = "store_error";
 /// Words of failed rows that tell of the store and not of the document: they pass. Any other that stays (CouchDB's
 /// `unknown_error`: a `validate_doc_update` that throws what it should not) is about the document.
 const STORE_TROUBLES: [&str; 9] = [
@@ -82,6 +85,8 @@ struct Work {
     is_known: bool,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
     attempts: u32,
+    /// Failures in a row after which the store took the document without these results.
+    blames: u32,
 }
 
 /// A document as it would be after the merge.
@@ -130,30 +135,123 @@ impl Committer {
     }
 
     async fn commit_all(&self, claims: Vec<Claim>, went: &mut Went) {
-        let mut open: Vec<Work> = claims
+        let works: Vec<Work> = claims
             .into_iter()
             .filter(|claim| !claim.pending.is_empty())
             .map(Work::from)
             .collect();
+        let mut open = vec![Group::new(works)];
+        open.retain(|group| !group.works.is_empty());
         let mut backoff = Backoff::new(RETRY_BASE, ROW_RETRY_MAX.min(self.settings.retry_max));
         let started = Instant::now();
         while !open.is_empty() {
-            let turn = self.gate.turn().await;
-            let attempt = self.attempt(open, went).await;
-            open = attempt.open;
-            if let Some(error) = attempt.error {
-                self.gate.close(&error);
-                drop(turn);
-                if started.elapsed() >= self.settings.hold_max {
+            let mut left = Vec::new();
+            let mut is_paused = false;
+            for group in std::mem::take(&mut open) {
+                let tried = self.try_group(group, went).await;
+                left.extend(tried.left);
+                is_paused |= tried.is_away;
+                if tried.is_away && started.elapsed() >= self.settings.hold_max {
                     // The store may answer others, and never this batch.
                     self.gate.let_go();
                     return;
                 }
-            } else if !open.is_empty() {
-                drop(turn);
+            }
+            open = left;
+            if !open.is_empty() && !is_paused {
                 tokio::time::sleep(backoff.next_random()).await;
             }
         }
+    }
+
+    /// One try at a group: what is left of it comes back, in halves where it failed too often as a whole.
+    async fn try_group(&self, mut group: Group<Work>, went: &mut Went) -> Tried {
+        let turn = self.gate.turn().await;
+        let attempt = self.attempt(std::mem::take(&mut group.works), went).await;
+        let Some(failure) = attempt.failure else {
+            return Tried::rows(attempt.open);
+        };
+        group.works = attempt.open;
+        if failure.is_write {
+            // A store that asks for a pause is busy, and has nothing against any document.
+            if failure.error.retry_after().is_none() {
+                group.count_failure();
+            }
+            group = match self.blame(group, &failure.error).await {
+                Ok(tried) => return tried,
+                Err(group) => group,
+            };
+            self.gate.close_to_writes(&failure.error);
+        } else {
+            self.gate.close(&failure.error);
+        }
+        drop(turn);
+        let left = group.next();
+        if left.len() > 1 {
+            telemetry::record_split(SplitReason::Failed);
+        }
+        Tried {
+            left,
+            is_away: true,
+        }
+    }
+
+    /// Finds out whether a document that fails alone is what fails, and gives it up once that is sure. Otherwise the group
+    /// comes back: the store is what fails.
+    async fn blame(
+        &self,
+        mut group: Group<Work>,
+        error: &StoreError,
+    ) -> Result<Tried, Group<Work>> {
+        if !group.is_suspect() {
+            return Err(group);
+        }
+        let Some(mut work) = group.works.pop() else {
+            return Err(group);
+        };
+        if !self.is_taken_without_results(&work).await {
+            work.blames = 0;
+            group.works.push(work);
+            return Err(group);
+        }
+        work.blames += 1;
+        if work.blames < BLAMES_MAX {
+            group.works.push(work);
+            return Ok(Tried {
+                left: vec![group],
+                is_away: false,
+            });
+        }
+        self.refuse(work, STORE_ERROR, &error.to_string()).await;
+        Ok(Tried::rows(Vec::new()))
+    }
+
+    /// Whether the store takes this node's document as it stands, without what waits for it: the same request, of the same id,
+    /// on the same shard. Only such a success tells a bad result from a bad store.
+    async fn is_taken_without_results(&self, work: &Work) -> bool {
+        let now = Timestamp::now();
+        let Ok(mut loaded) = self.load(std::slice::from_ref(&work.node)).await else {
+            return false;
+        };
+        let Ok(mut known) = read(&work.node, loaded.remove(&work.node), now) else {
+            return false;
+        };
+        let Ok(json) = known.document.to_json(&work.node, now) else {
+            return false;
+        };
+        let write = Write {
+            id: work.node.clone(),
+            revision: known.revision,
+            json,
+        };
+        let written = self.store.write(vec![write]);
+        let written = self.timed(StoreRequest::Write, written).await;
+        let verdict = written.ok().and_then(|mut all| all.remove(&work.node));
+        let is_taken = matches!(verdict, Some(Verdict::Stored(_)));
+        if is_taken {
+            self.gate.open();
+        }
+        is_taken
     }
 
     /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
@@ -168,7 +266,10 @@ impl Committer {
             Err(error) => {
                 return Attempt {
                     open,
-                    error: Some(error),
+                    failure: Some(Failure {
+                        error,
+                        is_write: false,
+                    }),
                 };
             }
         };
@@ -189,14 +290,17 @@ impl Committer {
                 self.gate.open();
                 Attempt {
                     open: self.settle(merged, verdicts).await,
-                    error: None,
+                    failure: None,
                 }
             }
             Err(error) => {
                 let open = merged.into_iter().map(|merged| merged.work).collect();
                 Attempt {
                     open,
-                    error: Some(error),
+                    failure: Some(Failure {
+                        error,
+                        is_write: true,
+                    }),
                 }
             }
         }
@@ -244,7 +348,7 @@ impl Committer {
         let loaded = self
             .timed(StoreRequest::Load, self.store.load(nodes))
             .await?;
-        self.gate.open();
+        self.gate.answered();
         Ok(loaded)
     }
 
@@ -350,18 +454,33 @@ impl Committer {
                 }
                 Some(Verdict::Failed { error, reason }) => {
                     telemetry::record_failed_row();
-                    let is_hopeless = !STORE_TROUBLES.contains(&error.as_str());
-                    if is_hopeless && !self.may_try_again(&merged.work) {
-                        self.refuse(merged.work, &error, &reason).await;
-                    } else {
-                        open.extend(self.again(merged.work, &error));
-                    }
+                    open.extend(self.after_failed_row(merged.work, &error, &reason).await);
                 }
                 // A store that forgets a row says nothing about it.
                 None => open.extend(self.again(merged.work, "no verdict")),
             }
         }
         open
+    }
+
+    /// A row that failed is tried again. One that keeps failing is given up where its word tells of the document, or where
+    /// the store takes the document without these results; otherwise they go back to the broker.
+    async fn after_failed_row(&self, mut work: Work, error: &str, reason: &str) -> Option<Work> {
+        if self.may_try_again(&work) {
+            return self.again(work, error);
+        }
+        if STORE_TROUBLES.contains(&error) {
+            if !self.is_taken_without_results(&work).await {
+                return self.again(work, error);
+            }
+            work.blames += 1;
+            if work.blames < BLAMES_MAX {
+                log_again(&work.pending, error);
+                return Some(work);
+            }
+        }
+        self.refuse(work, error, reason).await;
+        None
     }
 
     /// Settles all results of a document that stands as merged, tells the node what is known now, and keeps the
@@ -385,6 +504,8 @@ impl Committer {
                 // Found after a write of ours: it is that write. Found before: the broker delivered it twice.
                 Applied::Present if work.attempts > 0 => {
                     telemetry::record_read_back();
+                    // A write went well, though its answer got lost.
+                    self.gate.open();
                     Outcome::Stored
                 }
                 Applied::Stale | Applied::Present => Outcome::Stale,
@@ -450,11 +571,41 @@ fn node_of(work: &Work) -> NodeName {
     work.node.clone()
 }
 
-/// What one pass left open.
+/// What one pass left open, and what ended it.
 #[derive(Debug, Default)]
 struct Attempt {
     open: Vec<Work>,
-    error: Option<StoreError>,
+    failure: Option<Failure>,
+}
+
+/// A request that failed as a whole.
+#[derive(Debug)]
+struct Failure {
+    error: StoreError,
+    is_write: bool,
+}
+
+/// What came of one try at a group.
+#[derive(Debug)]
+struct Tried {
+    left: Vec<Group<Work>>,
+    /// Whether the store is what failed: the gate is closed, and the next turn waits.
+    is_away: bool,
+}
+
+impl Tried {
+    /// The store answered, and these rows are to be tried again.
+    fn rows(open: Vec<Work>) -> Self {
+        let left = if open.is_empty() {
+            Vec::new()
+        } else {
+            vec![Group::new(open)]
+        };
+        Self {
+            left,
+            is_away: false,
+        }
+    }
 }
 
 impl From<Claim> for Work {
@@ -467,6 +618,7 @@ impl From<Claim> for Work {
             finished: claim.finished,
             is_known: claim.is_known,
             attempts: 0,
+            blames: 0,
         }
     }
 }

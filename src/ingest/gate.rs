@@ -4,7 +4,7 @@
 //! not answered with a storm. Each change of state is logged once. Invariant: results are held no longer than
 //! `hold_max`; then they are *let go*: all go back to the broker, once, and nothing is pulled until the store is back.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     waiting: AtomicUsize,
     era: AtomicU64,
+    /// What failed last was a write: that reads work says nothing then.
+    are_writes_failing: AtomicBool,
     pause: Mutex<Pause>,
     refused_pause: Duration,
 }
@@ -62,6 +64,7 @@ impl StoreGate {
             turn: tokio::sync::Mutex::new(()),
             waiting: AtomicUsize::new(0),
             era: AtomicU64::new(0),
+            are_writes_failing: AtomicBool::new(false),
             pause: Mutex::new(Pause {
                 backoff: Backoff::new(RETRY_BASE, retry_max),
                 until: Instant::now(),
@@ -99,8 +102,17 @@ impl StoreGate {
         self.0.waiting.load(Ordering::Relaxed)
     }
 
-    /// The store answered.
+    /// The store answered a read. While writes fail that changes nothing: a disk that is full can be read, and a gate that
+    /// opened for it would be closed again by the next write, a moment later and without a pause.
+    pub(super) fn answered(&self) {
+        if !self.0.are_writes_failing.load(Ordering::Relaxed) {
+            self.open();
+        }
+    }
+
+    /// The store can be used: it took a write, or a read went well and there is nothing to write.
     pub(super) fn open(&self) {
+        self.0.are_writes_failing.store(false, Ordering::Relaxed);
         let was = self.0.link.send_replace(Link::Up);
         if was == Link::Up {
             return;
@@ -112,7 +124,13 @@ impl StoreGate {
         }
     }
 
-    /// The store did not.
+    /// A write failed as a whole: only a write that goes well opens the gate again, or the keeper if nobody has one.
+    pub(super) fn close_to_writes(&self, error: &StoreError) {
+        self.0.are_writes_failing.store(true, Ordering::Relaxed);
+        self.close(error);
+    }
+
+    /// The store did not answer.
     pub(super) fn close(&self, error: &StoreError) {
         self.0.era.fetch_add(1, Ordering::Relaxed);
         self.postpone(error);
@@ -235,6 +253,20 @@ mod tests {
         tokio::spawn(async move { later.close(&away(Some(Duration::from_secs(7)))) });
         assert!(gate.turn().await.is_probe());
         assert!(start.elapsed() >= Duration::from_secs(7));
+    }
+
+    /// Goal: reads that work do not open a gate that a write closed; a write does, and reads open any other.
+    #[tokio::test(start_paused = true)]
+    async fn reads_say_nothing_of_writes() {
+        let gate = gate();
+        gate.close_to_writes(&away(None));
+        gate.answered();
+        assert!(matches!(*gate.link().borrow(), Link::Down { .. }));
+        gate.open();
+        assert_eq!(*gate.link().borrow(), Link::Up);
+        gate.close(&away(None));
+        gate.answered();
+        assert_eq!(*gate.link().borrow(), Link::Up);
     }
 
     /// Goal: one at a time tries a store that refuses us, after the long pause; all go when it is back.

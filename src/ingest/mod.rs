@@ -20,6 +20,7 @@ mod gate;
 mod gauges;
 mod held;
 mod intake;
+mod isolate;
 mod keeper;
 mod node;
 mod pace;

@@ -34,6 +34,7 @@ struct State {
     documents: BTreeMap<NodeName, (Revision, Box<RawValue>)>,
     load_faults: VecDeque<Fault>,
     write_faults: VecDeque<Fault>,
+    poison: Option<String>,
     loads: u64,
     writes: u64,
 }
@@ -121,6 +122,11 @@ impl MemoryStore {
             Call::Load => state.load_faults.push_back(fault),
             Call::Write => state.write_faults.push_back(fault),
         }
+    }
+
+    /// From now on a write as a whole fails, and writes nothing, if a document in it holds this text.
+    pub fn poison(&self, text: &str) {
+        self.lock().poison = Some(text.to_owned());
     }
 
     /// How often [`Store::load`] was called.
@@ -232,6 +238,10 @@ impl Store for MemoryStore {
 
     async fn write(&self, documents: Vec<Write>) -> Result<Verdicts, StoreError> {
         self.lock().writes += 1;
+        let poison = self.lock().poison.clone();
+        if poison.is_some_and(|text| documents.iter().any(|it| it.json.get().contains(&text))) {
+            return Err(Failure::Away { retry_after: None }.error());
+        }
         match self.next_fault(Call::Write) {
             Fault::Before(failure) => Err(failure.error()),
             Fault::After(failure) => {

@@ -29,7 +29,8 @@ use crate::wire::NodeName;
 /// A store. Every call is bounded in time by the store's settings and does not retry: the writer does.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
-    /// Reads the documents of `ids`. Missing and deleted ones are not in the answer.
+    /// Reads the documents of `ids`. Missing and deleted ones are not in the answer; one that is there and is no JSON object
+    /// (somebody else's edit) comes as `null`. One document never fails the call.
     async fn load(&self, ids: &[NodeName])
     -> Result<HashMap<NodeName, StoredDocument>, StoreError>;
 
@@ -73,6 +74,17 @@ pub struct StoredDocument {
     pub revision: Revision,
     /// The whole JSON object, `_id` and `_rev` included.
     pub json: Box<RawValue>,
+}
+
+impl StoredDocument {
+    /// What stands for a document that is there and cannot be read, whatever is tried: `null`, which is no object. Its
+    /// node's results are dead letters; the documents beside it are as they are.
+    pub(crate) fn unreadable() -> Self {
+        Self {
+            revision: Revision("".into()),
+            json: RawValue::NULL.to_owned(),
+        }
+    }
 }
 
 /// One document to write.

@@ -134,6 +134,8 @@ label_enum! {
         Bisect = "bisect",
         /// The request is too large.
         TooLarge = "too_large",
+        /// It failed again and again while the store answers reads: one document may be the reason.
+        Failed = "failed",
     }
 }
 

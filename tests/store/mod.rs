@@ -4,6 +4,7 @@
 //! over HTTP, and on a real CouchDB where `VOGELER_TEST_COUCH` names one.
 
 mod couch;
+mod hostile;
 pub(crate) mod place;
 mod queries;
 mod sqlite;
@@ -60,6 +61,7 @@ mod contract {
         super::super::foreign_content_survives as foreign_content_survives;
         super::super::odd_ids as odd_ids;
         super::super::of_racing_writes_one_wins as of_racing_writes_one_wins;
+        super::super::hostile::every_value_has_a_verdict as every_value_has_a_verdict;
         super::super::nothing_is_no_error as nothing_is_no_error;
         super::super::setup_is_idempotent as setup_is_idempotent;
         super::super::queries::stores_agree as queries_agree;

@@ -116,3 +116,77 @@ async fn foreign_file_is_refused() {
     let error = store.write(vec![write("a", None, "{}")]).await.unwrap_err();
     assert!(error.to_string().contains("notes.txt"), "{error}");
 }
+
+/// What another program does to the file.
+fn sql(path: &Path, statements: &str) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection.execute_batch(statements).unwrap();
+}
+
+/// Goal: a trigger that refuses one document is that document's verdict, like a `validate_doc_update`; one that refuses all,
+/// or a table that went, is the store's trouble and no verdict.
+#[tokio::test]
+async fn a_row_that_is_refused_is_told_from_a_store_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vogeler.db");
+    let store = store::open(&at(&path, true)).unwrap();
+    let trigger = |name: &str, when: &str| {
+        format!(
+            "CREATE TRIGGER {name} BEFORE INSERT ON documents WHEN {when} BEGIN SELECT RAISE(ABORT, 'no bad documents'); END;"
+        )
+    };
+    sql(&path, &trigger("guard", "new.json LIKE '%forbidden%'"));
+    let documents = || {
+        vec![
+            write("a", None, "{}"),
+            write("b", None, r#"{"forbidden":1}"#),
+            write("c", None, "{}"),
+        ]
+    };
+    let verdicts = store.write(documents()).await.unwrap();
+    assert!(
+        matches!(&verdicts["b"], Verdict::Refused { error, reason } if error == "forbidden" && reason.contains("no bad documents")),
+        "{verdicts:?}"
+    );
+    for id in ["a", "c"] {
+        assert!(matches!(verdicts[id], Verdict::Stored(_)), "{verdicts:?}");
+    }
+    sql(&path, "DROP TRIGGER guard; DELETE FROM documents;");
+    sql(&path, &trigger("closed", "1"));
+    let error = store.write(documents()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Away { .. }), "{error}");
+    sql(&path, "DROP TABLE documents;");
+    let error = store.write(documents()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Away { .. }), "{error}");
+}
+
+/// Goal: a row that somebody else made, and that is no document, fails nothing but itself: reading it gives no object, writing
+/// it is refused, and its neighbours are read, written and listed.
+#[tokio::test]
+async fn rows_that_are_no_documents_fail_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vogeler.db");
+    let store = store::open(&at(&path, true)).unwrap();
+    let good = r#"{"doc_type":"SystemRecord"}"#;
+    store.write(vec![write("good", None, good)]).await.unwrap();
+    sql(
+        &path,
+        r#"INSERT INTO documents (id, revision, json) VALUES
+            ('binary', '1-x', jsonb('{"doc_type":"SystemRecord"}')), ('revision', X'ff', '{}'),
+            (X'ff', '1-x', '{"doc_type":"SystemRecord"}');"#,
+    );
+    let ids = ["good", "binary", "revision"].map(node);
+    let read = store.load(&ids).await.unwrap();
+    assert!(read["good"].json.get().contains("SystemRecord"));
+    for id in ["binary", "revision"] {
+        assert_eq!(read[id].json.get(), "null", "{id}");
+    }
+    assert_eq!(store.nodes().await.unwrap().len(), 1);
+    let writes = vec![write("revision", None, "{}"), write("new", None, good)];
+    let verdicts = store.write(writes).await.unwrap();
+    assert!(
+        matches!(verdicts["revision"], Verdict::Refused { .. }),
+        "{verdicts:?}"
+    );
+    assert!(matches!(verdicts["new"], Verdict::Stored(_)));
+}

@@ -90,6 +90,14 @@ pub(super) fn classify(reply: &Reply, sent: &[&NodeName]) -> Answer {
             reason: reply.describe(),
         },
         404 if is_database_missing(&error) => Answer::NoDatabase,
+        // A number in a document that Erlang cannot calculate with (an integer of 309 digits or more): CouchDB 3.5 breaks
+        // off the whole request, in the same way each time.
+        500 if error.error == "unknown_error" && error.reason == "badarith" => Answer::Bisect {
+            verdict: refused(
+                "bad_request",
+                "a number in it is too large for CouchDB (badarith)",
+            ),
+        },
         408 | 412 | 425 | 429 | 500.. => away(reply),
         413 => too_large(&error, sent),
         _ => Answer::Protocol {

@@ -172,6 +172,14 @@ fn an_unnamed_culprit_is_searched() {
     assert!(matches!(answer(&proxy, &["a"]), Answer::Protocol { .. }));
 }
 
+/// Goal: an integer of 400 digits makes CouchDB 3.5.0 answer 500 (heard literally): one document is searched, nothing pauses.
+#[test]
+fn a_number_that_breaks_couchdb_is_searched() {
+    let badarith = r#"{"error":"unknown_error","reason":"badarith","ref":2439266898}"#;
+    let found = answer(&reply(500, badarith), &["a", "b"]);
+    assert!(matches!(found, Answer::Bisect { .. }), "{found:?}");
+}
+
 /// Goal: a request that is too long is halved, also when a proxy says so.
 #[test]
 fn too_long_a_request_is_halved() {
