@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use vogeler::broker::memory::MemoryBroker;
 use vogeler::broker::topology::{self, Exchange, QueueType};
-use vogeler::broker::{Broker, Consumer, Message, Properties};
+use vogeler::broker::{Broker, Consumer, Link, Message, Properties};
 use vogeler::client::execute::{Execution, Limits, STDERR_BYTES_MAX, execute};
 use vogeler::client::plugin::{Plugin, Registry};
 use vogeler::client::{Client, ClientError};
@@ -566,6 +566,24 @@ async fn scheduled_plugins_run_by_themselves() {
     let first = next_of(&mut results, "tick").await;
     let second = next_of(&mut results, "tick").await;
     assert_eq!((first.run, second.run), (None, None));
+    client.stop().await;
+}
+
+/// Goal: a client whose broker is away when it starts runs its schedule all the same, and hears commands later.
+#[tokio::test]
+async fn a_client_without_a_broker_keeps_its_schedule() {
+    let fleet = Fleet::new("[tick]\ncommand = echo tick\nevery = 1s\n");
+    let mut results = fleet.results().await;
+    fleet.broker.set_link(Link::Down {
+        reason: "a test".to_owned(),
+    });
+    let client = fleet.start("web01");
+    let spool = fleet.folder.path("state/web01/spool");
+    let spooled = || fs::read_dir(&spool).map_or(0, Iterator::count);
+    until("its own report and a tick wait", || spooled() >= 2).await;
+    fleet.broker.set_link(Link::Up);
+    next_of(&mut results, "tick").await;
+    fleet.ask("web01", "\"tick\"").await;
     client.stop().await;
 }
 

@@ -22,6 +22,7 @@ mod broker;
 mod channels;
 mod cli;
 mod client;
+mod client_broker;
 mod client_metrics;
 mod conflicts;
 mod dashboards;

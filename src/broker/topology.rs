@@ -18,6 +18,7 @@ const DEAD_TURN_QUEUE: &str = "vogeler.dead.turn";
 pub const NODE_QUEUE_EXPIRES: Duration = Duration::from_hours(30 * 24);
 /// What every client binds, and what a run on all nodes is published to (the topic word `all` matches the star).
 pub const BROADCAST_BINDING: &str = "broadcasts.*";
+const GROUP_PREFIX: &str = "groups.";
 const BROADCAST_KEY: &str = "broadcasts.all";
 
 /// The exchanges.
@@ -272,9 +273,20 @@ pub fn broadcast_key() -> String {
     BROADCAST_KEY.to_owned()
 }
 
+/// Whether a command with this key is for all nodes: whether [`BROADCAST_BINDING`] takes it.
+pub fn is_broadcast(key: &str) -> bool {
+    key.strip_prefix("broadcasts.")
+        .is_some_and(|word| !word.contains('.'))
+}
+
 /// Routing key of a command for a group.
 pub fn group_key(group: &Group) -> String {
-    format!("groups.{group}")
+    format!("{GROUP_PREFIX}{group}")
+}
+
+/// Whether a command with this key is for a group.
+pub fn is_group(key: &str) -> bool {
+    key.starts_with(GROUP_PREFIX)
 }
 
 fn slot_key(slot: u16) -> String {

@@ -253,13 +253,34 @@ impl Agent {
                 content: answer.content,
             };
             let envelope = Envelope::seal(&result, trace, zstd_bytes_min)?;
-            spool.push(result.seq, &envelope)?;
+            match spool.push(result.seq, &envelope) {
+                // Its plugin would print as much again.
+                Err(error @ SpoolError::TooLarge { .. }) => {
+                    let instead = envelope.instead(error.to_string());
+                    spool.push(result.seq, &instead.ok_or(error)?)?;
+                }
+                pushed => drop(pushed?),
+            }
             Ok::<_, KeepError>(())
         };
         self.outbox.with(push).await??;
         self.outbox.wake();
         Ok(())
     }
+}
+
+/// A command for nodes that this one is not among: nothing runs, and nobody is told, since nobody asked this node.
+pub(super) fn refuse_stray(delivery: Delivery, is_news: bool) {
+    let run = TraceParent::of(&delivery.properties).map(|parent| parent.run);
+    let run = run.map(tracing::field::display);
+    let key = delivery.routing_key.as_str();
+    if is_news {
+        tracing::warn!(target: "vogeler::client", run, key, "a command is not meant for this node and is not run; the queue is still bound for others");
+    } else {
+        tracing::debug!(target: "vogeler::client", run, key, "a command is not meant for this node and is not run");
+    }
+    c::CLIENT_COMMANDS.of(CommandOutcome::NotMeant).increment(1);
+    delivery.settler.ack();
 }
 
 fn declined(error: crate::wire::PluginError) -> Answer {

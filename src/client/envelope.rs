@@ -10,7 +10,10 @@ use jiff::Timestamp;
 use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
 use crate::trace::TraceParent;
-use crate::wire::{AMPLIFIED_BYTES_FREE, NodeName, PUBLISHED_HEADER, PluginResult, RunId, Seq};
+use crate::wire::{
+    AMPLIFIED_BYTES_FREE, Content, ErrorKind, NodeName, PUBLISHED_HEADER, PluginError,
+    PluginResult, RunId, Seq,
+};
 
 const CONTENT_TYPE: &str = "application/json";
 const ZSTD: &str = "zstd";
@@ -85,6 +88,30 @@ impl Envelope {
     /// The run that asked for it.
     pub(super) fn run(&self) -> Option<RunId> {
         self.trace.map(|trace| trace.run)
+    }
+
+    /// An error in place of a result that is too large to be kept or published: the same result, of the same moment, that
+    /// says why it has no value. None if that would not be smaller.
+    pub(super) fn instead(&self, message: String) -> Option<Self> {
+        let json = if self.is_zstd {
+            zstd::decode_all(self.body.as_ref()).ok()?.into()
+        } else {
+            self.body.clone()
+        };
+        let mut result = PluginResult::decode(&json, Timestamp::now()).ok()?;
+        result.content = Content::Error(PluginError {
+            kind: ErrorKind::OutputTooLarge,
+            message,
+            exit: None,
+            stderr: None,
+        });
+        let instead = Self::seal(&result, self.trace, usize::MAX).ok()?;
+        (instead.bytes() < self.bytes()).then_some(instead)
+    }
+
+    /// Size of the message's body, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.body.len()
     }
 
     /// The message that carries it, as published now: persistent, mandatory, to its node's slot.
@@ -166,7 +193,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::{Content, ContentHash, Format};
+    use crate::wire::{ContentHash, Format};
 
     pub(in super::super) fn result(seq: u64, text: &str) -> PluginResult {
         let json = serde_json::value::to_raw_value(text).unwrap();
@@ -224,6 +251,32 @@ pub(super) mod tests {
                 is_packed,
                 "{bytes}"
             );
+        }
+    }
+
+    /// Goal: what is too large becomes an error of the same result; what is small already does not.
+    #[test]
+    fn a_large_result_becomes_a_small_error() {
+        let trace = Some(TraceParent::generate(RunId::generate()));
+        for zstd_bytes_min in [100, usize::MAX] {
+            let text: String = (0..20_000_u32)
+                .map(|number| {
+                    char::from(b'a' + (number.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)
+                })
+                .collect();
+            let large = Envelope::seal(&result(7, &text), trace, zstd_bytes_min).unwrap();
+            let small = large.instead("it is too large".to_owned()).unwrap();
+            assert!(small.bytes() < 500, "{}", small.bytes());
+            assert_eq!((small.seq, small.trace), (Seq(7), trace));
+            let body = small.message().body;
+            let read = PluginResult::decode(&body, Timestamp::now()).unwrap();
+            assert_eq!(read.collected_at, Timestamp::UNIX_EPOCH);
+            let Content::Error(error) = read.content else {
+                panic!("a value");
+            };
+            assert_eq!(error.kind, ErrorKind::OutputTooLarge);
+            assert_eq!(error.message, "it is too large");
+            assert_eq!(small.instead("it is too large".to_owned()), None);
         }
     }
 

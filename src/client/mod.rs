@@ -10,23 +10,26 @@
 
 mod about;
 mod agent;
+mod aside;
+mod bindings;
 mod command;
 mod envelope;
 pub mod execute;
 mod ini;
+mod place;
 pub mod plugin;
 mod publish;
 mod schedule;
 mod spool;
 mod vitals;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -34,31 +37,30 @@ pub use about::{HostNameError, host_name};
 pub use spool::SpoolError;
 
 use agent::Agent;
+use bindings::{Audience, Bindings};
 use execute::Limits;
+use place::{Commands, Place, Taker};
 use plugin::{FolderError, Registry};
 use publish::Outbox;
 use schedule::Schedule;
 use spool::{Bounds, Spool};
 use vitals::ClientProbe;
 
-use crate::backoff::Backoff;
-use crate::broker::{Broker, BrokerError, Consumer, topology};
+use crate::broker::{Broker, BrokerError, Delivery, topology};
 use crate::config;
 use crate::http::Probe;
 use crate::status::About;
 use crate::telemetry::Role;
 use crate::wire::{NodeName, PluginName};
 
-/// Commands that wait or run at once: enough for an operator, and a bound on what a stop gives back.
-const COMMANDS_MAX: u16 = 16;
 /// How long running plugins may go on after a stop; then they are killed and their commands go back to the broker.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long a stop waits for the broker to take what the spool holds; the rest waits for the next start.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 /// How long a stop waits until the broker knows the last acknowledgements.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// Longest pause between two tries to declare the node's queue.
-const SUBSCRIBE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Keys of other groups' commands that are unbound; past it the commands are only refused.
+const STRAYS_MAX: usize = 64;
 /// Longest sleep of the schedule, so that it notices a clock that was set.
 const SCHEDULE_SLEEP_MAX: Duration = Duration::from_mins(1);
 
@@ -77,12 +79,9 @@ pub enum ClientError {
     /// The client cannot describe itself.
     #[error("the client's own report cannot be made: {0}")]
     About(#[from] serde_json::Error),
-    /// The broker refuses the client or its queue.
+    /// The broker was closed.
     #[error("commands cannot be consumed: {0}")]
     Broker(#[from] BrokerError),
-    /// The broker's side ended the consumer for good.
-    #[error("the command queue's consumer ended")]
-    ConsumerEnded,
 }
 
 /// A client that is ready to run: its plugins are read, its spool is open.
@@ -90,6 +89,9 @@ pub enum ClientError {
 pub struct Client {
     agent: Arc<Agent>,
     queue: topology::Queue,
+    bindings: Bindings,
+    audience: Audience,
+    place: watch::Sender<Place>,
     schedule: Schedule,
     broker: Arc<dyn Broker>,
 }
@@ -108,8 +110,12 @@ impl Client {
         if !spool.is_empty() {
             tracing::info!(target: "vogeler::client", %node, results = spool.len(), "results of an earlier life wait to be published");
         }
+        let queue = topology::node_queue(&node, &config.groups);
         Ok(Self {
-            queue: topology::node_queue(&node, &config.groups),
+            bindings: Bindings::new(&config.state, &queue),
+            audience: Audience::new(&node, &config.groups),
+            place: watch::Sender::new(Place::Open),
+            queue,
             schedule: Schedule::new(&node, registry.plugins.values(), Timestamp::now()),
             broker,
             agent: Arc::new(Agent {
@@ -143,6 +149,7 @@ impl Client {
             about: About::new(Role::Client, self.node().to_string(), settings),
             noted: self.agent.outbox.noted(),
             broker: self.broker.link(),
+            place: self.place.subscribe(),
             stopping: stop,
         })
     }
@@ -155,6 +162,7 @@ impl Client {
         let publisher = publish::run(
             self.agent.outbox.clone(),
             self.broker.clone(),
+            self.place.subscribe(),
             flush.clone(),
         );
         let mut publisher = tokio::spawn(publisher);
@@ -182,41 +190,28 @@ impl Client {
 
     /// From the first command to the last acknowledgement.
     async fn work(self, stop: &CancellationToken) -> Result<(), ClientError> {
-        let mut consumer = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            consumer = self.subscribe() => consumer?,
-        };
-        tracing::info!(target: "vogeler::client", node = %self.agent.node, queue = self.queue.name, "client listens");
+        let mut commands = Commands::new(Taker {
+            broker: self.broker,
+            queue: self.queue,
+            bindings: self.bindings,
+            place: self.place,
+        });
         let mut work = Work {
             agent: self.agent,
+            audience: self.audience,
+            strays: BTreeSet::new(),
             schedule: self.schedule,
             tasks: JoinSet::new(),
             ticks: HashMap::new(),
             stop: stop.clone(),
         };
-        let heard = work.hear(&mut consumer).await;
-        consumer.cancel();
+        let heard = work.hear(&mut commands).await;
+        commands.cancel();
         work.finish().await;
-        if !consumer.close(CLOSE_MAX).await {
+        if !commands.close(CLOSE_MAX).await {
             tracing::warn!(target: "vogeler::client", "the broker did not take the last acknowledgements; those commands will be answered again");
         }
         heard
-    }
-
-    /// Declares the node's queue, however long the broker is away, and consumes it.
-    async fn subscribe(&self) -> Result<Consumer, ClientError> {
-        let mut backoff = Backoff::new(SUBSCRIBE_PAUSE_MAX / 100, SUBSCRIBE_PAUSE_MAX);
-        let queues = std::slice::from_ref(&self.queue);
-        while let Err(error) = self.broker.declare(queues).await {
-            if !error.is_retryable() {
-                return Err(error.into());
-            }
-            if backoff.tries() == 0 {
-                tracing::warn!(target: "vogeler::client", %error, "the queue for commands cannot be declared yet; trying again");
-            }
-            tokio::time::sleep(backoff.next_random()).await;
-        }
-        Ok(self.broker.consume(&self.queue, COMMANDS_MAX).await?)
     }
 }
 
@@ -224,6 +219,9 @@ impl Client {
 #[derive(Debug)]
 struct Work {
     agent: Arc<Agent>,
+    audience: Audience,
+    /// Keys of groups that this node is not in, and whose commands came all the same.
+    strays: BTreeSet<String>,
     schedule: Schedule,
     /// At most [`COMMANDS_MAX`] commands (the consumer's prefetch) and one tick for each plugin.
     tasks: JoinSet<()>,
@@ -234,7 +232,7 @@ struct Work {
 
 impl Work {
     /// Starts a task for each command and each tick, until the stop.
-    async fn hear(&mut self, consumer: &mut Consumer) -> Result<(), ClientError> {
+    async fn hear(&mut self, commands: &mut Commands) -> Result<(), ClientError> {
         loop {
             let sleep = self.schedule.wait(Timestamp::now());
             let sleep = sleep.map_or(SCHEDULE_SLEEP_MAX, |wait| wait.min(SCHEDULE_SLEEP_MAX));
@@ -242,18 +240,32 @@ impl Work {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
-                delivery = consumer.next() => {
-                    let delivery = delivery.ok_or(ClientError::ConsumerEnded)?;
-                    self.tasks.spawn(self.agent.clone().serve(delivery, self.stop.clone()));
-                }
-                () = tokio::time::sleep(sleep) => self.tick(),
+                delivery = commands.next() => self.serve(delivery?, commands),
+                () = tokio::time::sleep(sleep) => self.tick(commands.is_taken()),
             }
         }
     }
 
-    /// Starts what is due, except what still runs from last time.
-    fn tick(&mut self) {
+    fn serve(&mut self, delivery: Delivery, commands: &Commands) {
+        if self.audience.includes(&delivery) {
+            let task = self.agent.clone().serve(delivery, self.stop.clone());
+            self.tasks.spawn(task);
+            return;
+        }
+        let key = delivery.routing_key.clone();
+        let is_news = self.strays.len() < STRAYS_MAX && self.strays.insert(key.clone());
+        agent::refuse_stray(delivery, is_news);
+        if is_news && topology::is_group(&key) {
+            self.tasks.spawn(commands.taker().unbind_stray(key));
+        }
+    }
+
+    /// Starts what is due, except what still runs from last time, and except while another client works for this node.
+    fn tick(&mut self, is_taken: bool) {
         for name in self.schedule.due(Timestamp::now()) {
+            if is_taken {
+                continue;
+            }
             if self.ticks.values().any(|running| *running == name) {
                 tracing::warn!(target: "vogeler::client", plugin = %name, "the plugin still runs from last time; this time is skipped");
                 continue;

@@ -6,10 +6,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::spool::Spool;
+use super::envelope::Envelope;
+use super::place::Place;
+use super::spool::{Spool, SpoolError};
 use super::vitals::Noted;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError};
@@ -60,10 +62,26 @@ impl Outbox {
     }
 }
 
-/// Publishes until `stop`; then what still waits is tried once more each, until a publish fails or none waits.
-pub(super) async fn run(outbox: Outbox, broker: Arc<dyn Broker>, stop: CancellationToken) {
+/// Publishes until `stop`; then what still waits is tried once more each, until a publish fails or none waits. Two
+/// clients of one name do not publish both: this one waits while it has no `place`.
+pub(super) async fn run(
+    outbox: Outbox,
+    broker: Arc<dyn Broker>,
+    mut place: watch::Receiver<Place>,
+    stop: CancellationToken,
+) {
     let mut backoff = Backoff::new(PAUSE_BASE, PAUSE_MAX);
     loop {
+        tokio::select! {
+            biased;
+            allowed = place.wait_for(Place::may_publish) => {
+                // Whoever tells the place is gone only after the stop.
+                if allowed.is_err() {
+                    return;
+                }
+            }
+            () = stop.cancelled() => return,
+        }
         match publish_oldest(&outbox, broker.as_ref()).await {
             Ok(true) => {
                 if backoff.tries() > 0 {
@@ -103,6 +121,13 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
     let started = Instant::now();
     let published = broker.publish(envelope.message()).await;
     record(&published, started.elapsed());
+    if let Err(BrokerError::TooLarge {
+        bytes, bytes_max, ..
+    }) = published
+    {
+        set_aside(outbox, envelope, bytes, bytes_max).await?;
+        return Ok(true);
+    }
     published.map_err(|source| PublishError::Broker { source, run })?;
     outbox.noted.published();
     outbox.with(move |spool| spool.done(seq)).await?;
@@ -111,10 +136,31 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
     Ok(true)
 }
 
+/// A result that the broker will never take must not stand before the others: an error goes in its place, so that its run
+/// hears of it.
+async fn set_aside(
+    outbox: &Outbox,
+    envelope: Envelope,
+    bytes: u64,
+    bytes_max: u64,
+) -> Result<(), PublishError> {
+    let run = envelope.run().map(tracing::field::display);
+    tracing::error!(target: "vogeler::client", run, seq = envelope.seq.0, bytes, bytes_max, "a result is larger than the broker takes; it is set aside, and an error is published in its place: raise max_message_size in rabbitmq.conf, or let the plugin print less");
+    let message = format!(
+        "the result of {bytes} bytes is larger than the broker's max_message_size of {bytes_max} bytes: raise it in rabbitmq.conf, or let the plugin print less"
+    );
+    let work = move |spool: &mut Spool| {
+        let instead = envelope.instead(message);
+        spool.set_aside(envelope.seq, instead.as_ref())
+    };
+    Ok(outbox.with(work).await??)
+}
+
 fn record(published: &Result<(), BrokerError>, took: Duration) {
     let outcome = match published {
         Ok(()) => PublishOutcome::Confirmed,
         Err(BrokerError::Unroutable { .. }) => PublishOutcome::Returned,
+        Err(BrokerError::TooLarge { .. }) => PublishOutcome::TooLarge,
         Err(_) => PublishOutcome::Failed,
     };
     c::CLIENT_PUBLISHED.of(outcome).increment(1);
@@ -133,7 +179,9 @@ enum PublishError {
         run: Option<RunId>,
     },
     #[error("the spool cannot be read: {0}")]
-    Spool(#[from] tokio::task::JoinError),
+    Read(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
 }
 
 impl PublishError {
@@ -141,7 +189,7 @@ impl PublishError {
     fn run(&self) -> Option<tracing::field::DisplayValue<RunId>> {
         match self {
             Self::Broker { run, .. } => run.map(tracing::field::display),
-            Self::Spool(_) => None,
+            Self::Read(_) | Self::Spool(_) => None,
         }
     }
 }

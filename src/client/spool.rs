@@ -7,7 +7,7 @@
 //! `spool/last` for the latest confirmed one. A confirmed result is not deleted but renamed to `last`, so the
 //! highest sequence is on disk at every moment and costs no write of its own. Files are written whole
 //! (temporary file, fsync, rename, fsync of the folder) and carry a checksum; one that does not match is set aside
-//! as `<seq>.bad`.
+//! as `<seq>.bad`, and one that the broker finds too large as `<seq>.large`, an error waiting in its place.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::aside;
 use super::envelope::Envelope;
 use super::vitals::Noted;
 use crate::wire::Seq;
@@ -237,6 +238,35 @@ impl Spool {
         if self.forget(seq) {
             rename(&self.path(seq), &self.folder.join(LAST));
         }
+    }
+
+    /// The broker will never take this result: it is set aside, and `instead` waits in its place, if anything can.
+    pub(super) fn set_aside(
+        &mut self,
+        seq: Seq,
+        instead: Option<&Envelope>,
+    ) -> Result<(), SpoolError> {
+        let path = self.path(seq);
+        if let Err(error) = aside::keep(&path) {
+            tracing::warn!(target: "vogeler::client", file = %path.display(), %error, "a result that is too large for the broker cannot be kept aside");
+        }
+        let Some(instead) = instead else {
+            if self.forget(seq) {
+                remove(&path);
+            }
+            return Ok(());
+        };
+        let content = instead.to_bytes();
+        // It may have been dropped for a newer one meanwhile.
+        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.seq == seq) else {
+            return Ok(());
+        };
+        let bytes = content.len() as u64;
+        self.bytes = self.bytes - waiting.bytes + bytes;
+        waiting.bytes = bytes;
+        self.write(&path, &content).map_err(unwritable(&path))?;
+        self.note();
+        Ok(())
     }
 
     fn forget(&mut self, seq: Seq) -> bool {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::place::Place;
 use super::spool::Bounds;
 use crate::broker::Link;
 use crate::http::{Probe, part};
@@ -141,6 +142,8 @@ pub(super) struct ClientProbe {
     pub(super) about: About,
     pub(super) noted: Noted,
     pub(super) broker: watch::Receiver<Link>,
+    /// Whether commands are heard.
+    pub(super) place: watch::Receiver<Place>,
     /// Cancelled when the client begins to stop.
     pub(super) stopping: CancellationToken,
 }
@@ -149,9 +152,9 @@ impl Probe for ClientProbe {
     fn readiness(&self) -> (bool, Value) {
         let now = Timestamp::now();
         let is_stopping = self.stopping.is_cancelled();
-        let broker = self.broker.borrow().clone();
+        let (broker, place) = (self.broker.borrow().clone(), self.place.borrow().clone());
         self.noted
-            .with(|vitals| readiness(&broker, vitals, is_stopping, now))
+            .with(|vitals| readiness(&broker, &place, vitals, is_stopping, now))
     }
 
     fn about(&self) -> &About {
@@ -168,14 +171,37 @@ impl Probe for ClientProbe {
 }
 
 /// Whether a client is ready, and the reasons, a member a part.
-fn readiness(broker: &Link, vitals: &Vitals, is_stopping: bool, now: Timestamp) -> (bool, Value) {
-    let parts = [part(broker), vitals.spool(), vitals.last_publish(now)];
+fn readiness(
+    broker: &Link,
+    place: &Place,
+    vitals: &Vitals,
+    is_stopping: bool,
+    now: Timestamp,
+) -> (bool, Value) {
+    let parts = [
+        part(broker),
+        commands(place),
+        vitals.spool(),
+        vitals.last_publish(now),
+    ];
     let is_ready = !is_stopping && parts.iter().all(|part| part["ok"] == true);
-    let [broker, spool, last_publish] = parts;
+    let [broker, commands, spool, last_publish] = parts;
     let body = json!({
-        "ready": is_ready, "broker": broker, "spool": spool, "last_publish": last_publish, "draining": is_stopping,
+        "ready": is_ready, "broker": broker, "commands": commands, "spool": spool, "last_publish": last_publish,
+        "draining": is_stopping,
     });
     (is_ready, body)
+}
+
+/// Whether commands are heard.
+fn commands(place: &Place) -> Value {
+    match place {
+        Place::Ours => json!({"ok": true}),
+        Place::Open => json!({"ok": false, "reason": "not heard yet"}),
+        Place::Taken { reason } | Place::Failed { reason } => {
+            json!({"ok": false, "reason": reason})
+        }
+    }
 }
 
 #[cfg(test)]
@@ -201,24 +227,32 @@ mod tests {
                 reason: "gone".into(),
             },
         );
-        assert!(readiness(&up, &vitals, false, at(0)).0);
-        assert!(!readiness(&up, &vitals, true, at(0)).0);
-        let (is_ready, body) = readiness(&away, &vitals, false, at(0));
+        assert!(readiness(&up, &Place::Ours, &vitals, false, at(0)).0);
+        assert!(!readiness(&up, &Place::Ours, &vitals, true, at(0)).0);
+        let (is_ready, body) = readiness(&away, &Place::Ours, &vitals, false, at(0));
         assert!(!is_ready && body["broker"]["reason"] == "gone", "{body}");
+        let taken = Place::Taken {
+            reason: "two of one name".into(),
+        };
+        let (is_ready, body) = readiness(&up, &taken, &vitals, false, at(0));
+        assert!(
+            !is_ready && body["commands"]["reason"] == "two of one name",
+            "{body}"
+        );
 
         vitals.spooled(2, 90, at(0));
         assert!(
-            readiness(&up, &vitals, false, at(60)).0,
+            readiness(&up, &Place::Ours, &vitals, false, at(60)).0,
             "waiting a moment is no trouble"
         );
-        let (is_ready, body) = readiness(&up, &vitals, false, at(61));
+        let (is_ready, body) = readiness(&up, &Place::Ours, &vitals, false, at(61));
         assert!(!is_ready && body["spool"]["ok"] == true, "{body}");
         let reason = body["last_publish"]["reason"].as_str().unwrap();
         assert!(reason.contains(&at(0).to_string()), "{reason}");
 
         vitals.published(at(61));
         vitals.dropped += 1;
-        let (is_ready, body) = readiness(&up, &vitals, false, at(62));
+        let (is_ready, body) = readiness(&up, &Place::Ours, &vitals, false, at(62));
         assert!(!is_ready && body["last_publish"]["ok"] == true, "{body}");
         assert!(
             body["spool"]["reason"]
@@ -229,7 +263,7 @@ mod tests {
 
         vitals.spooled(0, 0, at(63));
         assert!(
-            readiness(&up, &vitals, false, at(600)).0,
+            readiness(&up, &Place::Ours, &vitals, false, at(600)).0,
             "an empty spool waits for nothing"
         );
     }

@@ -29,12 +29,13 @@ pub(super) enum Limit {
 
 /// Every key that has a limit. Upper ends are where a value can only be a slip, or where something else breaks:
 /// a delivery may not stay unsettled for RabbitMQ's consumer timeout of 30 min, so pauses end at 10 min.
-const LIMITS: [(&str, Limit); 35] = [
+const LIMITS: &[(&str, Limit)] = &[
     ("broker.partitions", Limit::Count(1, 256)),
     ("broker.heartbeat", Limit::Span(SECOND, 10 * MINUTE)),
     ("broker.connect_timeout", Limit::Span(100 * MS, 10 * MINUTE)),
     ("broker.publish_timeout", Limit::Span(100 * MS, 10 * MINUTE)),
     ("broker.reconnect_max", Limit::Span(100 * MS, 10 * MINUTE)),
+    ("broker.refused_pause_max", Limit::Span(SECOND, HOUR)),
     ("store.timeout", Limit::Span(100 * MS, 10 * MINUTE)),
     ("store.request_bytes_max", Limit::Bytes(64 * KIB, 4 * GIB)),
     ("store.gzip_bytes_min", Limit::Bytes(0, 4 * GIB)),

@@ -68,6 +68,10 @@ pub struct Broker {
     /// Longest pause between two tries to connect; the first is a hundredth of it. Default 10 s.
     #[serde(with = "span")]
     pub reconnect_max: Duration,
+    /// Longest pause between two logins while the broker refuses our user, password or virtual host; the first is a
+    /// 64th of it, and each is longer than the last. Default 5 min: a password that changed is refused to the whole fleet at once.
+    #[serde(with = "span")]
+    pub refused_pause_max: Duration,
 }
 
 impl Default for Broker {
@@ -80,6 +84,7 @@ impl Default for Broker {
             connect_timeout: Duration::from_secs(10),
             publish_timeout: Duration::from_secs(30),
             reconnect_max: Duration::from_secs(10),
+            refused_pause_max: Duration::from_mins(5),
         }
     }
 }

@@ -41,7 +41,7 @@ use actix::prelude::*;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::topology::{self, Queue};
@@ -97,8 +97,8 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Builds the pipeline from the tail and begins to consume. A broker or store that is away is waited for;
-    /// a broker that refuses us, or has other queues than configured, is an error.
+    /// Builds the pipeline from the tail and begins to consume. A broker or store that is away or refuses us is
+    /// waited for; a broker that has other queues than configured is an error.
     pub async fn start(
         config: &Config,
         broker: Arc<dyn Broker>,
@@ -260,7 +260,8 @@ impl Server {
     }
 }
 
-/// Declares the queues; if the broker is away, goes on trying in the background, as the consumers do.
+/// Declares the queues; if the broker is away or refuses us, goes on trying in the background, as the consumers do: a
+/// password that changes must not end all servers, to be started and refused again every few seconds.
 async fn declare_or_wait(
     broker: &Arc<dyn Broker>,
     queues: &[Queue],
@@ -269,22 +270,27 @@ async fn declare_or_wait(
     let Err(error) = broker.declare(queues).await else {
         return Ok(());
     };
-    if !error.is_retryable() {
+    if !is_waited_for(&error) {
         return Err(error);
     }
     warn!(target: "vogeler::ingest", %error, "waiting for the broker");
     let (broker, queues) = (Arc::clone(broker), queues.to_vec());
     tokio::spawn(async move {
         let mut backoff = Backoff::new(DECLARE_RETRY_BASE, reconnect_max);
-        while broker
-            .declare(&queues)
-            .await
-            .is_err_and(|error| error.is_retryable())
-        {
+        while let Err(error) = broker.declare(&queues).await {
+            if !is_waited_for(&error) {
+                error!(target: "vogeler::ingest", %error, "the queues cannot be declared");
+                return;
+            }
             tokio::time::sleep(backoff.next_random()).await;
         }
     });
     Ok(())
+}
+
+/// Whether a server starts all the same, and is not ready until it is over.
+fn is_waited_for(error: &BrokerError) -> bool {
+    error.is_retryable() || matches!(error, BrokerError::Refused { .. })
 }
 
 /// Node actors share the machine's cores with the consumers and the writer, which run on the current thread.

@@ -96,6 +96,7 @@ catalogue! {
 
     // The client.
     CLIENT_COMMANDS: Counter<CommandOutcome> = "vogeler_client_commands_total", Count, Client, "Commands received, by what was done about them";
+    CLIENT_LISTENING: Gauge = "vogeler_client_listening", Count, Client, "Whether the client hears commands: 1, or 0 while its queue cannot be consumed or another client of its name consumes it";
     CLIENT_PLUGIN_RUNS: Counter<(Plugin, PluginOutcome)> = "vogeler_client_plugin_runs_total", Count, Client, "Executions of plugins, by plugin and outcome";
     CLIENT_PLUGIN_SECONDS: Histogram<Plugin> = "vogeler_client_plugin_seconds", Seconds, Client, "Duration of executions, by plugin";
     CLIENT_SPOOL_MESSAGES: Gauge = "vogeler_client_spool_messages", Count, Client, "Results that wait in the spool";
@@ -110,6 +111,7 @@ catalogue! {
     // Either.
     UP: Gauge<Part> = "vogeler_up", Count, Both, "Whether broker or store can be used: 1 or 0; a client has no store";
     RECONNECTS: Counter<Part> = "vogeler_reconnects_total", Count, Both, "Times that broker or store came back after they were away";
+    BROKER_LOGINS_REFUSED: Counter = "vogeler_broker_logins_refused_total", Count, Both, "Logins that the broker refused: user, password or virtual host";
     BUILD_INFO: Gauge<Version> = "vogeler_build_info", Count, Both, "Always 1; the version is a label";
 
     // The process, as metrics-process tells it.

@@ -71,6 +71,17 @@ pub fn record_retry() {
     c::DOCUMENTS_RETRIED.get().increment(1);
 }
 
+/// The broker refused a login.
+pub fn record_refused_login() {
+    c::BROKER_LOGINS_REFUSED.get().increment(1);
+}
+
+/// A client hears commands, or does not.
+pub fn record_listening(is_listening: bool) {
+    let value = if is_listening { 1.0 } else { 0.0 };
+    c::CLIENT_LISTENING.get().set(value);
+}
+
 /// A dead letter was published.
 pub fn record_dead_letter(reason: &str) {
     let reason = DeadLetterReason::of_word(reason);

@@ -194,6 +194,8 @@ label_enum! {
         Refused = "refused",
         /// The command came after its deadline.
         Expired = "expired",
+        /// The command is for a group that this node is not in: an old binding brought it.
+        NotMeant = "not_meant",
         /// The message is no command.
         Invalid = "invalid",
         /// The client stopped, or could not keep the result: the command went back to the broker.
@@ -244,6 +246,8 @@ label_enum! {
         Confirmed = "confirmed",
         /// No queue took it.
         Returned = "returned",
+        /// It is larger than the broker takes: an error was put in its place.
+        TooLarge = "too_large",
         /// It is unknown whether the broker has it, or it was refused.
         Failed = "failed",
     }

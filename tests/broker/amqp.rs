@@ -95,6 +95,50 @@ async fn a_deleted_queue_is_declared_again() {
     bench.close().await;
 }
 
+/// Goal: among messages under way at once exactly those that are too large are called so; the others are sent, or may be
+/// sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_is_told_apart() {
+    let rabbit = tokio::task::spawn_blocking(|| Rabbit::taking_at_most(10_000));
+    let rabbit = rabbit.await.unwrap();
+    let dsn = rabbit.fresh_vhost();
+    let bench = Bench::new(Arc::new(amqp(&dsn)), Arc::new(amqp(&dsn)));
+    let queue = bench.queue();
+    bench
+        .broker
+        .declare(std::slice::from_ref(&queue))
+        .await
+        .unwrap();
+    let body = |number: usize| if number % 20 == 7 { 10_001 } else { 10_000 };
+    let publishes = (0..60).map(|number| {
+        let message = bench.message(&"x".repeat(body(number)));
+        bench.broker.publish(message)
+    });
+    let results = futures::future::join_all(publishes).await;
+    for (number, result) in results.into_iter().enumerate() {
+        match result {
+            Err(BrokerError::TooLarge {
+                bytes, bytes_max, ..
+            }) => {
+                assert_eq!((number % 20, bytes, bytes_max), (7, 10_001, 10_000));
+            }
+            Err(error) => assert!(error.is_retryable(), "{number}: {error}"),
+            Ok(()) => assert_ne!(number % 20, 7),
+        }
+    }
+    let error = bench
+        .broker
+        .publish(bench.message(&"x".repeat(10_001)))
+        .await;
+    let error = error.unwrap_err();
+    assert!(
+        !error.is_retryable() && error.to_string().contains("max_message_size"),
+        "{error}"
+    );
+    publish_surely(&*bench.broker, &bench.message("behind it")).await;
+    bench.close().await;
+}
+
 /// Deletes a queue in the virtual host of [`Bench::rabbit`], as an operator would.
 async fn delete(queue: &str) {
     let queue = queue.to_owned();

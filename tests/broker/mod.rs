@@ -138,6 +138,7 @@ fn amqp(dsn: &url::Url) -> AmqpBroker {
         connect_timeout: Duration::from_secs(10),
         publish_timeout: Duration::from_secs(10),
         reconnect_max: Duration::from_secs(1),
+        refused_pause_max: Duration::from_mins(5),
     };
     AmqpBroker::new(dsn, &config)
 }

@@ -79,6 +79,11 @@ impl Installation {
         format!("127.0.0.1:{}", self.http_port)
     }
 
+    /// A path in its folder.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
     /// The store's DSN.
     pub(crate) fn store(&self) -> &str {
         &self.store

@@ -67,6 +67,18 @@ impl Rabbit {
         Self::made(None, &settings)
     }
 
+    /// Starts another one that takes messages of so many bytes at most.
+    #[allow(
+        dead_code,
+        reason = "the bench shares this file, and sends what everybody takes"
+    )]
+    pub(crate) fn taking_at_most(bytes: u64) -> Self {
+        Self::made(
+            None,
+            &format!("[{{rabbit, [{{max_message_size, {bytes}}}]}}]."),
+        )
+    }
+
     /// Starts one that exports metrics of its own; the others go without, since gathering them costs it CPU time.
     #[allow(
         dead_code,

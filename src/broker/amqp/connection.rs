@@ -13,12 +13,15 @@ use std::time::Duration;
 use futures::StreamExt;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::links::{Links, Role};
+use super::logins::Logins;
 use super::trouble::Trouble;
 use crate::broker::Link;
+use crate::telemetry::record_refused_login;
 
 /// Largest frame we agree to: lapin keeps room for 32 of them each way of every connection, and fills it in time. At the
 /// 128 KiB that RabbitMQ offers that would be 8 MB, twice in every client; so it is 2 MB. Longer messages take more frames.
@@ -33,6 +36,7 @@ pub(super) struct Target {
     pub(super) connect_timeout: Duration,
     pub(super) publish_timeout: Duration,
     pub(super) reconnect_max: Duration,
+    logins: Logins,
     uri: Result<AMQPUri, String>,
 }
 
@@ -66,6 +70,7 @@ impl Target {
             connect_timeout: config.connect_timeout,
             publish_timeout: config.publish_timeout,
             reconnect_max: config.reconnect_max,
+            logins: Logins::new(config.refused_pause_max, config.connect_timeout),
             uri,
         }
     }
@@ -173,8 +178,18 @@ impl Connector {
         let properties =
             ConnectionProperties::default().with_connection_name(self.role.name().into());
         let uri = self.target.uri()?;
+        let logins = &self.target.logins;
+        logins.ask(Instant::now()).map_err(Trouble::Refused)?;
         let work = async { Ok(Connection::connect_uri(uri, properties).await?) };
-        let connection = Arc::new(self.target.within("connecting", Box::pin(work)).await?);
+        let made = self.target.within("connecting", Box::pin(work)).await;
+        if let Err(Trouble::Refused(reason)) = &made {
+            record_refused_login();
+            if logins.refused(reason.clone(), Instant::now(), rand::random()) {
+                tracing::warn!(target: "vogeler::broker", broker = self.target.address, reason, "the broker refuses the login; it is tried again after pauses of up to broker.refused_pause_max: check user, password and virtual host in broker.dsn");
+            }
+        }
+        let connection = Arc::new(made?);
+        logins.accepted();
         self.links.set(self.role, &self.target.address, Link::Up);
         tokio::spawn(watch_connection(
             Arc::downgrade(&connection),
@@ -249,6 +264,7 @@ mod tests {
             connect_timeout: Duration::from_secs(3),
             publish_timeout: Duration::from_secs(3),
             reconnect_max: Duration::from_secs(3),
+            refused_pause_max: Duration::from_secs(3),
         };
         Target::new(&Url::parse(url).unwrap(), &config)
     }

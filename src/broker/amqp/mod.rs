@@ -16,6 +16,7 @@ mod consumer;
 mod declare;
 mod in_flight;
 mod links;
+mod logins;
 pub(crate) mod properties;
 mod publisher;
 mod session;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Downstream;
 use super::agreement::{Agreement, ServerId};
@@ -60,6 +60,7 @@ impl PartitionConsumer {
     pub(super) async fn run(mut self) {
         let stop = self.downstream.stop.clone();
         let mut backoff = Backoff::new(CONSUME_RETRY_BASE, self.reconnect_max);
+        let mut told = None;
         loop {
             let mut letting_go = self.downstream.letting_go.clone();
             let consumed = tokio::select! {
@@ -86,7 +87,12 @@ impl PartitionConsumer {
                 },
                 Err(BrokerError::Closed) => return,
                 Err(error) => {
-                    error!(target: "vogeler::ingest", queue = self.queue.name, %error, "this partition is not consumed; trying again");
+                    let kind = Some(std::mem::discriminant(&error));
+                    if std::mem::replace(&mut told, kind) == kind {
+                        debug!(target: "vogeler::ingest", queue = self.queue.name, %error, "this partition is still not consumed");
+                    } else {
+                        error!(target: "vogeler::ingest", queue = self.queue.name, %error, "this partition is not consumed; trying again");
+                    }
                     backoff.next_random()
                 }
             };

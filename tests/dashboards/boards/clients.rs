@@ -77,10 +77,14 @@ fn commands() -> Row {
         panels: vec![
             graph("Commands", "reqps", "Commands heard, by what became of them.")
                 .ask(rate_by("outcome", "vogeler_client_commands_total"), "{{outcome}}")
-                .columns(12),
-            graph("Commands refused", "reqps", "Commands that did not run: unknown plugin, too late, heard before, not understood.")
+                .columns(8),
+            graph("Commands refused", "reqps", "Commands that did not run: unknown plugin, too late, heard before, not understood, meant for others.")
                 .ask(rate_by("outcome", r#"vogeler_client_commands_total{outcome!="ran"}"#), "{{outcome}}")
-                .columns(12),
+                .columns(8),
+            graph("Not listening", "none", "Clients that hear no commands: another one has their name, or the broker refuses them.")
+                .ask("count(vogeler_client_listening{@} == 0) or vector(0)", "not listening")
+                .columns(8)
+                .runbook("VogelerClientNotListening"),
         ],
     }
 }
@@ -167,8 +171,9 @@ fn publishing() -> Row {
         title: "Publishing",
         filter: CLIENTS,
         panels: vec![
-            graph("Published", "reqps", "Results published, by outcome. Returned: nobody has bound the slot (run vogeler admin setup).")
-                .ask(rate_by("outcome", "vogeler_client_published_total"), "{{outcome}}"),
+            graph("Published", "reqps", "Results published, by outcome. Returned: nobody has bound the slot (run vogeler admin setup). Too large: an error went in its place.")
+                .ask(rate_by("outcome", "vogeler_client_published_total"), "{{outcome}}")
+                .runbook("VogelerResultTooLarge"),
             graph("Publish to confirm", "s", "How long the broker takes to confirm a result.")
                 .ask(quantile(0.5, "", "vogeler_client_publish_seconds"), "p50")
                 .ask(quantile(0.99, "", "vogeler_client_publish_seconds"), "p99")
@@ -176,8 +181,10 @@ fn publishing() -> Row {
             graph("Since the last publish", "s", "The ten clients that were silent longest. Long is normal between scheduled runs.")
                 .ask("topk(10, time() - (vogeler_client_last_publish_timestamp_seconds{@} > 0))", "{{instance}}")
                 .runbook("VogelerClientSilent"),
-            graph("Connection breaks", "reqps", "Times that clients connected anew to the broker.")
-                .ask(rate_by("part", "vogeler_reconnects_total"), "{{part}}"),
+            graph("Connection breaks", "reqps", "Times that clients connected anew to the broker, and logins that it refused.")
+                .ask(rate_by("part", "vogeler_reconnects_total"), "{{part}}")
+                .ask(rate("vogeler_broker_logins_refused_total"), "refused")
+                .runbook("VogelerLoginsRefused"),
         ],
     }
 }

@@ -43,8 +43,9 @@ pub(super) fn intake() -> Row {
             graph("Byte budget in use", "percentunit", "Share of the bytes that a server may hold: at 100 % it takes no more.")
                 .ask("vogeler_bytes_in_flight{@} / on (job, instance) vogeler_bytes_in_flight_limit{@}", "{{instance}}")
                 .worse_from(0.9, 1.0),
-            graph("Connection breaks", "reqps", "Times that a server connected anew, by part.")
+            graph("Connection breaks", "reqps", "Times that a server connected anew, by part, and logins that the broker refused.")
                 .ask(rate_by("part", "vogeler_reconnects_total"), "{{part}}")
+                .ask(rate("vogeler_broker_logins_refused_total"), "login refused")
                 .columns(8)
                 .runbook("VogelerPartAway"),
             graph("Partitions owned", "none", "Partitions that each server should own.")

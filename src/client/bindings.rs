@@ -1,0 +1,171 @@
+//! What the client's queue is bound to: remembered on disk, so that a group that was left is unbound.
+//!
+//! AMQP cannot list bindings, and the queue outlives its client by weeks. So the keys are written down before they are
+//! bound, and struck out after they were unbound. Invariant: a key that this client ever bound and that may still be
+//! bound is in the file, as long as the state folder lives; [`Audience`] refuses what comes by a key nobody remembers.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::broker::Delivery;
+use crate::broker::topology::{self, Binding, Exchange, Queue};
+use crate::wire::{Group, NodeName};
+
+const FILE: &str = "bindings.json";
+const TEMPORARY: &str = "bindings.json.new";
+
+/// The file's content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    queue: String,
+    keys: BTreeSet<String>,
+}
+
+/// The bindings that a queue should have, and the file that knows which it may have beside them.
+#[derive(Debug, Clone)]
+pub(super) struct Bindings {
+    folder: PathBuf,
+    queue: String,
+    wanted: BTreeSet<String>,
+}
+
+impl Bindings {
+    /// Of `queue`, remembered in the folder `state`.
+    pub(super) fn new(state: &Path, queue: &Queue) -> Self {
+        Self {
+            folder: state.to_owned(),
+            queue: queue.name.clone(),
+            wanted: queue.bindings.iter().map(|b| b.key.clone()).collect(),
+        }
+    }
+
+    /// Writes down what is about to be bound, and says what should be unbound after that. Blocks on the disk.
+    pub(super) fn begin(&self) -> Vec<Binding> {
+        let mut record = self.read();
+        let old = record.keys.difference(&self.wanted).cloned().collect();
+        record.keys.extend(self.wanted.iter().cloned());
+        self.write(&record);
+        commands(old)
+    }
+
+    /// What should go is unbound. Blocks on the disk.
+    pub(super) fn done(&self) {
+        self.write(&Record {
+            queue: self.queue.clone(),
+            keys: self.wanted.clone(),
+        });
+    }
+
+    /// The keys of another name's queue are not ours to unbind: another machine may have that name now.
+    fn read(&self) -> Record {
+        let path = self.folder.join(FILE);
+        let record = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from),
+            Err(error) => Err(error),
+        };
+        match record {
+            Ok(record) if record.queue == self.queue => return record,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(target: "vogeler::client", file = %path.display(), %error, "what this client bound earlier cannot be read; commands of groups that it left are refused as they come");
+            }
+        }
+        Record {
+            queue: self.queue.clone(),
+            keys: BTreeSet::new(),
+        }
+    }
+
+    /// A client that cannot write listens all the same: the keys are checked again when a command comes.
+    fn write(&self, record: &Record) {
+        if self.read() == *record {
+            return;
+        }
+        let path = self.folder.join(FILE);
+        if let Err(error) = self.replace(&path, record) {
+            tracing::error!(target: "vogeler::client", file = %path.display(), %error, "what this client binds cannot be written down");
+        }
+    }
+
+    fn replace(&self, path: &Path, record: &Record) -> io::Result<()> {
+        let temporary = self.folder.join(TEMPORARY);
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(&self.folder)?.sync_all()
+    }
+}
+
+/// Bindings to commands.
+pub(super) fn commands(keys: Vec<String>) -> Vec<Binding> {
+    let of = |key| Binding {
+        exchange: Exchange::Commands,
+        key,
+    };
+    keys.into_iter().map(of).collect()
+}
+
+/// Whom commands must be meant for to be ours: all, this node, or a group that it is in.
+#[derive(Debug, Clone)]
+pub(super) struct Audience {
+    keys: BTreeSet<String>,
+}
+
+impl Audience {
+    pub(super) fn new(node: &NodeName, groups: &[Group]) -> Self {
+        let groups = groups.iter().map(topology::group_key);
+        Self {
+            keys: groups.chain([node.to_string()]).collect(),
+        }
+    }
+
+    /// Whether a delivery is meant for this client. What was put straight into its queue is.
+    pub(super) fn includes(&self, delivery: &Delivery) -> bool {
+        let key = delivery.routing_key.as_str();
+        delivery.exchange != Exchange::Commands.name()
+            || self.keys.contains(key)
+            || topology::is_broadcast(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bindings(state: &Path, node: &str, groups: &[&str]) -> Bindings {
+        let groups: Vec<Group> = groups.iter().map(|group| group.parse().unwrap()).collect();
+        Bindings::new(
+            state,
+            &topology::node_queue(&node.parse().unwrap(), &groups),
+        )
+    }
+
+    fn keys(bindings: Vec<Binding>) -> Vec<String> {
+        bindings.into_iter().map(|binding| binding.key).collect()
+    }
+
+    /// Goal: what was left is named until it is unbound, over restarts and changes in between; another name's bindings,
+    /// a lost file and a broken one name nothing.
+    #[test]
+    fn what_was_bound_is_remembered_until_it_is_unbound() {
+        let state = tempfile::tempdir().unwrap();
+        let at = |node, groups: &[&str]| bindings(state.path(), node, groups);
+        assert!(keys(at("web01", &["a", "b"]).begin()).is_empty());
+        assert_eq!(keys(at("web01", &["a"]).begin()), ["groups.b"]);
+        // It ended before the unbinding.
+        let left = at("web01", &[]);
+        assert_eq!(keys(left.begin()), ["groups.a", "groups.b"]);
+        left.done();
+        assert!(keys(left.begin()).is_empty());
+        assert!(keys(at("web02", &[]).begin()).is_empty());
+        fs::write(state.path().join(FILE), "{").unwrap();
+        assert!(keys(at("web02", &["c"]).begin()).is_empty());
+        assert_eq!(keys(at("web02", &[]).begin()), ["groups.c"]);
+    }
+}

@@ -1,0 +1,222 @@
+//! The client's place at its queue: taken, however long that takes, kept, and taken again when it was lost.
+//!
+//! Commands come out. A broker that is away or refuses us, and another client of this name, are waited for: a client that
+//! ended would be started again by its supervisor every few seconds, and log in each time. Invariant: there are commands
+//! only while this client alone consumes the queue, and what it bound is what it should have bound.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::bindings::{self, Bindings};
+use crate::backoff::Backoff;
+use crate::broker::topology::{Binding, Queue};
+use crate::broker::{Broker, BrokerError, Consumer, Delivery};
+use crate::telemetry::record_listening;
+
+/// Commands that wait or run at once: enough for an operator, and a bound on what a stop gives back.
+const COMMANDS_MAX: u16 = 16;
+/// Longest pause between two tries. A broker notices a dead client after two heartbeats (20 s); its successor must
+/// not wait much longer than that.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// Longest wait for a consumer to end that is not used.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// Whether this client hears commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Not yet, or not any more: it is being tried.
+    Open,
+    /// It does.
+    Ours,
+    /// Another client of this name does, or did when we came.
+    Taken {
+        /// What to do about it.
+        reason: String,
+    },
+    /// Nobody does, as far as we know.
+    Failed {
+        /// Why it cannot.
+        reason: String,
+    },
+}
+
+impl Place {
+    /// Whether results may be published: not while another client may publish those of the same node.
+    pub(super) fn may_publish(&self) -> bool {
+        matches!(self, Self::Ours | Self::Failed { .. })
+    }
+
+    fn after(error: &BrokerError) -> Self {
+        let reason = error.to_string();
+        match error {
+            BrokerError::InUse { .. } => Self::Taken { reason },
+            _ => Self::Failed { reason },
+        }
+    }
+}
+
+/// How a place is taken.
+#[derive(Debug)]
+pub(super) struct Taker {
+    pub(super) broker: Arc<dyn Broker>,
+    pub(super) queue: Queue,
+    pub(super) bindings: Bindings,
+    /// Told at every change.
+    pub(super) place: watch::Sender<Place>,
+}
+
+impl Taker {
+    /// Tries until it works; fails only once the broker was closed.
+    async fn take(self: Arc<Self>) -> Result<Consumer, BrokerError> {
+        let mut backoff = Backoff::new(PAUSE_MAX / 30, PAUSE_MAX);
+        let mut told = None;
+        loop {
+            let error = match self.try_once().await {
+                Ok(consumer) => {
+                    self.tell(Place::Ours);
+                    tracing::info!(target: "vogeler::client", queue = self.queue.name, "client listens");
+                    return Ok(consumer);
+                }
+                Err(BrokerError::Closed) => return Err(BrokerError::Closed),
+                Err(error) => error,
+            };
+            self.tell(Place::after(&error));
+            let kind = Some(std::mem::discriminant(&error));
+            if told != kind {
+                told = kind;
+                tracing::warn!(target: "vogeler::client", %error, "commands are not heard; trying again until they are");
+            }
+            tokio::time::sleep(backoff.next_random()).await;
+        }
+    }
+
+    fn tell(&self, place: Place) {
+        record_listening(place == Place::Ours);
+        self.place.send_replace(place);
+    }
+
+    async fn try_once(&self) -> Result<Consumer, BrokerError> {
+        // Consuming waits for a broker that is away; this does not.
+        let unbound = Queue {
+            bindings: Vec::new(),
+            ..self.queue.clone()
+        };
+        self.broker.declare(std::slice::from_ref(&unbound)).await?;
+        let left = self.on_disk(Bindings::begin).await;
+        let consumer = self.broker.consume(&self.queue, COMMANDS_MAX).await?;
+        if !left.is_empty()
+            && let Err(error) = self.unbind(&left).await
+        {
+            // Else it would be in the way of the next try.
+            consumer.close(CLOSE_MAX).await;
+            return Err(error);
+        }
+        self.on_disk(|bindings| {
+            bindings.done();
+            Vec::new()
+        })
+        .await;
+        Ok(consumer)
+    }
+
+    /// Unbinds what this client left.
+    async fn unbind(&self, left: &[Binding]) -> Result<(), BrokerError> {
+        self.broker.unbind(&self.queue.name, left).await?;
+        let keys: Vec<_> = left.iter().map(|binding| binding.key.as_str()).collect();
+        tracing::info!(target: "vogeler::client", queue = self.queue.name, keys = keys.join(" "), "left: commands of these are not heard any more");
+        Ok(())
+    }
+
+    /// A command came by a key that is not ours: the queue should not be bound to it.
+    pub(super) async fn unbind_stray(self: Arc<Self>, key: String) {
+        if let Err(error) = self.unbind(&bindings::commands(vec![key])).await {
+            tracing::warn!(target: "vogeler::client", %error, "a binding of a group that this node is not in stays");
+        }
+    }
+
+    async fn on_disk(
+        &self,
+        f: impl FnOnce(&Bindings) -> Vec<Binding> + Send + 'static,
+    ) -> Vec<Binding> {
+        let bindings = self.bindings.clone();
+        let done = tokio::task::spawn_blocking(move || f(&bindings)).await;
+        done.unwrap_or_default()
+    }
+}
+
+/// The commands as they come.
+pub(super) struct Commands {
+    taker: Arc<Taker>,
+    state: State,
+}
+
+enum State {
+    Taking(BoxFuture<'static, Result<Consumer, BrokerError>>),
+    Listening(Consumer),
+}
+
+impl Commands {
+    pub(super) fn new(taker: Taker) -> Self {
+        let taker = Arc::new(taker);
+        Self {
+            state: State::Taking(Box::pin(Arc::clone(&taker).take())),
+            taker,
+        }
+    }
+
+    /// The next command. Safe to drop while it waits. An error is the end: the broker was closed.
+    pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        loop {
+            self.state = match &mut self.state {
+                State::Taking(taking) => State::Listening(taking.await?),
+                State::Listening(consumer) => match consumer.next().await {
+                    Some(delivery) => return Ok(delivery),
+                    None => self.lost(),
+                },
+            };
+        }
+    }
+
+    /// Somebody else took it, or the queue is gone.
+    fn lost(&self) -> State {
+        self.taker.tell(Place::Open);
+        State::Taking(Box::pin(Arc::clone(&self.taker).take()))
+    }
+
+    /// Whether another client of this name works.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(&*self.taker.place.borrow(), Place::Taken { .. })
+    }
+
+    /// For what is to be done at the queue beside listening.
+    pub(super) fn taker(&self) -> Arc<Taker> {
+        Arc::clone(&self.taker)
+    }
+
+    /// Takes no more; what was taken can still be settled.
+    pub(super) fn cancel(&mut self) {
+        if let State::Listening(consumer) = &mut self.state {
+            consumer.cancel();
+        }
+    }
+
+    /// Waits until the broker knows the last acknowledgements. Says whether it does.
+    pub(super) async fn close(self, deadline: Duration) -> bool {
+        match self.state {
+            State::Listening(consumer) => consumer.close(deadline).await,
+            State::Taking(_) => true,
+        }
+    }
+}
+
+impl std::fmt::Debug for Commands {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Commands")
+            .field("taker", &self.taker)
+            .finish_non_exhaustive()
+    }
+}
