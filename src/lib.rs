@@ -23,6 +23,8 @@ pub mod ingest;
 pub mod runner;
 pub mod store;
 
+pub mod shipped;
+
 pub mod http;
 pub mod status;
 pub mod telemetry;

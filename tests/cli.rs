@@ -290,6 +290,64 @@ fn status_answers_without_services() {
     text.stdout(contains("vogeler.dead").and(contains("run `vogeler admin setup`")));
 }
 
+/// Goal: what ships is listed and laid down, usable as it is; what an operator changed is kept unless told otherwise.
+#[test]
+fn files_are_laid_down_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    vogeler(&["admin", "files", "--list"])
+        .assert()
+        .code(0)
+        .stdout(contains("  _design/items/views/by_plugin/map.js\n"));
+    let write = ["admin", "files", "--write", path];
+    let written = vogeler(&write).assert().code(0);
+    written.stdout(contains("/vogeler.toml: written").and(contains("kept").not()));
+    let plugins = format!("{path}/plugins");
+    vogeler(&["client", "--list", "--plugins", &plugins])
+        .env("VOGELER_CONFIG", format!("{path}/vogeler.toml"))
+        .assert()
+        .code(0);
+    let changed = folder.path().join("plugins/system.cfg");
+    std::fs::write(&changed, "[mine]\ncommand = true\n").unwrap();
+    let again = vogeler(&write).assert().code(0);
+    again.stdout(contains("system.cfg: kept").and(contains("facts.cfg: is there")));
+    assert!(std::fs::read_to_string(&changed).unwrap().contains("mine"));
+    let forced = vogeler(&write).arg("--force").assert().code(0);
+    forced.stdout(contains("system.cfg: replaced"));
+    fails(&mut vogeler(&["admin", "files"]));
+}
+
+/// Goal: where there are no files, `setup` loads the views that ship and says so, and the questions work; the demo runs.
+#[test]
+fn no_files_are_needed() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let dsn = crate::harness::pouch::fresh_dsn();
+    let at = |args: &[&str]| {
+        let mut command = vogeler(args);
+        command
+            .current_dir(&nowhere)
+            .env("PATH", "/usr/bin:/bin")
+            .args(["--broker", "memory:", "--store", &dsn]);
+        command
+    };
+    let find = ["find", "--package", "bash"];
+    let setup = at(&["admin", "setup"]).assert().code(0);
+    setup.stdout(
+        contains("store: loaded _design/packages (1 view)")
+            .and(contains("store: design documents of this program")),
+    );
+    let found = at(&find).assert().code(1);
+    found.stderr(contains("no view").not());
+    let mut demo = vogeler(&["demo", "--nodes", "2"]);
+    demo.current_dir(&nowhere)
+        .env("PATH", "/usr/bin:/bin")
+        .env("TMPDIR", nowhere.path())
+        .env("VOGELER_CLIENT_PLUGINS", nowhere.path().join("none"));
+    demo.assert()
+        .code(0)
+        .stdout(contains("on all: 2 of 2 answered"));
+}
+
 /// Goal: `setup` says what it did on each half, and does the other half when one fails.
 #[test]
 fn setup_does_each_half() {

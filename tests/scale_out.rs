@@ -2,7 +2,6 @@
 //! number of partitions with a backlog.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,8 @@ use vogeler::config::Config;
 use vogeler::ingest::Server;
 use vogeler::store::memory::MemoryStore;
 use vogeler::store::{
-    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdict, Verdicts, Write,
+    About, Census, Designs, NodeSummary, Query, Store, StoreError, StoredDocument, Verdict,
+    Verdicts, Write,
 };
 use vogeler::telemetry::{Counts, Ledger};
 use vogeler::wire::{NodeName, Outcome};
@@ -85,7 +85,7 @@ impl Store for Witness {
         verdicts
     }
 
-    async fn setup(&self, designs: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    async fn setup(&self, designs: Designs<'_>) -> Result<Vec<String>, StoreError> {
         self.store.setup(designs).await
     }
 

@@ -4,7 +4,6 @@
 //! A proxy stands before it where the plan has faults at the store: the server goes through it, the verifier does not.
 //! "Stopped" means that connections are refused: the store itself runs on, for pouchdb-server keeps all in memory.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use jiff::Timestamp;
 use reqwest::StatusCode;
 use url::Url;
 use vogeler::config::{self, StoreDsn};
-use vogeler::store::{self, NodeSummary, Store, StoreError};
+use vogeler::store::{self, Designs, NodeSummary, Store, StoreError};
 
 use super::proxy::{Fault, Proxy, Rule};
 use super::{Given, blocking, http_client, local_port, pouch, with_port};
@@ -24,7 +23,6 @@ use crate::verify::OUR_DOMAIN;
 const PORT_DEFAULT: u16 = 5984;
 const COUCH: &str = "--couch (or VOGELER_LOADTEST_COUCH)";
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
-const DESIGNS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/vogeler/_design");
 const UNAVAILABLE: &str =
     r#"{"error":"service_unavailable","reason":"a fault of the load tester"}"#;
 
@@ -108,7 +106,7 @@ impl StoreService {
     pub(super) async fn set_up(&mut self) -> anyhow::Result<()> {
         self.is_made = self.own.is_some();
         let store = self.direct()?;
-        let done = store.setup(Some(Path::new(DESIGNS))).await;
+        let done = store.setup(Designs::Shipped).await;
         store.close().await;
         done.map(drop).context("cannot set up the store")
     }

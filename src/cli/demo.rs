@@ -25,7 +25,8 @@ use crate::log;
 use crate::runner::progress::Progress;
 use crate::runner::report::WIDTH_DEFAULT;
 use crate::runner::{self, Report, RunRequest, Target};
-use crate::store::{self, Query, Store};
+use crate::shipped;
+use crate::store::{self, Designs, Query, Store};
 use crate::telemetry::Ledger;
 use crate::wire::{NodeName, Outcome, PluginName, RunId};
 
@@ -54,7 +55,7 @@ pub struct Args {
     /// Clients in the fleet
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u16).range(1..=1000))]
     nodes: u16,
-    /// Folder whose *.cfg name the plugins [default: etc/vogeler/plugins, or else client.plugins]
+    /// Folder whose *.cfg name the plugins [default: etc/vogeler/plugins, or client.plugins, or else those in the program]
     #[arg(long, value_name = "DIR")]
     plugins: Option<PathBuf>,
     /// Stay up until Ctrl-C, for commands from a second terminal
@@ -87,6 +88,13 @@ pub(super) async fn run(
     let folder = std::env::temp_dir().join(format!("vogeler-demo-{}", RunId::generate()));
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
+    if !config.client.plugins.is_dir() && args.plugins.is_none() {
+        for file in shipped::FILES {
+            file.lay_down(&folder, false)
+                .with_context(|| format!("cannot write into {}", folder.display()))?;
+        }
+        config.client.plugins = folder.join("plugins");
+    }
     config.store.dsn = StoreDsn::Sqlite(folder.join("nodes.db"));
     config.store.create = true;
 
@@ -146,7 +154,7 @@ impl Fleet {
     async fn start(args: &Args, config: Config, folder: &Path) -> anyhow::Result<Self> {
         let broker = Arc::new(MemoryBroker::new());
         let store = store::open(&config.store)?;
-        store.setup(None).await?;
+        store.setup(Designs::Shipped).await?;
         let ledger = Arc::new(Ledger::default());
         let server = Server::start(
             &config,

@@ -37,7 +37,7 @@ impl fmt::Display for Origin {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}: {source}", path.display())]
+    #[error("cannot read the configuration {}: {source}{}", path.display(), read_hint(source))]
     Read {
         /// Which file.
         path: PathBuf,
@@ -104,6 +104,16 @@ pub enum ConfigError {
         /// Which flag.
         flag: String,
     },
+}
+
+/// The packages let only root and the group read the file, since it holds passwords.
+fn read_hint(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "; join its group (usermod -aG vogeler NAME, then log in again), or name another file with --config"
+        }
+        _ => "",
+    }
 }
 
 fn shown(value: Option<&str>) -> String {

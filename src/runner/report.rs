@@ -172,13 +172,15 @@ impl Report {
     /// One line with the counts.
     pub fn summary(&self) -> String {
         let counts = self.counts;
-        let of = counts
-            .expected
-            .map_or_else(String::new, |expected| format!(" of {expected}"));
-        let mut summary = format!(
-            "{} on {}: {}{of} answered",
-            self.plugin, self.target, counts.answered
-        );
+        let (plugin, target, answered) = (&self.plugin, &self.target, counts.answered);
+        let mut summary = match counts.expected {
+            // Not "0 of 0", which sounds like a success.
+            Some(0) => {
+                format!("{plugin} on {target}: {answered} answered, no node of {target} is known")
+            }
+            Some(expected) => format!("{plugin} on {target}: {answered} of {expected} answered"),
+            None => format!("{plugin} on {target}: {answered} answered"),
+        };
         for (count, what) in [
             (counts.failed, "failed"),
             (counts.refused, "refused"),

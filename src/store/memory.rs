@@ -4,7 +4,6 @@
 //! as somebody else who edits or deletes documents. Invariant: what [`Store::write`] says is what is there after.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +14,8 @@ use serde_json::value::RawValue;
 use super::facts::Facts;
 use super::rules;
 use super::{
-    About, Census, NodeSummary, Query, Revision, Store, StoreError, StoredDocument, Verdict,
-    Verdicts, Write,
+    About, Census, Designs, NodeSummary, Query, Revision, Store, StoreError, StoredDocument,
+    Verdict, Verdicts, Write,
 };
 use crate::wire::NodeName;
 
@@ -257,7 +256,7 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn setup(&self, _designs: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    async fn setup(&self, _designs: Designs<'_>) -> Result<Vec<String>, StoreError> {
         Ok(vec!["memory: needs no set-up".to_owned()])
     }
 

@@ -26,6 +26,17 @@ pub use query::{NodeSummary, Query};
 
 use crate::wire::NodeName;
 
+/// Which design documents a set-up loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Designs<'a> {
+    /// None: views are made by somebody else, or not needed.
+    None,
+    /// Those that ship in the program.
+    Shipped,
+    /// Those of a folder, in the layout of `etc/vogeler/_design`.
+    Folder(&'a Path),
+}
+
 /// A store. Every call is bounded in time by the store's settings and does not retry: the writer does.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
@@ -41,9 +52,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// [`Verdict::Conflict`]: the caller reads what is there.
     async fn write(&self, documents: Vec<Write>) -> Result<Verdicts, StoreError>;
 
-    /// Creates the database if it is not there, loads the design documents under `designs` (where the store has
-    /// such) and says what it did, a line a thing. Idempotent.
-    async fn setup(&self, designs: Option<&Path>) -> Result<Vec<String>, StoreError>;
+    /// Creates the database if it is not there, loads `designs` (where the store has such) and says what it did, a
+    /// line a thing. Idempotent.
+    async fn setup(&self, designs: Designs<'_>) -> Result<Vec<String>, StoreError>;
 
     /// What the store is and how many node documents it holds.
     async fn about(&self) -> Result<About, StoreError>;
@@ -174,7 +185,7 @@ pub enum StoreError {
         store: String,
     },
     /// The view or index is not there.
-    #[error("the store at {store} has no {what}: run `vogeler admin setup`")]
+    #[error("the store at {store} has no {what}")]
     NoIndex {
         /// Where, without credentials.
         store: String,

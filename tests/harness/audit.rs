@@ -4,7 +4,6 @@
 //! the store, or overtaken by something newer there, or in the dead letters. What does not hold is noted as a violation.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use vogeler::broker::{
 };
 use vogeler::store::memory::MemoryStore;
 use vogeler::store::{
-    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
+    About, Census, Designs, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
 };
 use vogeler::wire::{Content, NodeName, PluginResult};
 
@@ -196,7 +195,7 @@ impl Store for AuditedStore {
         answer
     }
 
-    async fn setup(&self, designs: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    async fn setup(&self, designs: Designs<'_>) -> Result<Vec<String>, StoreError> {
         self.0.store.setup(designs).await
     }
 

@@ -6,9 +6,9 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::net::TcpListener;
 use vogeler::config::{self, StoreDsn};
-use vogeler::store::{self, Query, StoreError, Verdict};
+use vogeler::store::{self, Designs, Query, StoreError, Verdict};
 
-use super::place::{Other, Place, node, settings, write};
+use super::place::{Http, Other, Place, node, settings, write};
 
 mod http {
     super::super::on_stores! { [pouchdb couchdb] {
@@ -22,6 +22,92 @@ mod http {
     super::super::missing_view_is_no_index as missing_view_is_no_index;
     super::super::setup_says_what_it_did as setup_says_what_it_did;
     } }
+}
+
+mod http_with_users {
+    super::super::on_stores! { [couchdb] {
+    super::super::a_member_is_enough as a_member_is_enough;
+    } }
+}
+
+/// Who asks CouchDB's own databases, and what it answered.
+async fn on_server(
+    http: &Http,
+    method: Method,
+    path: &str,
+    body: serde_json::Value,
+) -> serde_json::Value {
+    let mut url = http.database.clone();
+    url.set_path(path);
+    let request = http.client.request(method, url).json(&body);
+    request.send().await.unwrap().json().await.unwrap()
+}
+
+/// Goal: as the README has it: an administrator of the database alone sets up views and makes indexes, a member does all
+/// that server and operators do, and says what it may not.
+async fn a_member_is_enough(place: &Place) {
+    let Other::Couch(http) = &place.other else {
+        return;
+    };
+    let database = http.database.path().trim_start_matches('/').to_owned();
+    let roles = [format!("{database}-setup"), database.clone()];
+    let security = json!({
+        "admins": {"names": [], "roles": [roles[0]]}, "members": {"names": [], "roles": [roles[1]]},
+    });
+    let secured = on_server(
+        http,
+        Method::PUT,
+        &format!("{database}/_security"),
+        security,
+    )
+    .await;
+    assert_eq!(secured["ok"], true, "{secured}");
+    let mut users = Vec::new();
+    for (name, roles) in [("member", &roles[1..]), ("setup", &roles[..])] {
+        let name = format!("{database}-{name}");
+        let path = format!("_users/org.couchdb.user:{name}");
+        let user = json!({"name": name, "password": "pw", "roles": roles, "type": "user"});
+        let made = on_server(http, Method::PUT, &path, user).await;
+        assert_eq!(made["ok"], true, "{made}");
+        users.push((path + "?rev=" + made["rev"].as_str().unwrap(), name));
+    }
+    let as_user = |name: &str| {
+        let credentials = Some((name.to_owned(), "pw".to_owned()));
+        store::open(&with_dsn(place, |url| url.credentials = credentials)).unwrap()
+    };
+    let (member, setup) = (as_user(&users[0].1), as_user(&users[1].1));
+    place.other.delete("_design/items").await;
+    let error = member.setup(Designs::Shipped).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unauthorized { .. }), "{error}");
+    let did = setup.setup(Designs::Shipped).await.unwrap();
+    assert!(did[0].ends_with("is there"), "{did:?}");
+    assert_eq!(did[1], "loaded _design/items (1 view)");
+
+    let document = r#"{"doc_type":"node","facts":{"os":"x"}}"#;
+    let verdicts = member.write(vec![write("a", None, document)]).await;
+    assert!(matches!(verdicts.unwrap()["a"], Verdict::Stored(_)));
+    assert_eq!(member.load(&[node("a")]).await.unwrap().len(), 1);
+    assert!(member.about().await.is_ok() && member.nodes().await.is_ok());
+    let packages = Query::Package {
+        name: "bash".to_owned(),
+    };
+    assert!(member.find(&packages).await.is_ok());
+    let query = Query::Where {
+        pointer: vogeler::hash::Pointer::parse("/facts/os").unwrap(),
+        value: "x".to_owned(),
+    };
+    let error = member.find(&query).await.unwrap_err().to_string();
+    assert!(error.contains("administrator of the database"), "{error}");
+    setup.find(&query).await.unwrap();
+    member.find(&query).await.unwrap();
+    for (path, _) in users {
+        let (path, query) = path.split_once('?').unwrap();
+        let mut url = http.database.clone();
+        url.set_path(path);
+        url.set_query(Some(query));
+        let gone = http.client.delete(url).send().await.unwrap();
+        assert!(gone.status().is_success());
+    }
 }
 
 /// The place's settings with another DSN.
@@ -120,7 +206,7 @@ async fn bad_password_is_unauthorized(place: &Place) {
     for error in [
         store.write(vec![write("a", None, "{}")]).await.unwrap_err(),
         store.load(&[node("a")]).await.unwrap_err(),
-        store.setup(None).await.unwrap_err(),
+        store.setup(Designs::None).await.unwrap_err(),
     ] {
         assert!(matches!(error, StoreError::Unauthorized { .. }), "{error}");
         assert!(!error.to_string().contains("passw0rd"), "{error}");
@@ -190,7 +276,11 @@ async fn missing_view_is_no_index(place: &Place) {
 async fn setup_says_what_it_did(place: &Place) {
     place.other.delete("_design/items").await;
     place.other.put("_design/packages", r#"{"views":{}}"#).await;
-    let did = place.store.setup(Some(&super::designs())).await.unwrap();
+    let did = place
+        .store
+        .setup(Designs::Folder(&super::designs()))
+        .await
+        .unwrap();
     assert!(did[0].starts_with("database http://127.0.0.1"), "{did:?}");
     assert!(
         did[0].ends_with("is there") && !did[0].contains("cret"),
@@ -213,7 +303,7 @@ async fn setup_says_what_it_did(place: &Place) {
     assert_eq!(items["autoupdate"], serde_json::json!(false));
     let fresh = with_dsn(place, |url| url.database.push_str("_fresh"));
     let store = store::open(&fresh).unwrap();
-    let did = store.setup(None).await.unwrap();
+    let did = store.setup(Designs::None).await.unwrap();
     assert!(
         did[0].starts_with("created database http://127.0.0.1"),
         "{did:?}"

@@ -12,7 +12,7 @@ mod sqlite;
 use futures::FutureExt;
 use futures::future::join_all;
 use serde_json::json;
-use vogeler::store::{Revision, Verdict, Verdicts};
+use vogeler::store::{Designs, Revision, Verdict, Verdicts};
 
 use place::{Place, designs, node, stored, write};
 
@@ -350,7 +350,11 @@ async fn nothing_is_no_error(place: &Place) {
 /// Goal: a second set-up changes nothing and says so; documents stay.
 async fn setup_is_idempotent(place: &Place) {
     let revision = place.put("a", None, "{}").await;
-    let did = place.store.setup(Some(&designs())).await.unwrap();
+    let did = place
+        .store
+        .setup(Designs::Folder(&designs()))
+        .await
+        .unwrap();
     assert!(!did.is_empty());
     for line in &did {
         let is_done =

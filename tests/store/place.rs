@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use url::Url;
 use vogeler::config::{self, CouchUrl, StoreDsn};
 use vogeler::store::memory::MemoryStore;
-use vogeler::store::{self, Revision, Store, Verdict, Write};
+use vogeler::store::{self, Designs, Revision, Store, Verdict, Write};
 use vogeler::wire::NodeName;
 
 use crate::harness::pouch;
@@ -44,7 +44,7 @@ pub enum Other {
 /// Plain HTTP to a database, on ways of its own.
 #[derive(Debug)]
 pub struct Http {
-    client: reqwest::Client,
+    pub client: reqwest::Client,
     /// Address of the database, with user and password.
     pub database: Url,
 }
@@ -153,7 +153,7 @@ impl Place {
         document_bytes_max: Option<usize>,
     ) -> Self {
         let store = store.unwrap_or_else(|| store::open(&config).unwrap());
-        store.setup(Some(&designs())).await.unwrap();
+        store.setup(Designs::Folder(&designs())).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         Self {
             store,

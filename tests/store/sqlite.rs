@@ -5,7 +5,7 @@ use std::path::Path;
 use futures::future::join_all;
 use serde_json::json;
 use vogeler::config::{self, StoreDsn};
-use vogeler::store::{self, StoreError, Verdict};
+use vogeler::store::{self, Designs, StoreError, Verdict};
 
 use super::place::{node, settings, stored, write};
 
@@ -25,7 +25,7 @@ async fn missing_file_is_no_database_until_setup() {
     assert!(matches!(error, StoreError::NoDatabase { .. }), "{error}");
     let error = store.write(vec![write("a", None, "{}")]).await.unwrap_err();
     assert!(matches!(error, StoreError::NoDatabase { .. }), "{error}");
-    let did = store.setup(None).await.unwrap();
+    let did = store.setup(Designs::None).await.unwrap();
     assert_eq!(did, [format!("created sqlite:{}", path.display())]);
     let verdicts = store.write(vec![write("a", None, "{}")]).await.unwrap();
     assert!(matches!(verdicts["a"], Verdict::Stored(_)));

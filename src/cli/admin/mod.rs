@@ -2,6 +2,7 @@
 
 mod dead;
 mod dead_text;
+mod files;
 mod setup;
 mod status;
 
@@ -19,6 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   vogeler admin setup            once, and after every upgrade: does only what is missing
   vogeler admin status --json
+  vogeler admin files --write /etc/vogeler    commented configuration, plugin files, design documents
   vogeler admin dead list        what could not be stored, and why; `vogeler admin dead --help` says more
 
 Exit code: 0 if both broker and store did, 1 (status) or 2 (setup) if not.";
@@ -35,7 +37,7 @@ pub struct Args {
 enum Command {
     /// Declare exchanges and queues, create the database, load the design documents; idempotent
     Setup {
-        /// Folder of design documents [default: /etc/vogeler/_design, or else etc/vogeler/_design]
+        /// Folder of design documents [default: /etc/vogeler/_design, or etc/vogeler/_design, or else those in the program]
         #[arg(long, value_name = "DIR")]
         designs: Option<PathBuf>,
     },
@@ -45,6 +47,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List or lay down the files that ship: commented configuration, plugin files, design documents
+    Files(files::Args),
     /// Print the reference table of all metrics, in Markdown
     Metrics,
     /// List, show, replay and drop dead letters: messages that could not be stored
@@ -56,6 +60,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     match args.command {
         Command::Setup { designs } => setup::run(designs.as_deref(), &config).await,
         Command::Status { json } => status::run(json, &config).await,
+        Command::Files(args) => files::run(&args),
         Command::Metrics => {
             answer(&reference())?;
             Ok(ExitCode::SUCCESS)

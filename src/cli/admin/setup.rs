@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use crate::broker::{self, Broker, setup, topology};
 use crate::cli::{EXIT_ERROR, answer, complain, one_line};
-use crate::config::Config;
-use crate::store;
+use crate::config::{Config, StoreDsn};
+use crate::store::{self, Designs};
 
 /// Where design documents are looked for, the first that is there.
 const DESIGNS: [&str; 2] = ["/etc/vogeler/_design", "etc/vogeler/_design"];
 
-/// Sets up both broker and store, with the design documents of `designs` or of the usual places.
+/// Sets up both broker and store, with the design documents of `designs`, of the usual places, or of this program.
 pub(super) async fn run(designs: Option<&Path>, config: &Config) -> anyhow::Result<ExitCode> {
     let designs = designs.map(Path::to_owned).or_else(found_designs);
     let broker = broker::open(&config.broker);
@@ -44,11 +44,23 @@ async fn setup_broker(broker: &dyn Broker, config: &Config) -> anyhow::Result<Ve
     Ok(lines)
 }
 
-async fn setup_store(designs: Option<&Path>, config: &Config) -> anyhow::Result<Vec<String>> {
+async fn setup_store(folder: Option<&Path>, config: &Config) -> anyhow::Result<Vec<String>> {
     let store = store::open(&config.store)?;
-    let done = store.setup(designs).await;
+    let done = store
+        .setup(folder.map_or(Designs::Shipped, Designs::Folder))
+        .await;
     store.close().await;
-    Ok(done?)
+    let mut lines = done?;
+    if matches!(config.store.dsn, StoreDsn::Couch(_)) {
+        lines.push(match folder {
+            Some(folder) => format!("design documents of {}", folder.display()),
+            None => format!(
+                "design documents of this program, since there is no {}",
+                DESIGNS[0]
+            ),
+        });
+    }
+    Ok(lines)
 }
 
 /// Says what was done; the first error is the subcommand's, after the other half was told.

@@ -4,6 +4,7 @@
 //! which is `false` where CouchDB is not to build indexes before somebody asks. A design document that did not change is
 //! not written: CouchDB would build its indexes again.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,19 +14,61 @@ use serde_json::{Map, Value};
 
 use super::StoreError;
 use super::client::Client;
+use crate::store::Designs;
 
 /// How often a design document is read and written again because another set-up wrote it in between.
 const TRIES_MAX: u32 = 3;
 
 /// A design document as its folder has it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Design {
     name: String,
     members: Map<String, Value>,
 }
 
-/// Reads all design documents in `folder`, by name.
-pub(super) fn read(folder: &Path) -> Result<Vec<Design>, StoreError> {
+/// Reads what is to be loaded, by name.
+pub(super) fn read(designs: Designs<'_>) -> Result<Vec<Design>, StoreError> {
+    match designs {
+        Designs::None => Ok(Vec::new()),
+        Designs::Shipped => Ok(shipped()),
+        Designs::Folder(folder) => read_folder(folder),
+    }
+}
+
+/// The design documents that ship in the program, whose files are in the same layout.
+fn shipped() -> Vec<Design> {
+    let mut designs: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for file in crate::shipped::below("_design") {
+        let Some((name, rest)) = file.path.split_once('/') else {
+            continue;
+        };
+        let members = designs.entry(name).or_default();
+        let parts: Vec<_> = rest
+            .split('/')
+            .map(|part| part.trim_end_matches(".js"))
+            .collect();
+        let text = file.text.trim();
+        match parts[..] {
+            ["views", view, part] => {
+                let views = members.entry("views");
+                views.or_insert_with(|| Value::Object(Map::new()))[view][part] = text.into();
+            }
+            ["autoupdate.json"] => {
+                members.insert("autoupdate".to_owned(), (text == "true").into());
+            }
+            _ => {
+                members.insert(rest.to_owned(), text.into());
+            }
+        }
+    }
+    let of = |(name, members): (&str, _)| Design {
+        name: name.to_owned(),
+        members,
+    };
+    designs.into_iter().map(of).collect()
+}
+
+fn read_folder(folder: &Path) -> Result<Vec<Design>, StoreError> {
     let mut designs = Vec::new();
     for (name, path) in folders(folder)? {
         let mut members = Map::new();
@@ -152,11 +195,12 @@ impl Design {
 mod tests {
     use super::*;
 
-    /// Goal: what ships is read whole: every view has a map function, in five design documents.
+    /// Goal: what ships is read whole, from the program as from its folder: every view has a map function.
     #[test]
     fn shipped_design_documents_are_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/_design");
-        let designs = read(&folder).unwrap();
+        let designs = read_folder(&folder).unwrap();
+        assert_eq!(shipped(), designs);
         let names: Vec<_> = designs.iter().map(|design| design.name.as_str()).collect();
         assert_eq!(names, ["items", "packages", "plugins", "values"]);
         for design in &designs {
@@ -174,11 +218,11 @@ mod tests {
     fn bad_folders_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("nothing");
-        let error = read(&missing).unwrap_err().to_string();
+        let error = read_folder(&missing).unwrap_err().to_string();
         assert!(error.starts_with(&missing.display().to_string()), "{error}");
         let view = folder.path().join("d/views/v");
         fs::create_dir_all(&view).unwrap();
-        let error = read(folder.path()).unwrap_err().to_string();
+        let error = read_folder(folder.path()).unwrap_err().to_string();
         assert!(
             error.ends_with("d/views/v: a view needs a map.js"),
             "{error}"
@@ -193,7 +237,7 @@ mod tests {
         fs::create_dir_all(&design).unwrap();
         fs::write(design.join("language"), "javascript\n").unwrap();
         fs::write(design.join("validate_doc_update.js"), "function(n){}\n").unwrap();
-        let designs = read(folder.path()).unwrap();
+        let designs = read_folder(folder.path()).unwrap();
         assert_eq!(designs[0].members["language"], "javascript");
         assert_eq!(designs[0].members["validate_doc_update"], "function(n){}");
         assert_eq!(designs[0].report(false), "loaded _design/guard (0 views)");

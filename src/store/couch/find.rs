@@ -295,6 +295,15 @@ async fn find_where(
     let reply = client
         .send(Method::POST, &["_index"], &[], Some(body))
         .await?;
+    // CouchDB says so with status 500, as if it might work later.
+    if reply.error().reason.ends_with("forbidden") {
+        return Err(StoreError::NoIndex {
+            store: client.location().to_owned(),
+            what: format!(
+                "index on {field}, and this user may not make one: ask once with a store.dsn of an administrator of the database"
+            ),
+        });
+    }
     if !reply.is_success() {
         return Err(client.error(&reply));
     }
@@ -371,7 +380,7 @@ async fn view(
     if reply.status == 404 && !is_database_missing(&reply.error()) {
         return Err(StoreError::NoIndex {
             store: client.location().to_owned(),
-            what: format!("view {design}/{name}"),
+            what: format!("view {design}/{name}: run `vogeler admin setup`"),
         });
     }
     Ok(client.parse::<View>(&reply)?.rows)

@@ -14,7 +14,6 @@ mod outcome;
 pub(crate) mod replies;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
@@ -24,7 +23,7 @@ use serde::Deserialize;
 
 use super::rules;
 use super::{
-    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
+    About, Census, Designs, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
 };
 use crate::config::StoreDsn;
 use crate::wire::NodeName;
@@ -126,11 +125,17 @@ impl Store for CouchStore {
         Ok(admitted.conclude(verdicts))
     }
 
-    async fn setup(&self, designs: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    async fn setup(&self, designs: Designs<'_>) -> Result<Vec<String>, StoreError> {
         // Files first: a folder that cannot be read is reported before anything is changed.
-        let designs = designs.map(design::read).transpose()?.unwrap_or_default();
+        let designs = design::read(designs)?;
         let location = self.client.location();
-        let mut did = vec![if self.create_database().await? {
+        // Who may make databases is an administrator of the whole server; who loads views need not be.
+        let is_there = self
+            .client
+            .send(Method::GET, &[], &[], None)
+            .await?
+            .is_success();
+        let mut did = vec![if !is_there && self.create_database().await? {
             format!("created database {location}")
         } else {
             format!("database {location} is there")

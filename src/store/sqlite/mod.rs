@@ -9,7 +9,7 @@ mod rows;
 mod worker;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use super::facts::Facts;
 use super::rules;
 use super::{
-    About, Census, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
+    About, Census, Designs, NodeSummary, Query, Store, StoreError, StoredDocument, Verdicts, Write,
 };
 use crate::config::StoreDsn;
 use crate::wire::NodeName;
@@ -110,7 +110,7 @@ impl Store for SqliteStore {
         Ok(admitted.conclude(verdicts))
     }
 
-    async fn setup(&self, _designs: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    async fn setup(&self, _designs: Designs<'_>) -> Result<Vec<String>, StoreError> {
         let created = worker::create(&self.path, &self.location)?;
         let did = if created { "created" } else { "is up to date:" };
         Ok(vec![format!("{did} {}", self.location)])
