@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use vogeler::cli::{self, Cli};
+use vogeler::client::supervise;
 use vogeler::config;
 use vogeler::log;
 use vogeler::shutdown::Shutdown;
@@ -16,7 +17,11 @@ use vogeler::trace::Export;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os()) {
+    let args: Vec<_> = std::env::args_os().collect();
+    if let Some(exit_code) = supervise::run_if_asked(&args) {
+        return exit_code;
+    }
+    match cli::parse(args) {
         Ok(cli) => cli::finish(start(cli)),
         Err(exit_code) => exit_code,
     }

@@ -46,6 +46,17 @@ impl Shutdown {
     }
 }
 
+/// Does `act` at each SIGHUP from now on; by itself that signal ends a process. Must be called inside a runtime.
+pub fn on_hangup(mut act: impl FnMut() + Send + 'static) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            act();
+        }
+    });
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

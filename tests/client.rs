@@ -7,6 +7,7 @@
 )]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use vogeler::broker::memory::MemoryBroker;
 use vogeler::broker::topology::{self, Exchange, QueueType};
 use vogeler::broker::{Broker, Consumer, Link, Message, Properties};
-use vogeler::client::execute::{Execution, Limits, STDERR_BYTES_MAX, execute};
+use vogeler::client::execute::{self, Execution, Limits, STDERR_BYTES_MAX, Supervisor};
 use vogeler::client::plugin::{Plugin, Registry};
 use vogeler::client::{Client, ClientError};
 use vogeler::config;
@@ -28,6 +29,14 @@ const LIMITS: Limits = Limits {
     timeout: Duration::from_secs(10),
     output_bytes_max: 1024 * 1024,
 };
+
+fn supervisor() -> Supervisor {
+    Supervisor::at(env!("CARGO_BIN_EXE_vogeler"))
+}
+
+async fn execute(plugin: &Plugin, limits: Limits) -> Execution {
+    execute::execute(plugin, limits, &supervisor()).await
+}
 
 /// A folder for one test's plugin files, scripts and state.
 struct Folder(TempDir);
@@ -45,6 +54,10 @@ impl Folder {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
+        // Whatever the umask: clients refuse what others may write.
+        for (path, mode) in [(path.parent().unwrap(), 0o755), (&*path, 0o644)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
         path
     }
 
@@ -250,7 +263,15 @@ async fn a_plugin_runs_in_a_clean_place() {
 }
 
 fn shipped() -> Registry {
-    Registry::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/plugins")).unwrap()
+    // Copies, since a checkout may be writable for a group.
+    let folder = Folder::new();
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/plugins");
+    for file in fs::read_dir(checkout).unwrap() {
+        let file = file.unwrap();
+        let name = file.file_name().into_string().unwrap();
+        folder.write(&name, fs::read(file.path()).unwrap());
+    }
+    Registry::load(folder.0.path()).unwrap()
 }
 
 /// Goal: the shipped files are without problems; what every Linux has gives a value here, and the rest gives one
@@ -330,7 +351,7 @@ impl Fleet {
             concurrency: 1,
             ..config::Client::default()
         };
-        Client::new(config, Arc::new(self.broker.clone()))
+        Client::new(config, Arc::new(self.broker.clone()), supervisor())
     }
 
     fn start(&self, node: &str) -> Running {

@@ -18,6 +18,7 @@ use crate::harness::rabbit::Rabbit;
 const PATIENCE: Duration = Duration::from_mins(2);
 const NODE: &str = "web01";
 const SPOOL_COUNT_MAX: &str = "4";
+const DROPPED: &str = "vogeler_client_spool_dropped_total{reason=\"full\"}";
 /// The default, 64 MiB.
 const SPOOL_BYTES_MAX: f64 = 67_108_864.0;
 
@@ -166,11 +167,11 @@ fn the_spool_fills_and_drains(v: &Installation, proxy: &Proxy) {
     is(v, "vogeler_client_spool_bytes_limit", SPOOL_BYTES_MAX);
     let most = SPOOL_COUNT_MAX.parse().unwrap();
     is(v, "vogeler_client_spool_messages_limit", most);
-    let dropped = v.metric("vogeler_client_spool_dropped_total").unwrap();
+    let dropped = v.metric(DROPPED).unwrap();
     proxy.refuse(true);
     is(v, "vogeler_up{part=\"broker\"}", 0.0);
     at_least(v, &of_publish("failed"), 1.0);
-    at_least(v, "vogeler_client_spool_dropped_total", dropped + 1.0);
+    at_least(v, DROPPED, dropped + 1.0);
     is(v, "vogeler_client_spool_messages", most);
     at_least(v, "vogeler_client_spool_bytes", 400.0);
     let body = ready(v, "spool", false);

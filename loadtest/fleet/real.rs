@@ -5,6 +5,7 @@
 //! report themselves when they start; a tap notes all of it in the ledger.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use vogeler::broker::Broker;
 use vogeler::client::Client;
+use vogeler::client::execute::Supervisor;
 use vogeler::config;
 use vogeler::wire::Group;
 
@@ -20,7 +22,7 @@ use super::tap::Tap;
 use super::{Fleet, Start, Target};
 use crate::plan::REAL_GROUP;
 use crate::roster::Member;
-use crate::services::GuardedFolder;
+use crate::services::{GuardedFolder, vogeler_program};
 use crate::verdict::Finding;
 
 /// The real clients of a fleet.
@@ -94,7 +96,8 @@ async fn run(
     };
     let new = move || {
         write_plugins(&fleet, &member, &config.plugins).context("its stub plugins")?;
-        anyhow::Ok(Client::new(config, Arc::new(tap))?)
+        let supervisor = Supervisor::at(vogeler_program()?);
+        anyhow::Ok(Client::new(config, Arc::new(tap), supervisor)?)
     };
     let client = tokio::task::spawn_blocking(new).await??;
     let ran = client.run(stop).await;
@@ -135,7 +138,12 @@ fn write_plugins(fleet: &Fleet, member: &Member, folder: &Path) -> anyhow::Resul
             "[{plugin}]\ncommand = /bin/cat {path}\nresult_format = json\n\n"
         )?;
     }
-    std::fs::write(folder.join("stubs.cfg"), sections)?;
+    let file = folder.join("stubs.cfg");
+    std::fs::write(&file, sections)?;
+    // Whatever the umask: clients refuse what others may write.
+    for (path, mode) in [(folder, 0o700), (&*file, 0o600)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
     Ok(())
 }
 

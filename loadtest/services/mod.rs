@@ -54,6 +54,7 @@ use crate::faults::Part;
 use crate::plan::Plan;
 use broker::BrokerService;
 pub(crate) use process::GuardedFolder;
+pub(crate) use server::vogeler_program;
 use server::{ServerService, Start};
 use store::StoreService;
 

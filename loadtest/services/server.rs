@@ -206,7 +206,7 @@ impl ServerProcess {
         std::fs::write(&settings, text).context("no file for the server's settings")?;
         let mut server = Self {
             service: None,
-            program: program()?,
+            program: vogeler_program()?,
             settings,
             broker_dsn: start.broker_dsn.to_owned(),
             store_dsn: start.store_dsn.to_owned(),
@@ -277,8 +277,8 @@ pub(super) fn config(settings: &toml::Table) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The server's binary.
-fn program() -> anyhow::Result<PathBuf> {
+/// The product's binary.
+pub(crate) fn vogeler_program() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("where am I?")?;
     let program = own.with_file_name(PROGRAM);
     if !program.is_file() {

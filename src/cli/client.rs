@@ -4,18 +4,20 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{self, Link};
 use crate::client::Client;
-use crate::client::execute::{Limits, execute};
+use crate::client::execute::{Limits, Supervisor, execute};
 use crate::client::plugin::{Plugin, Registry};
 use crate::config::{Config, span};
 use crate::http;
+use crate::shutdown;
 use crate::status::client::settings;
 use crate::telemetry::{Part, Role, Telemetry, record_up};
 use crate::wire::{Content, NodeName, PluginError};
@@ -61,6 +63,9 @@ pub async fn run(
             () = stop.cancelled() => anyhow::bail!("stopped; the plugin was killed"),
         };
     }
+    let reload = Arc::new(Notify::new());
+    let notify = Arc::clone(&reload);
+    shutdown::on_hangup(move || notify.notify_one()).context("cannot listen for SIGHUP")?;
     let broker = broker::open(&config.broker);
     // The metrics come first: what is recorded before them is lost.
     let endpoints = match config.client.http_listen {
@@ -68,7 +73,7 @@ pub async fn run(
         None => None,
     };
     let settings = settings(&config);
-    let client = Client::new(config.client, broker.clone())?;
+    let client = Client::new(config.client, broker.clone(), Supervisor::this_program())?;
     let http_stop = CancellationToken::new();
     let http = endpoints.map(|endpoints| {
         let probe = client.probe(settings, stop.clone());
@@ -80,7 +85,7 @@ pub async fn run(
             http_stop.clone(),
         ))
     });
-    let ran = client.run(stop).await;
+    let ran = client.reload_when(reload).run(stop).await;
     broker.close().await;
     http_stop.cancel();
     if let Some(http) = http
@@ -169,7 +174,8 @@ async fn once(name: &str, config: &Config) -> anyhow::Result<ExitCode> {
         timeout: config.client.timeout,
         output_bytes_max: config.client.output_bytes_max,
     };
-    match execute(plugin, limits).await.content {
+    let execution = execute(plugin, limits, &Supervisor::this_program()).await;
+    match execution.content {
         Content::Value { json, .. } => {
             print_pretty(json.get()).context("the value cannot be printed")?;
             Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@
 //! on this machine; then a runner asks, and the answers are shown. What it prints is what really came back.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::answer;
 use crate::broker::Broker;
 use crate::broker::memory::MemoryBroker;
 use crate::client::Client;
+use crate::client::execute::Supervisor;
 use crate::client::plugin::Registry;
 use crate::config::{Config, StoreDsn};
 use crate::ingest::Server;
@@ -30,6 +32,8 @@ use crate::store::{self, Designs, Query, Store};
 use crate::telemetry::Ledger;
 use crate::wire::{NodeName, Outcome, PluginName, RunId};
 
+/// The plugin files of a checkout, which the demo is started in.
+const CHECKOUT: &str = "etc/vogeler/plugins";
 /// Plugins the demo asks for, where this machine has their programs: all are quick.
 const ASKED: [&str; 6] = [
     "os-release",
@@ -80,20 +84,22 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    let folder = std::env::temp_dir().join(format!("vogeler-demo-{}", RunId::generate()));
+    make_folder(&folder)?;
     if let Some(plugins) = args.plugins.clone() {
         config.client.plugins = plugins;
-    } else if Path::new("etc/vogeler/plugins").is_dir() {
-        config.client.plugins = PathBuf::from("etc/vogeler/plugins");
+    } else if Path::new(CHECKOUT).is_dir() {
+        config.client.plugins = copy_plugins(&folder)?;
     }
-    let folder = std::env::temp_dir().join(format!("vogeler-demo-{}", RunId::generate()));
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make {}", folder.display()))?;
     if !config.client.plugins.is_dir() && args.plugins.is_none() {
+        let plugins = folder.join("plugins");
+        make_folder(&plugins)?;
         for file in shipped::FILES {
             file.lay_down(&folder, false)
                 .with_context(|| format!("cannot write into {}", folder.display()))?;
         }
-        config.client.plugins = folder.join("plugins");
+        close_files(&plugins)?;
+        config.client.plugins = plugins;
     }
     config.store.dsn = StoreDsn::Sqlite(folder.join("nodes.db"));
     config.store.create = true;
@@ -111,6 +117,42 @@ pub(super) async fn run(
     }
     fleet.stop().await?;
     Ok(ExitCode::from(if is_complete { 0 } else { super::EXIT_NO }))
+}
+
+/// A folder for this user alone.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(folder);
+    made.with_context(|| format!("cannot make {}", folder.display()))
+}
+
+/// Whatever the umask: clients refuse what others may write.
+fn close_files(folder: &Path) -> anyhow::Result<()> {
+    for file in std::fs::read_dir(folder)? {
+        std::fs::set_permissions(file?.path(), std::fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+/// Copies the plugin files of a checkout, which a developer's umask may have left writable for a group: a client refuses
+/// those. What belongs to somebody else is not copied.
+fn copy_plugins(folder: &Path) -> anyhow::Result<PathBuf> {
+    let copies = folder.join("plugins");
+    make_folder(&copies)?;
+    let own = rustix::process::geteuid().as_raw();
+    for file in std::fs::read_dir(CHECKOUT).context(CHECKOUT)? {
+        let file = file?;
+        let metadata = file.metadata()?;
+        let is_ours = metadata.uid() == 0 || metadata.uid() == own;
+        if !metadata.is_file() || !is_ours {
+            continue;
+        }
+        let copy = copies.join(file.file_name());
+        let read = std::fs::read(file.path());
+        read.and_then(|text| std::fs::write(&copy, text))
+            .with_context(|| format!("cannot copy {}", file.path().display()))?;
+    }
+    close_files(&copies)?;
+    Ok(copies)
 }
 
 /// Says which plugins this machine can run, and gives those the demo asks for.
@@ -172,7 +214,8 @@ impl Fleet {
             settings.groups = vec![if number % 2 == 0 { "even" } else { "odd" }.parse()?];
             settings.node = Some(node);
             std::fs::create_dir_all(&settings.state)?;
-            let client = Client::new(settings, Arc::clone(&broker) as Arc<dyn Broker>)?;
+            let broker = Arc::clone(&broker) as Arc<dyn Broker>;
+            let client = Client::new(settings, broker, Supervisor::this_program())?;
             let stop = stop_clients.clone();
             clients.spawn(async move { Ok(client.run(stop).await?) });
         }

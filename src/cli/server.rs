@@ -13,6 +13,7 @@ use crate::client::host_name;
 use crate::config::Config;
 use crate::http;
 use crate::ingest;
+use crate::shutdown;
 use crate::status::About;
 use crate::status::server::{Health, settings};
 use crate::telemetry::{Ledger, Role, Telemetry};
@@ -29,6 +30,10 @@ pub(super) async fn run(
     config: Config,
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
+    shutdown::on_hangup(|| {
+        info!(target: "vogeler::server", "SIGHUP: nothing to do, settings are read at the start only");
+    })
+    .context("cannot listen for SIGHUP")?;
     let ledger = Arc::new(Ledger::default());
     let host = host_name().map_or_else(|_| String::new(), |host| host.to_string());
     let about = About::new(Role::Server, host, settings(&config));

@@ -1,73 +1,124 @@
 //! The agent: answers one command, or one tick of the schedule, with one result in the spool.
 //!
 //! Invariant: a command is acknowledged only after its result is durable in the spool; a command that is interrupted
-//! before that goes back to the broker and is answered by the next life of this client.
+//! before that goes back to the broker and is answered by the next life of this client. A plugin starts only after a mark of
+//! it is durable (`marks.rs`), so that one that takes the client down is not run at every start.
+//!
+//! While the disk does not take results (`keep.rs`), the broker brings a command again after [`HOLD_MAX`]; the result of a
+//! scheduled plugin is lost, and counted, when the plugin is due again.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::command::{Decision, decide};
-use super::envelope::{EncodeError, Envelope};
-use super::execute::{Limits, execute};
-use super::plugin::{Plugin, Registry};
+use super::execute::{Limits, Supervisor, execute};
+use super::keep::KeepError;
+use super::marks::{Begin, Execution, Mark, Marks};
+use super::plugin::{FolderError, Plugin, Registry};
 use super::publish::Outbox;
-use super::spool::SpoolError;
+use super::{about, log_registry};
 use crate::broker::Delivery;
 use crate::hash::{self, HashError};
-use crate::telemetry::{CommandOutcome, Plugin as PluginLabel, PluginOutcome, catalogue as c};
+use crate::telemetry::{
+    CommandOutcome, Plugin as PluginLabel, PluginOutcome, SpoolLoss, catalogue as c,
+};
 use crate::trace::{RunSpan, Step, TraceParent};
 use crate::wire::{
-    CLIENT_PLUGIN, Command, Content, DecodeCommandError, Format, NodeName, PluginName, PluginResult,
+    CLIENT_PLUGIN, Command, Content, DecodeCommandError, ErrorKind, Format, Group, NodeName,
+    PluginError, PluginName,
 };
 
-/// How long a command rests before it goes back to the broker because its result cannot be kept: a full disk must
-/// not turn into a loop of deliveries.
+/// How long a command rests before it goes back to the broker because its plugin cannot be marked, or its result not be
+/// made: that must not turn into a loop of deliveries.
 const UNKEPT_PAUSE: Duration = Duration::from_secs(10);
+/// How long the result of a command is held while the disk does not take it: well within the broker's patience.
+const HOLD_MAX: Duration = Duration::from_mins(5);
 
 /// What all executions of a client share.
 #[derive(Debug)]
 pub(super) struct Agent {
     pub(super) node: NodeName,
-    pub(super) registry: Registry,
+    pub(super) groups: Vec<Group>,
+    /// The folder of plugin files, and what it held when it was last read.
+    pub(super) plugins: PathBuf,
+    pub(super) loaded: RwLock<Arc<Loaded>>,
     pub(super) limits: Limits,
+    pub(super) supervisor: Supervisor,
     pub(super) zstd_bytes_min: usize,
-    /// The value of the built-in plugin.
-    pub(super) about: Box<RawValue>,
     /// One for each plugin that may run at once.
     pub(super) permits: Semaphore,
     pub(super) outbox: Outbox,
+    pub(super) marks: Marks,
     /// Commands that could not be read.
     pub(super) unread: AtomicU64,
 }
 
-/// What goes into a result beside names and time.
+/// The plugins, and what the client says of itself by reason of them.
 #[derive(Debug)]
-struct Answer {
-    format: Format,
-    duration: Option<Duration>,
-    content: Content,
+pub(super) struct Loaded {
+    pub(super) registry: Registry,
+    /// The value of the built-in plugin.
+    about: Box<RawValue>,
 }
 
-/// Why a result is not in the spool.
+impl Loaded {
+    pub(super) fn new(groups: &[Group], registry: Registry) -> Result<Self, serde_json::Error> {
+        let about = about::about(groups, &registry)?;
+        Ok(Self { registry, about })
+    }
+}
+
+/// Why the plugins could not be read again.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeepError {
+pub(super) enum ReloadError {
     #[error(transparent)]
-    Spool(#[from] SpoolError),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    #[error(transparent)]
-    Hash(#[from] HashError),
-    #[error(transparent)]
-    Name(#[from] crate::wire::NameError),
-    #[error("writing it failed: {0}")]
+    Folder(#[from] FolderError),
+    #[error("the client's own report cannot be made: {0}")]
+    About(#[from] serde_json::Error),
+    #[error("reading them failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+    #[error("the client cannot report itself: {0}")]
+    Keep(#[from] KeepError),
+}
+
+/// What goes into a result beside names and time.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) format: Format,
+    pub(super) duration: Option<Duration>,
+    pub(super) content: Content,
+}
+
+/// What was done about a command.
+#[derive(Debug)]
+struct Done {
+    outcome: CommandOutcome,
+    answer: Answer,
+    /// Of a plugin that ran.
+    mark: Option<Mark>,
+}
+
+impl Done {
+    fn without_run(outcome: CommandOutcome, error: PluginError) -> Self {
+        Self {
+            outcome,
+            answer: declined(error),
+            mark: None,
+        }
+    }
+
+    fn interrupted() -> Self {
+        Self::without_run(CommandOutcome::Interrupted, interrupted())
+    }
 }
 
 impl Agent {
@@ -108,14 +159,26 @@ impl Agent {
             .run
             .map(|run| RunSpan::start(Step::Plugin, run, parent));
         let count = |outcome| c::CLIENT_COMMANDS.of(outcome).increment(1);
-        let Some((outcome, answer)) = self.answer(&command, stop).await else {
+        let Some(done) = self.answer(&command, delivery.redelivered, stop).await else {
             return count(CommandOutcome::Requeued);
         };
+        let Done {
+            outcome,
+            answer,
+            mark,
+        } = done;
         if let Some(span) = &mut span {
             self.note(span, &command, &answer);
         }
         let trace = span.as_ref().map(RunSpan::here);
-        match self.keep(command.plugin, trace, answer).await {
+        let execution = execution(&command);
+        let kept = self
+            .keep(command.plugin, trace, answer, HOLD_MAX, stop)
+            .await;
+        // It came to its end, whatever became of its result.
+        self.unmark(mark, execution, outcome == CommandOutcome::Interrupted)
+            .await;
+        match kept {
             Ok(()) => {
                 count(outcome);
                 delivery.settler.ack();
@@ -123,11 +186,23 @@ impl Agent {
             Err(error) => {
                 count(CommandOutcome::Requeued);
                 tracing::error!(target: "vogeler::client", %error, "a result cannot be kept; its command goes back to the broker");
-                tokio::select! {
-                    () = tokio::time::sleep(UNKEPT_PAUSE) => {}
-                    () = stop.cancelled() => {}
-                }
+                pause(stop).await;
             }
+        }
+    }
+
+    /// Removes the mark of an execution that is over, and the one that an answer "interrupted" is about.
+    async fn unmark(&self, mark: Option<Mark>, execution: Execution, is_interrupted: bool) {
+        let marks = self.marks.clone();
+        let unmark = move || {
+            if let Some(mark) = mark {
+                mark.done();
+            } else if is_interrupted {
+                marks.answered(&execution);
+            }
+        };
+        if let Err(error) = spawn_blocking(unmark).await {
+            tracing::error!(target: "vogeler::client", %error, "a mark cannot be removed");
         }
     }
 
@@ -143,60 +218,168 @@ impl Agent {
 
     /// Runs a plugin because its time has come.
     pub(super) async fn tick(self: Arc<Self>, name: PluginName, stop: CancellationToken) {
-        let Some(plugin) = self.registry.plugins.get(&name) else {
+        let loaded = self.loaded();
+        let Some(plugin) = loaded.registry.plugins.get(&name) else {
             return;
         };
-        let Some(answer) = self.run(plugin, &stop).await else {
+        let Some(permit) = self.permit(&stop).await else {
             return;
         };
-        if let Err(error) = self.keep(name, None, answer).await {
-            tracing::error!(target: "vogeler::client", %error, "a result cannot be kept and is lost");
+        let execution = Execution::Scheduled {
+            plugin: name.clone(),
+        };
+        let done = match self.begin(execution.clone(), true).await {
+            Ok(Begin::Run(mark)) => self.run(plugin, mark).await,
+            Ok(Begin::Interrupted) => Done::interrupted(),
+            Err(error) => {
+                tracing::debug!(target: "vogeler::client", plugin = %name, %error, "a scheduled plugin is not run: the state folder cannot be written");
+                return self.outbox.noted().lost(SpoolLoss::Unwritable, 1);
+            }
+        };
+        drop(permit);
+        let hold_max = plugin.every.unwrap_or(HOLD_MAX);
+        let Done { answer, mark, .. } = done;
+        let is_interrupted = mark.is_none();
+        let kept = self.keep(name.clone(), None, answer, hold_max, &stop).await;
+        match kept {
+            Ok(()) => self.unmark(mark, execution, is_interrupted).await,
+            Err(error) => {
+                tracing::error!(target: "vogeler::client", plugin = %name, %error, "a result cannot be kept and is lost");
+                self.outbox.noted().lost(SpoolLoss::Unwritable, 1);
+                self.unmark(mark, execution, false).await;
+            }
         }
+    }
+
+    /// Says of scheduled plugins that an earlier life of this client ended while they ran.
+    pub(super) async fn report_interrupted(&self, stop: &CancellationToken) {
+        for plugin in self.marks.interrupted_schedules() {
+            let answer = declined(interrupted());
+            let kept = self.keep(plugin.clone(), None, answer, Duration::ZERO, stop);
+            match kept.await {
+                Ok(()) => {
+                    let execution = Execution::Scheduled { plugin };
+                    self.unmark(None, execution, true).await;
+                }
+                Err(error) => {
+                    tracing::error!(target: "vogeler::client", %plugin, %error, "it cannot be reported that a plugin was interrupted; it will be when the plugin is next due");
+                }
+            }
+        }
+    }
+
+    /// Reads the plugin files again. What runs goes on as it began.
+    pub(super) async fn reload(&self) -> Result<(), ReloadError> {
+        let (before, folder, groups) = (self.loaded(), self.plugins.clone(), self.groups.clone());
+        let told = before.about.get().to_owned();
+        let load = move || {
+            let registry = before.registry.reload(&folder)?;
+            Ok::<_, ReloadError>(Loaded::new(&groups, registry)?)
+        };
+        let loaded = spawn_blocking(load).await??;
+        log_registry(&self.node, &loaded.registry);
+        self.outbox.noted().loaded(&loaded.registry);
+        let is_news = loaded.about.get() != told;
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+        if is_news {
+            self.introduce().await?;
+        }
+        Ok(())
+    }
+
+    /// The plugins as they were last read.
+    pub(super) fn loaded(&self) -> Arc<Loaded> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&loaded)
     }
 
     /// Reports the client itself.
     pub(super) async fn introduce(&self) -> Result<(), KeepError> {
         let answer = self.introduction()?;
-        self.keep(PluginName::new(CLIENT_PLUGIN)?, None, answer)
-            .await
+        let stop = CancellationToken::new();
+        self.keep(
+            PluginName::new(CLIENT_PLUGIN)?,
+            None,
+            answer,
+            Duration::ZERO,
+            &stop,
+        )
+        .await
     }
 
     fn introduction(&self) -> Result<Answer, HashError> {
+        let loaded = self.loaded();
         Ok(Answer {
             format: Format::Json,
             duration: None,
             content: Content::Value {
-                json: self.about.clone(),
-                hash: hash::content_hash(&self.about, &[])?,
+                json: loaded.about.clone(),
+                hash: hash::content_hash(&loaded.about, &[])?,
             },
         })
     }
 
-    /// The answer to a command, and what was done about it; none if the client stops before it began.
+    /// The answer to a command, and what was done about it; none if the client stops before it began, or cannot begin.
     async fn answer(
         &self,
         command: &Command,
+        is_redelivered: bool,
         stop: &CancellationToken,
-    ) -> Option<(CommandOutcome, Answer)> {
-        match decide(command, &self.registry, Timestamp::now()) {
-            Decision::Run(plugin) => {
-                let permit = self.permit(stop).await?;
-                // It may have waited long for the permit.
-                let answer = match decide(command, &self.registry, Timestamp::now()) {
-                    Decision::Decline(outcome, error) => (outcome, declined(error)),
-                    _ => (CommandOutcome::Ran, self.execute(plugin).await),
-                };
-                drop(permit);
-                Some(answer)
+    ) -> Option<Done> {
+        match decide(command, &self.loaded().registry, Timestamp::now()) {
+            Decision::Run(_) => {}
+            Decision::About => {
+                return Some(Done {
+                    outcome: CommandOutcome::Ran,
+                    answer: self.introduction().ok()?,
+                    mark: None,
+                });
             }
-            Decision::About => Some((CommandOutcome::Ran, self.introduction().ok()?)),
-            Decision::Decline(outcome, error) => Some((outcome, declined(error))),
+            Decision::Decline(outcome, error) => return Some(Done::without_run(outcome, error)),
+        }
+        let _permit = self.permit(stop).await?;
+        // It may have waited long for the permit, and the plugins may have been read again.
+        let loaded = self.loaded();
+        let plugin = match decide(command, &loaded.registry, Timestamp::now()) {
+            Decision::Run(plugin) => plugin,
+            Decision::Decline(outcome, error) => return Some(Done::without_run(outcome, error)),
+            Decision::About => return None,
+        };
+        match self.begin(execution(command), is_redelivered).await {
+            Ok(Begin::Run(mark)) => Some(self.run(plugin, mark).await),
+            Ok(Begin::Interrupted) => Some(Done::interrupted()),
+            Err(error) => {
+                tracing::error!(target: "vogeler::client", plugin = %plugin.name, %error, "a plugin is not run: the state folder cannot be written; its command goes back to the broker");
+                pause(stop).await;
+                None
+            }
         }
     }
 
-    async fn run(&self, plugin: &Plugin, stop: &CancellationToken) -> Option<Answer> {
-        let _permit = self.permit(stop).await?;
-        Some(self.execute(plugin).await)
+    /// Sees whether the state folder can be written again, where nothing else would find out.
+    pub(super) async fn probe(self: Arc<Self>) {
+        let marks = self.marks.clone();
+        if let Ok(Ok(())) = spawn_blocking(move || marks.probe()).await {
+            self.outbox.noted().unwritable(None);
+        }
+    }
+
+    /// Marks what is about to run, durably.
+    async fn begin(&self, execution: Execution, is_redelivered: bool) -> std::io::Result<Begin> {
+        let marks = self.marks.clone();
+        let begin = move || marks.begin(execution, is_redelivered);
+        let begun = spawn_blocking(begin).await.map_err(std::io::Error::other)?;
+        let trouble = begun.as_ref().err().map(ToString::to_string);
+        self.outbox.noted().unwritable(trouble);
+        begun
+    }
+
+    async fn run(&self, plugin: &Plugin, mark: Mark) -> Done {
+        Done {
+            outcome: CommandOutcome::Ran,
+            answer: self.execute(plugin).await,
+            mark: Some(mark),
+        }
     }
 
     async fn permit(&self, stop: &CancellationToken) -> Option<tokio::sync::SemaphorePermit<'_>> {
@@ -208,7 +391,7 @@ impl Agent {
     }
 
     async fn execute(&self, plugin: &Plugin) -> Answer {
-        let execution = execute(plugin, self.limits).await;
+        let execution = execute(plugin, self.limits, &self.supervisor).await;
         let millis = execution.duration.as_millis();
         let label = PluginLabel::of(&plugin.name);
         let outcome = PluginOutcome::from(&execution.content);
@@ -229,44 +412,6 @@ impl Agent {
             content: execution.content,
         }
     }
-
-    /// Puts the answer into the spool, as a result with the node's next sequence, of the run that `trace` is of.
-    async fn keep(
-        &self,
-        plugin: PluginName,
-        trace: Option<TraceParent>,
-        answer: Answer,
-    ) -> Result<(), KeepError> {
-        let (node, zstd_bytes_min) = (self.node.clone(), self.zstd_bytes_min);
-        let push = move |spool: &mut super::spool::Spool| {
-            let now = Timestamp::now();
-            let result = PluginResult {
-                node,
-                plugin: Some(plugin),
-                seq: spool.next_seq(now),
-                collected_at: now,
-                run: trace.map(|trace| trace.run),
-                format: answer.format,
-                duration_ms: answer
-                    .duration
-                    .and_then(|took| u64::try_from(took.as_millis()).ok()),
-                content: answer.content,
-            };
-            let envelope = Envelope::seal(&result, trace, zstd_bytes_min)?;
-            match spool.push(result.seq, &envelope) {
-                // Its plugin would print as much again.
-                Err(error @ SpoolError::TooLarge { .. }) => {
-                    let instead = envelope.instead(error.to_string());
-                    spool.push(result.seq, &instead.ok_or(error)?)?;
-                }
-                pushed => drop(pushed?),
-            }
-            Ok::<_, KeepError>(())
-        };
-        self.outbox.with(push).await??;
-        self.outbox.wake();
-        Ok(())
-    }
 }
 
 /// A command for nodes that this one is not among: nothing runs, and nobody is told, since nobody asked this node.
@@ -283,7 +428,32 @@ pub(super) fn refuse_stray(delivery: Delivery, is_news: bool) {
     delivery.settler.ack();
 }
 
-fn declined(error: crate::wire::PluginError) -> Answer {
+fn execution(command: &Command) -> Execution {
+    Execution::Command {
+        plugin: command.plugin.clone(),
+        run: command.run,
+    }
+}
+
+async fn pause(stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(UNKEPT_PAUSE) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// What is said of a plugin whose end nobody saw.
+fn interrupted() -> PluginError {
+    PluginError {
+        kind: ErrorKind::Interrupted,
+        message: "the client was ended while the plugin ran, maybe by the plugin itself; it is not run again for this"
+            .to_owned(),
+        exit: None,
+        stderr: None,
+    }
+}
+
+fn declined(error: PluginError) -> Answer {
     tracing::info!(target: "vogeler::client", kind = error.kind.as_str(), reason = error.message, "command declined");
     Answer {
         format: Format::Output,

@@ -5,18 +5,19 @@
 //! bound is in the file, as long as the state folder lives; [`Audience`] refuses what comes by a key nobody remembers.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::private;
 use crate::broker::Delivery;
 use crate::broker::topology::{self, Binding, Exchange, Queue};
 use crate::wire::{Group, NodeName};
 
-const FILE: &str = "bindings.json";
-const TEMPORARY: &str = "bindings.json.new";
+pub(super) const FILE: &str = "bindings.json";
+pub(super) const TEMPORARY: &str = "bindings.json.new";
 
 /// The file's content.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,12 +94,8 @@ impl Bindings {
     }
 
     fn replace(&self, path: &Path, record: &Record) -> io::Result<()> {
-        let temporary = self.folder.join(TEMPORARY);
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(&self.folder)?.sync_all()
+        let beside = self.folder.join(TEMPORARY);
+        private::write(path, &beside, &serde_json::to_vec(record)?)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The envelope: a result as it waits on disk, ready to be published as it is.
 //!
-//! A header line (checksum, sequence, content encoding, node, place in the run's trace) and the message's body. Invariant:
-//! what is read back is byte for byte what was written, or an error. The routing key is the one of the node that made the
+//! A header line (checksum, version, sequence, content encoding, node, place in the run's trace, plugin) and the message's
+//! body. Invariant: what is read back is byte for byte what was written, or an error. Envelopes of the first version, which
+//! names neither itself nor the plugin, are still read. The routing key is the one of the node that made the
 //! result, which may have been renamed since.
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
 use crate::trace::TraceParent;
 use crate::wire::{
-    AMPLIFIED_BYTES_FREE, Content, ErrorKind, NodeName, PUBLISHED_HEADER, PluginError,
+    AMPLIFIED_BYTES_FREE, Content, ErrorKind, NodeName, PUBLISHED_HEADER, PluginError, PluginName,
     PluginResult, RunId, Seq,
 };
 
@@ -23,6 +24,9 @@ const ZSTD_LEVEL: i32 = 3;
 /// `server.amplification_max` on, a hundredfold by default.
 const PACKED_FOLD_MAX: usize = 50;
 const CHECKSUM_HEX_DIGITS: usize = 64;
+const VERSION: &str = "v2";
+/// In place of a word that is not there.
+const NONE: &str = "-";
 
 /// A result, encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +37,36 @@ pub(super) struct Envelope {
     is_zstd: bool,
     /// None for a result that no run asked for.
     trace: Option<TraceParent>,
+    /// None in the first version, and for a result without a plugin.
+    plugin: Option<PluginName>,
     body: Bytes,
+}
+
+/// What a header says.
+#[derive(Debug)]
+pub(super) struct Header {
+    seq: Seq,
+    is_zstd: bool,
+    node: NodeName,
+    trace: Option<TraceParent>,
+    pub(super) plugin: Option<PluginName>,
+}
+
+impl Header {
+    /// Longest header line: checksum, version, sequence, encoding, names and trace, with their spaces.
+    pub(super) const BYTES_MAX: usize = 1024;
+
+    /// Reads it from the beginning of a file, unchecked: good for what may be wrong without harm.
+    pub(super) fn peek(start: &[u8]) -> Option<Self> {
+        let sealed = start.get(CHECKSUM_HEX_DIGITS + 1..)?;
+        let end = sealed.iter().position(|byte| *byte == b'\n')?;
+        read_header(&sealed[..end])
+    }
+
+    /// The run that asked for the result.
+    pub(super) fn run(&self) -> Option<RunId> {
+        self.trace.map(|trace| trace.run)
+    }
 }
 
 /// Why a result cannot be encoded.
@@ -81,8 +114,14 @@ impl Envelope {
             node: result.node.clone(),
             is_zstd,
             trace,
+            plugin: result.plugin.clone(),
             body: body.into(),
         })
+    }
+
+    /// The plugin that made it, where that is known.
+    pub(super) fn plugin(&self) -> Option<&PluginName> {
+        self.plugin.as_ref()
     }
 
     /// The run that asked for it.
@@ -138,10 +177,14 @@ impl Envelope {
 
     /// As it stands on disk.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let encoding = if self.is_zstd { ZSTD } else { "-" };
-        let trace = self.trace.map(|trace| format!(" {trace}"));
-        let trace = trace.unwrap_or_default();
-        let mut sealed = format!("{} {encoding} {}{trace}\n", self.seq.0, self.node).into_bytes();
+        let encoding = if self.is_zstd { ZSTD } else { NONE };
+        let trace = self
+            .trace
+            .map_or_else(|| NONE.to_owned(), |trace| trace.to_string());
+        let plugin = self.plugin.as_ref().map_or(NONE, PluginName::as_str);
+        let (seq, node) = (self.seq.0, &self.node);
+        let header = format!("{VERSION} {seq} {encoding} {node} {trace} {plugin}\n");
+        let mut sealed = header.into_bytes();
         sealed.extend_from_slice(&self.body);
         let mut bytes = format!("{} ", blake3::hash(&sealed).to_hex()).into_bytes();
         bytes.append(&mut sealed);
@@ -160,12 +203,13 @@ impl Envelope {
         let (header, body) = end
             .and_then(|end| sealed.split_at_checked(end))
             .ok_or(CorruptError::Header)?;
-        let (seq, is_zstd, node, trace) = read_header(header).ok_or(CorruptError::Header)?;
+        let header = read_header(header).ok_or(CorruptError::Header)?;
         Ok(Self {
-            seq,
-            node,
-            is_zstd,
-            trace,
+            seq: header.seq,
+            node: header.node,
+            is_zstd: header.is_zstd,
+            trace: header.trace,
+            plugin: header.plugin,
             body: Bytes::copy_from_slice(&body[1..]),
         })
     }
@@ -175,17 +219,29 @@ fn now_ms() -> String {
     Timestamp::now().as_millisecond().to_string()
 }
 
-fn read_header(header: &[u8]) -> Option<(Seq, bool, NodeName, Option<TraceParent>)> {
-    let mut words = std::str::from_utf8(header).ok()?.split(' ');
+fn read_header(header: &[u8]) -> Option<Header> {
+    let mut words = std::str::from_utf8(header).ok()?.split(' ').peekable();
+    let is_first_version = words.next_if_eq(&VERSION).is_none();
     let seq = Seq(words.next()?.parse().ok()?);
     let is_zstd = match words.next()? {
-        "-" => false,
+        NONE => false,
         ZSTD => true,
         _ => return None,
     };
     let node = NodeName::new(words.next()?).ok()?;
-    let trace = words.next().map(str::parse).transpose().ok()?;
-    Some((seq, is_zstd, node, trace))
+    let trace = words.next().filter(|trace| *trace != NONE);
+    let trace = trace.map(str::parse).transpose().ok()?;
+    let plugin = words.next().filter(|plugin| *plugin != NONE);
+    if is_first_version && plugin.is_some() {
+        return None;
+    }
+    Some(Header {
+        seq,
+        is_zstd,
+        node,
+        trace,
+        plugin: plugin.map(PluginName::new).transpose().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -277,6 +333,20 @@ pub(super) mod tests {
             assert_eq!(error.kind, ErrorKind::OutputTooLarge);
             assert_eq!(error.message, "it is too large");
             assert_eq!(small.instead("it is too large".to_owned()), None);
+        }
+    }
+
+    /// Goal: what an earlier release left in a spool is published by this one.
+    #[test]
+    fn the_first_version_is_read() {
+        let run = RunId::generate();
+        for trace in [None, Some(TraceParent::generate(run))] {
+            let word = trace.map(|trace| format!(" {trace}")).unwrap_or_default();
+            let sealed = format!("7 - web01{word}\n{{}}");
+            let checksum = blake3::hash(sealed.as_bytes()).to_hex();
+            let envelope = Envelope::from_bytes(format!("{checksum} {sealed}").as_bytes()).unwrap();
+            assert_eq!((envelope.seq, envelope.trace), (Seq(7), trace));
+            assert_eq!((envelope.plugin(), &envelope.body[..]), (None, &b"{}"[..]));
         }
     }
 

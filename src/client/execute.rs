@@ -1,19 +1,29 @@
-//! Runs a plugin: one process group, no shell, bounded in time and output, gone when we are done with it.
+//! Runs a plugin: under a supervisor, no shell, bounded in time and output, gone when we are done with it.
 //!
 //! A plugin in, content and duration out; an [`Execution`] always comes back, at the latest [`REAP_MAX`] after the
-//! timeout. Invariant: when the future ends or is dropped before the program did, the whole process group is killed.
+//! timeout. Invariant: when the execution ends, or is dropped, or this process dies, everything that the plugin started is
+//! killed (`supervise.rs` sees to it). What could not be killed is said.
 //!
-//! The program sees an environment of three variables ([`PATH`], `LANG=C.UTF-8`, `HOME=/`), works in `/`, and reads
-//! nothing: what it prints depends on the machine, not on who started the client.
+//! The plugin has ended when its program has ended and nobody holds its output any more: a program in the background that
+//! may still print belongs to the answer. One that holds nothing (a daemon) is killed at the end.
+//!
+//! The program sees an environment of three variables ([`PATH`], `LANG=C.UTF-8`, `HOME=/`; with `user =` also `USER` and
+//! `LOGNAME`, and that user's `HOME`), works in `/`, and reads nothing: what it prints depends on the machine, not on who
+//! started the client.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::plugin::Plugin;
+use super::supervise::{self, KILL_MAX, Said};
 use crate::format::{self, FormatError};
 use crate::hash;
 use crate::wire::{Content, ErrorKind, PluginError};
@@ -22,9 +32,27 @@ use crate::wire::{Content, ErrorKind, PluginError};
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of the end of standard error is kept, in bytes.
 pub const STDERR_BYTES_MAX: usize = 4096;
-/// Longest wait for a killed program to vanish; one that hangs in the kernel is left to it.
-pub const REAP_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for the supervisor to end what runs: it gives up itself, a little sooner.
+pub const REAP_MAX: Duration = KILL_MAX.saturating_add(Duration::from_secs(1));
 const READ_BYTES: usize = 16 * 1024;
+/// This very program, also after a package has replaced its file.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// The program that supervises plugins when it is called so: `vogeler` itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Supervisor(PathBuf);
+
+impl Supervisor {
+    /// The running program, whose `main` must ask [`supervise::run_if_asked`].
+    pub fn this_program() -> Self {
+        Self(PathBuf::from(THIS_PROGRAM))
+    }
+
+    /// Another program: `vogeler`, for tests and tools that use the library.
+    pub fn at(program: impl Into<PathBuf>) -> Self {
+        Self(program.into())
+    }
+}
 
 /// What bounds an execution.
 #[derive(Debug, Clone, Copy)]
@@ -44,10 +72,10 @@ pub struct Execution {
     pub duration: Duration,
 }
 
-/// Runs `plugin`.
-pub async fn execute(plugin: &Plugin, limits: Limits) -> Execution {
+/// Runs `plugin` under `supervisor`.
+pub async fn execute(plugin: &Plugin, limits: Limits, supervisor: &Supervisor) -> Execution {
     let start = Instant::now();
-    let output = output_of(plugin, limits).await;
+    let output = output_of(plugin, limits, supervisor).await;
     let duration = start.elapsed();
     let content = match output {
         Ok(output) => content_of(plugin, output).await,
@@ -89,31 +117,38 @@ fn failure(kind: ErrorKind, message: String) -> PluginError {
 }
 
 /// What the program printed, if all went well.
-async fn output_of(plugin: &Plugin, limits: Limits) -> Result<Vec<u8>, PluginError> {
-    let mut process = Process::start(plugin)?;
+async fn output_of(
+    plugin: &Plugin,
+    limits: Limits,
+    supervisor: &Supervisor,
+) -> Result<Vec<u8>, PluginError> {
+    let mut process = Process::start(plugin, supervisor)?;
     let timeout = plugin.timeout.unwrap_or(limits.timeout);
     let mut stderr = Tail::default();
     let ended = {
         let run = process.run(limits.output_bytes_max, &mut stderr);
         tokio::time::timeout(timeout, run).await
     };
+    let left = process.end(plugin).await;
     let mut error = match ended {
         Ok(Ok((status, output))) if is_success(plugin, status) => return Ok(output),
         Ok(Ok((status, _))) => exit_failure(status),
-        Ok(Err(stop)) => {
-            process.kill().await;
-            stop.into_failure(limits)
-        }
+        Ok(Err(stop)) => stop.into_failure(limits, &left),
         Err(_elapsed) => {
-            process.kill().await;
-            failure(
-                ErrorKind::Timeout,
-                format!("it, or a program it started, still ran after {timeout:?} and was killed"),
-            )
+            let text = format!("it, or a program it started, still ran after {timeout:?} and");
+            failure(ErrorKind::Timeout, format!("{text} {}", killed(&left)))
         }
     };
     error.stderr = stderr.into_text();
     Err(error)
+}
+
+/// What became of the programs at the end, for people.
+fn killed(left: &[String]) -> String {
+    if left.is_empty() {
+        return "was killed".to_owned();
+    }
+    format!("could not be killed: {} still there", left.join(", "))
 }
 
 fn is_success(plugin: &Plugin, status: ExitStatus) -> bool {
@@ -134,7 +169,10 @@ fn exit_failure(status: ExitStatus) -> PluginError {
 #[derive(Debug)]
 enum Stop {
     OutputTooLarge,
+    NotStarted(String),
     Io(std::io::Error),
+    /// Nobody waits for the program any more.
+    SupervisorGone,
 }
 
 impl From<std::io::Error> for Stop {
@@ -144,100 +182,153 @@ impl From<std::io::Error> for Stop {
 }
 
 impl Stop {
-    fn into_failure(self, limits: Limits) -> PluginError {
+    fn into_failure(self, limits: Limits, left: &[String]) -> PluginError {
         match self {
             Self::OutputTooLarge => failure(
                 ErrorKind::OutputTooLarge,
                 format!(
-                    "it printed more than {} bytes and was killed; raise client.output_bytes_max if it must",
-                    limits.output_bytes_max
+                    "it printed more than {} bytes and {}; raise client.output_bytes_max if it must",
+                    limits.output_bytes_max,
+                    killed(left),
                 ),
             ),
+            Self::NotStarted(message) => failure(ErrorKind::NotStarted, message),
             Self::Io(error) => failure(
                 ErrorKind::Failed,
                 format!("its output cannot be read: {error}"),
+            ),
+            Self::SupervisorGone => failure(
+                ErrorKind::Failed,
+                "the process of vogeler that watches over it was killed; what it started may still run"
+                    .to_owned(),
             ),
         }
     }
 }
 
-/// A program that runs, and the group that it leads.
+/// A program that runs, seen through its supervisor.
 #[derive(Debug)]
 struct Process {
-    /// Dropped before the child: as long as the leader is not reaped, its number is nobody else's.
-    group: Group,
-    child: Child,
+    /// What the supervisor says. Dropped, it asks for the end.
+    said: BufReader<UnixStream>,
+    supervisor: Child,
+    /// The program's process group.
+    group: Option<Pid>,
 }
 
 impl Process {
-    fn start(plugin: &Plugin) -> Result<Self, PluginError> {
-        let mut command = Command::new(&plugin.program);
-        command
-            .args(&plugin.arguments)
+    fn start(plugin: &Plugin, supervisor: &Supervisor) -> Result<Self, PluginError> {
+        let started = Self::start_supervisor(plugin, supervisor);
+        started.map_err(|error| {
+            let Supervisor(supervisor) = supervisor;
+            let message = format!(
+                "{:?} cannot be started: its supervisor, {}, cannot be: {error}",
+                plugin.program,
+                supervisor.display()
+            );
+            failure(ErrorKind::NotStarted, message)
+        })
+    }
+
+    fn start_supervisor(plugin: &Plugin, supervisor: &Supervisor) -> std::io::Result<Self> {
+        let (said, stdin) = std::os::unix::net::UnixStream::pair()?;
+        said.set_nonblocking(true)?;
+        let user = plugin.user.as_deref();
+        let name = plugin.name.as_str();
+        let arguments = supervise::arguments(name, user, &plugin.program, &plugin.arguments);
+        let supervisor = Command::new(&supervisor.0)
+            .arg0(supervise::NAME)
+            .args(arguments)
             .env_clear()
             .env("PATH", PATH)
             .env("LANG", "C.UTF-8")
             .env("HOME", "/")
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(OwnedFd::from(stdin)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true);
-        let child = command.spawn().map_err(|error| {
-            let message = format!("{:?} cannot be started: {error}", plugin.program);
-            failure(ErrorKind::NotStarted, message)
-        })?;
-        let leader = child.id().and_then(|id| i32::try_from(id).ok());
+            .spawn()?;
         Ok(Self {
-            group: Group(leader.and_then(Pid::from_raw)),
-            child,
+            said: BufReader::new(UnixStream::from_std(said)?),
+            supervisor,
+            group: None,
         })
     }
 
-    /// Reads until nobody holds the pipes any more, and only then reaps the leader: whoever kills the group before
-    /// that can hit no stranger.
+    /// Until the program has ended and nobody holds the pipes any more.
     async fn run(
         &mut self,
         output_bytes_max: usize,
         stderr: &mut Tail,
     ) -> Result<(ExitStatus, Vec<u8>), Stop> {
-        let stdout = read_capped(self.child.stdout.take(), output_bytes_max);
-        let stderr = read_tail(self.child.stderr.take(), stderr);
-        let (output, ()) = tokio::try_join!(stdout, stderr)?;
-        let status = self.child.wait().await?;
-        self.group.0 = None;
+        let stdout = read_capped(self.supervisor.stdout.take(), output_bytes_max);
+        let stderr = read_tail(self.supervisor.stderr.take(), stderr);
+        let status = status(&mut self.said, &mut self.group);
+        let (output, (), status) = tokio::try_join!(stdout, stderr, status)?;
         Ok((status, output))
     }
 
-    async fn kill(&mut self) {
-        self.group.kill();
-        let reaped = tokio::time::timeout(REAP_MAX, self.child.wait()).await;
-        if reaped.is_err() {
-            tracing::warn!(target: "vogeler::client", pid = self.child.id(), "a killed program does not end; it is left to the kernel");
+    /// Has the supervisor kill what is left of the program; says what it could not kill.
+    async fn end(&mut self, plugin: &Plugin) -> Vec<String> {
+        let end = async {
+            // An error says that the supervisor is gone already.
+            self.said.get_mut().shutdown().await.ok();
+            loop {
+                match next_said(&mut self.said).await {
+                    Ok(Said::Gone { killed, left }) => return Some((killed, left)),
+                    Ok(_) => {}
+                    // It has said all; or it was killed.
+                    Err(_) => break,
+                }
+            }
+            let ended = self.supervisor.wait().await.ok()?;
+            ended.success().then(Default::default)
+        };
+        let ended = tokio::time::timeout(REAP_MAX, end).await.ok().flatten();
+        let Some((killed, left)) = ended else {
+            self.kill_blindly();
+            return Vec::new();
+        };
+        if !killed.is_empty() {
+            tracing::info!(target: "vogeler::client", plugin = %plugin.name, killed = killed.join(", "), "programs of the plugin still ran and were killed");
+        }
+        if !left.is_empty() {
+            tracing::warn!(target: "vogeler::client", plugin = %plugin.name, left = left.join(", "), "programs of the plugin cannot be killed and still run");
+        }
+        self.supervisor.wait().await.ok();
+        left
+    }
+
+    /// Without a supervisor the program's own group is all that is known of it.
+    fn kill_blindly(&mut self) {
+        tracing::warn!(target: "vogeler::client", pid = self.supervisor.id(), "a plugin's supervisor was killed or hangs; what the plugin started may still run");
+        self.supervisor.start_kill().ok();
+        if let Some(group) = self.group.take() {
+            kill_process_group(group, Signal::KILL).ok();
         }
     }
 }
 
-/// A process group that is killed when it is dropped; none once its leader is reaped.
-#[derive(Debug)]
-struct Group(Option<Pid>);
-
-impl Group {
-    fn kill(&mut self) {
-        // An error says that the group is gone already, which is all that is wanted.
-        if let Some(group) = self.0.take()
-            && let Err(error) = kill_process_group(group, Signal::KILL)
-        {
-            tracing::debug!(target: "vogeler::client", %error, "the process group was gone");
+/// The program's status, once it has ended.
+async fn status(
+    said: &mut BufReader<UnixStream>,
+    group: &mut Option<Pid>,
+) -> Result<ExitStatus, Stop> {
+    loop {
+        match next_said(said).await.map_err(|_| Stop::SupervisorGone)? {
+            Said::Started { pid } => *group = Pid::from_raw(pid),
+            Said::NotStarted { message } => return Err(Stop::NotStarted(message)),
+            Said::Ended { status } => return Ok(ExitStatus::from_raw(status)),
+            Said::Gone { .. } => return Err(Stop::SupervisorGone),
         }
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
-    }
+async fn next_said(said: &mut BufReader<UnixStream>) -> std::io::Result<Said> {
+    let mut line = Vec::new();
+    said.read_until(b'\n', &mut line).await?;
+    Ok(serde_json::from_slice(&line)?)
 }
 
 async fn read_capped(

@@ -16,29 +16,37 @@ mod command;
 mod envelope;
 pub mod execute;
 mod ini;
+mod keep;
+mod marks;
 mod place;
 pub mod plugin;
+mod private;
 mod publish;
 mod schedule;
 mod spool;
+pub mod supervise;
+mod trust;
+mod user;
 mod vitals;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use about::{HostNameError, host_name};
 pub use spool::SpoolError;
 
-use agent::Agent;
+use agent::{Agent, Loaded};
 use bindings::{Audience, Bindings};
-use execute::Limits;
+use execute::{Limits, Supervisor};
+use marks::Marks;
 use place::{Commands, Place, Taker};
 use plugin::{FolderError, Registry};
 use publish::Outbox;
@@ -76,6 +84,18 @@ pub enum ClientError {
     /// The state folder cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// The marks of what runs cannot be kept.
+    #[error(
+        "{} cannot be written: {source}; client.state must be a folder that this user may write",
+        folder.display()
+    )]
+    Marks {
+        /// The state folder.
+        folder: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The client cannot describe itself.
     #[error("the client's own report cannot be made: {0}")]
     About(#[from] serde_json::Error),
@@ -94,11 +114,16 @@ pub struct Client {
     place: watch::Sender<Place>,
     schedule: Schedule,
     broker: Arc<dyn Broker>,
+    reload: Arc<Notify>,
 }
 
 impl Client {
     /// Reads the plugins and opens the spool; blocks on the disk. What is wrong in plugin files is logged.
-    pub fn new(config: config::Client, broker: Arc<dyn Broker>) -> Result<Self, ClientError> {
+    pub fn new(
+        config: config::Client,
+        broker: Arc<dyn Broker>,
+        supervisor: Supervisor,
+    ) -> Result<Self, ClientError> {
         let node = config.node.map_or_else(host_name, Ok)?;
         let registry = Registry::load(&config.plugins)?;
         log_registry(&node, &registry);
@@ -111,6 +136,11 @@ impl Client {
             tracing::info!(target: "vogeler::client", %node, results = spool.len(), "results of an earlier life wait to be published");
         }
         let queue = topology::node_queue(&node, &config.groups);
+        let marks = Marks::open(&config.state, &spool).map_err(|source| ClientError::Marks {
+            folder: config.state.clone(),
+            source,
+        })?;
+        spool.noted().loaded(&registry);
         Ok(Self {
             bindings: Bindings::new(&config.state, &queue),
             audience: Audience::new(&node, &config.groups),
@@ -123,15 +153,26 @@ impl Client {
                     timeout: config.timeout,
                     output_bytes_max: config.output_bytes_max,
                 },
+                supervisor,
                 zstd_bytes_min: config.zstd_bytes_min,
-                about: about::about(&config.groups, &registry)?,
+                loaded: RwLock::new(Arc::new(Loaded::new(&config.groups, registry)?)),
+                groups: config.groups,
+                plugins: config.plugins,
+                marks,
                 permits: Semaphore::new(config.concurrency.max(1)),
                 outbox: Outbox::new(spool),
                 unread: AtomicU64::new(0),
                 node,
-                registry,
             }),
+            reload: Arc::default(),
         })
+    }
+
+    /// Reads the plugin files again whenever `reload` is notified, from the start of [`run`](Self::run) on.
+    #[must_use]
+    pub fn reload_when(mut self, reload: Arc<Notify>) -> Self {
+        self.reload = reload;
+        self
     }
 
     /// The node's name.
@@ -169,6 +210,7 @@ impl Client {
         if let Err(error) = self.agent.introduce().await {
             tracing::error!(target: "vogeler::client", %error, "the client cannot report itself");
         }
+        self.agent.report_interrupted(&stop).await;
         let agent = self.agent.clone();
         let worked = self.work(&stop).await;
         flush.cancel();
@@ -203,6 +245,7 @@ impl Client {
             schedule: self.schedule,
             tasks: JoinSet::new(),
             ticks: HashMap::new(),
+            reload: self.reload,
             stop: stop.clone(),
         };
         let heard = work.hear(&mut commands).await;
@@ -227,6 +270,7 @@ struct Work {
     tasks: JoinSet<()>,
     /// Which of the tasks are ticks, and of which plugin.
     ticks: HashMap<Id, PluginName>,
+    reload: Arc<Notify>,
     stop: CancellationToken,
 }
 
@@ -241,6 +285,7 @@ impl Work {
                 () = self.stop.cancelled() => return Ok(()),
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                 delivery = commands.next() => self.serve(delivery?, commands),
+                () = self.reload.notified() => self.reload(commands.is_taken()).await,
                 () = tokio::time::sleep(sleep) => self.tick(commands.is_taken()),
             }
         }
@@ -262,6 +307,9 @@ impl Work {
 
     /// Starts what is due, except what still runs from last time, and except while another client works for this node.
     fn tick(&mut self, is_taken: bool) {
+        if self.agent.outbox.noted().is_unwritable() {
+            self.tasks.spawn(self.agent.clone().probe());
+        }
         for name in self.schedule.due(Timestamp::now()) {
             if is_taken {
                 continue;
@@ -272,6 +320,22 @@ impl Work {
             }
             let task = self.agent.clone().tick(name.clone(), self.stop.clone());
             self.ticks.insert(self.tasks.spawn(task).id(), name);
+        }
+    }
+
+    /// Reads the plugin files again; what cannot be read stays as it is.
+    async fn reload(&mut self, is_taken: bool) {
+        // What is due by the old schedule has its turn.
+        self.tick(is_taken);
+        match self.agent.reload().await {
+            Ok(()) => {
+                let loaded = self.agent.loaded();
+                let plugins = loaded.registry.plugins.values();
+                self.schedule = Schedule::new(&self.agent.node, plugins, Timestamp::now());
+            }
+            Err(error) => {
+                tracing::error!(target: "vogeler::client", %error, "the plugins cannot be read again; they stay as they were");
+            }
         }
     }
 

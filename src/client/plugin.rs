@@ -1,7 +1,8 @@
 //! Plugins: what the `*.cfg` files of the plugin folder allow this node to run.
 //!
-//! A folder in, a [`Registry`] out. Invariant: a plugin is registered exactly if its whole section is understood;
-//! everything else is a [`Problem`] that names file and line and leaves the other plugins alone.
+//! A folder in, a [`Registry`] out. Invariant: a plugin is registered exactly if its whole section is understood and nobody
+//! but root and we can have written it; everything else is a [`Problem`] that names file and line and leaves the other
+//! plugins alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::ini::{self, LineProblem, Section};
+use super::trust;
+use super::user::{User, UserError};
 use crate::config::span;
 use crate::hash::Pointer;
 use crate::wire::{CLIENT_PLUGIN, Format, PluginName};
@@ -24,7 +27,11 @@ const SPAN_MIN: Duration = Duration::from_secs(1);
 const SPAN_MAX: Duration = Duration::from_hours(31 * 24);
 /// Keys of 2010 that are accepted and mean nothing any more.
 const KEYS_IGNORED: [&str; 1] = ["command_alias"];
-const KEYS: &str = "name, description, command, result_format, success, timeout, every, volatile";
+const KEYS: &str =
+    "name, description, command, user, result_format, success, timeout, every, volatile";
+
+/// Said of a broken file of which an earlier version is in use.
+const KEPT: &str = " (the file's last good version stays in use)";
 
 /// A plugin: a command of this node, and how to read what it prints.
 #[derive(Debug, Clone)]
@@ -37,6 +44,8 @@ pub struct Plugin {
     pub program: String,
     /// Its arguments. No shell sees them.
     pub arguments: Vec<String>,
+    /// The user it runs as; none for the client's own.
+    pub user: Option<String>,
     /// What the output looks like. Default: lines (`output`).
     pub format: Format,
     /// Exit statuses with which its output counts. Default: 0 alone. Some tools say 1 with good output: facter 4
@@ -121,38 +130,71 @@ pub struct Registry {
     pub plugins: BTreeMap<PluginName, Plugin>,
     /// What is not used, in the order of files and lines.
     pub problems: Vec<Problem>,
+    /// The files whose last version without problems is in use, and that version.
+    sound: BTreeMap<PathBuf, Vec<Plugin>>,
 }
 
 impl Registry {
-    /// Reads every `*.cfg` of `folder` in the order of their names. Hidden files are skipped.
+    /// Reads every `*.cfg` of `folder` in the order of their names. Hidden files are skipped, and files that somebody
+    /// else may change are refused.
     pub fn load(folder: &Path) -> Result<Self, FolderError> {
-        let error = |source| FolderError {
+        Self::default().reload(folder)
+    }
+
+    /// Reads the folder again. A file that is now broken keeps its last version that was not.
+    pub fn reload(&self, folder: &Path) -> Result<Self, FolderError> {
+        let files = files(folder).map_err(|source| FolderError {
             folder: folder.to_owned(),
             source,
-        };
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(error)? {
-            let path = entry.map_err(error)?.path();
-            let is_hidden = path
-                .file_name()
-                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if path
-                .extension()
-                .is_some_and(|extension| extension == FILE_EXTENSION)
-                && !is_hidden
-            {
-                files.push(path);
-            }
-        }
-        files.sort();
+        })?;
         let mut registry = Self::default();
+        if let Err(reason) = trust::check(folder) {
+            registry.problem(folder, LineProblem::new(1, reason));
+            return Ok(self.keep(registry));
+        }
         for file in files {
-            match read(&file) {
-                Ok(text) => registry.add(&file, &text),
-                Err(problem) => registry.problem(&file, problem),
-            }
+            registry.add_file(&file, self.sound.get(&file));
         }
         Ok(registry)
+    }
+
+    /// Nothing can be read now: what was sound stays in use.
+    fn keep(&self, mut registry: Self) -> Self {
+        for (file, sound) in &self.sound {
+            registry.register_sound(file, sound.clone());
+        }
+        registry
+    }
+
+    /// Registers what a file holds; if it is broken, its `before` where there is one.
+    fn add_file(&mut self, file: &Path, before: Option<&Vec<Plugin>>) {
+        let (plugins, mut problems) = match read(file) {
+            Ok(text) => parse(file, &text),
+            Err(problem) => (Vec::new(), vec![problem]),
+        };
+        if problems.is_empty() {
+            return self.register_sound(file, plugins);
+        }
+        if let Some(before) = before {
+            for problem in &mut problems {
+                problem.message += KEPT;
+            }
+            self.register_sound(file, before.clone());
+        } else {
+            self.register_all(plugins);
+        }
+        self.problems(file, problems);
+    }
+
+    fn register_sound(&mut self, file: &Path, plugins: Vec<Plugin>) {
+        self.sound.insert(file.to_owned(), plugins.clone());
+        self.register_all(plugins);
+    }
+
+    fn register_all(&mut self, plugins: Vec<Plugin>) {
+        for plugin in plugins {
+            self.register(plugin);
+        }
     }
 
     /// The names, in order.
@@ -160,20 +202,12 @@ impl Registry {
         self.plugins.keys().map(PluginName::as_str)
     }
 
-    /// Registers what `text`, the content of `file`, holds.
+    /// Registers what `text`, the content of `file`, holds, whoever wrote it.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn add(&mut self, file: &Path, text: &str) {
-        let ini = ini::parse(text);
-        for problem in ini.problems {
-            self.problem(file, problem);
-        }
-        for section in ini.sections {
-            match plugin(file, section) {
-                Ok(plugin) => self.register(plugin),
-                Err(problems) => problems
-                    .into_iter()
-                    .for_each(|problem| self.problem(file, problem)),
-            }
-        }
+        let (plugins, problems) = parse(file, text);
+        self.register_all(plugins);
+        self.problems(file, problems);
     }
 
     fn register(&mut self, plugin: Plugin) {
@@ -193,6 +227,12 @@ impl Registry {
         }
     }
 
+    fn problems(&mut self, file: &Path, problems: Vec<LineProblem>) {
+        for problem in problems {
+            self.problem(file, problem);
+        }
+    }
+
     fn problem(&mut self, file: &Path, problem: LineProblem) {
         self.problems.push(Problem {
             file: file.to_owned(),
@@ -202,8 +242,43 @@ impl Registry {
     }
 }
 
+/// The plugin files of a folder, in order.
+fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path
+            .extension()
+            .is_some_and(|extension| extension == FILE_EXTENSION)
+            && !is_hidden
+        {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// What `text`, the content of `file`, holds, and what is wrong with it.
+fn parse(file: &Path, text: &str) -> (Vec<Plugin>, Vec<LineProblem>) {
+    let ini = ini::parse(text);
+    let mut problems = ini.problems;
+    let mut plugins = Vec::new();
+    for section in ini.sections {
+        match plugin(file, section) {
+            Ok(plugin) => plugins.push(plugin),
+            Err(found) => problems.extend(found),
+        }
+    }
+    (plugins, problems)
+}
+
 fn read(file: &Path) -> Result<String, LineProblem> {
     let problem = |message: String| LineProblem::new(1, message);
+    trust::check(file).map_err(problem)?;
     let unreadable = |error: std::io::Error| problem(format!("the file cannot be read: {error}"));
     let metadata = std::fs::metadata(file).map_err(unreadable)?;
     if !metadata.is_file() {
@@ -254,11 +329,17 @@ fn plugin(file: &Path, section: Section) -> Result<Plugin, Vec<LineProblem>> {
             section.name
         )));
     };
+    if let Some(Err(error @ (UserError::Unknown(_) | UserError::NotRoot(_)))) =
+        draft.user.as_deref().map(User::find)
+    {
+        return Err(problem(format!("[{}]: {error}", section.name)));
+    }
     Ok(Plugin {
         name,
         description: draft.description,
         program,
         arguments,
+        user: draft.user,
         format: draft.format.unwrap_or(Format::Output),
         success: draft.success.unwrap_or_else(|| vec![0]),
         timeout: draft.timeout,
@@ -277,6 +358,7 @@ struct Draft {
     name: Option<String>,
     description: String,
     command: Option<(String, Vec<String>)>,
+    user: Option<String>,
     format: Option<Format>,
     success: Option<Vec<i32>>,
     timeout: Option<Duration>,
@@ -292,6 +374,7 @@ impl Draft {
                 self.description = value.split_whitespace().collect::<Vec<_>>().join(" ");
             }
             "command" => self.command = Some(command(value)?),
+            "user" => self.user = Some(user(value)?),
             "result_format" => self.format = Some(format(value)?),
             "success" => self.success = Some(statuses(value)?),
             "timeout" => self.timeout = Some(length(key, value)?),
@@ -312,6 +395,13 @@ fn command(value: &str) -> Result<(String, Vec<String>), String> {
         Some(program) if !program.is_empty() => Ok((program, words.collect())),
         _ => Err("\"command\" is empty".to_owned()),
     }
+}
+
+fn user(value: &str) -> Result<String, String> {
+    if value.is_empty() {
+        return Err("\"user\" is empty".to_owned());
+    }
+    Ok(value.to_owned())
 }
 
 fn format(value: &str) -> Result<Format, String> {

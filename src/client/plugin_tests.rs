@@ -6,6 +6,49 @@ pub(in super::super) fn registry(text: &str) -> Registry {
     registry
 }
 
+/// Goal: read again, a file that is now broken keeps its last good version and says so; one that is gone is gone.
+#[test]
+fn a_broken_file_keeps_its_last_good_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();
+    write("a.cfg", "[a]\ncommand = one\n");
+    write("b.cfg", "[b]\ncommand = one\n[broken]\n");
+    let first = Registry::load(folder.path()).unwrap();
+    assert_eq!(first.names().collect::<Vec<_>>(), ["a", "b"]);
+
+    write("a.cfg", "[a]\ncommand = two\n[c]\n");
+    write("b.cfg", "[b]\ncommand = two\n");
+    let second = first.reload(folder.path()).unwrap();
+    assert_eq!(second.plugins["a"].program, "one");
+    assert_eq!(second.plugins["b"].program, "two");
+    let [problem] = &second.problems[..] else {
+        panic!("{:?}", second.problems);
+    };
+    assert!(problem.message.ends_with(KEPT), "{problem}");
+
+    std::fs::remove_file(path("b.cfg")).unwrap();
+    write("a.cfg", "[a]\ncommand = three\n");
+    let third = second.reload(folder.path()).unwrap();
+    assert_eq!(third.plugins["a"].program, "three");
+    assert_eq!((third.names().count(), third.problems.len()), (1, 0));
+}
+
+/// Goal: a user that this machine does not have is a problem with its line, and one that it has is taken.
+#[test]
+fn the_user_of_a_plugin_is_known() {
+    let registry =
+        registry("[a]\ncommand = x\nuser = root\n[b]\ncommand = x\nuser = no-such-one\n");
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(registry.plugins["a"].user.as_deref(), Some("root"));
+    }
+    let problem = registry.problems.last().unwrap().to_string();
+    assert!(
+        problem.starts_with("x.cfg:4: [b]: \"user\" is \"no-such-one\""),
+        "{problem}"
+    );
+}
+
 /// Goal: every key arrives, with the defaults of those that are not there.
 #[test]
 fn a_section_is_a_plugin() {

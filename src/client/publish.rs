@@ -114,7 +114,7 @@ pub(super) async fn run(
 
 /// Publishes the oldest result that waits; says whether there was one.
 async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, PublishError> {
-    let Some((seq, envelope)) = outbox.with(Spool::oldest).await? else {
+    let Some((seq, envelope)) = outbox.with(Spool::oldest).await?? else {
         return Ok(false);
     };
     let run = envelope.run();

@@ -1,27 +1,44 @@
 //! The spool: results on disk until the broker has confirmed them, and the node's sequence that survives with them.
 //!
 //! Results in, in order; the oldest out, until [`Spool::done`]. Invariant: a result is durable before anybody can
-//! publish it, and the sequence never repeats, over restarts and clocks that step back.
+//! publish it, the sequence never repeats, over restarts and clocks that step back, and whatever leaves without a confirm is
+//! counted.
+//!
+//! When there is no room, results go that a newer one of the same plugin supersedes, the oldest first; only when there is none
+//! of these, the oldest of all. Only a file whose checksum does not match is set aside; one that cannot be read now is read
+//! again later, and those behind it go first.
 //!
 //! The state folder holds `lock` (one client a folder), `spool/<seq>.result` for each unconfirmed result and
 //! `spool/last` for the latest confirmed one. A confirmed result is not deleted but renamed to `last`, so the
 //! highest sequence is on disk at every moment and costs no write of its own. Files are written whole
 //! (temporary file, fsync, rename, fsync of the folder) and carry a checksum; one that does not match is set aside
-//! as `<seq>.bad`, and one that the broker finds too large as `<seq>.large`, an error waiting in its place.
+//! as `<seq>.bad`, and one that the broker finds too large as `<seq>.large`, an error waiting in its place. Files are 0600, and
+//! folders 0700.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::aside;
-use super::envelope::Envelope;
+use super::envelope::{Envelope, Header};
+use super::private;
 use super::vitals::Noted;
-use crate::wire::Seq;
+use crate::telemetry::SpoolLoss;
+use crate::wire::{PluginName, RunId, Seq};
 
 const FOLDER: &str = "spool";
+/// What the client keeps in its state folder.
+const STATE_NAMES: [&str; 5] = [
+    FOLDER,
+    LOCK,
+    super::marks::FOLDER,
+    super::bindings::FILE,
+    super::bindings::TEMPORARY,
+];
 const LOCK: &str = "lock";
 const LAST: &str = "last";
 const TEMPORARY: &str = "new";
@@ -29,6 +46,10 @@ const EXTENSION: &str = "result";
 const EXTENSION_BAD: &str = "bad";
 /// Digits of the largest sequence: file names sort as their sequences do.
 const SEQ_DIGITS: usize = 20;
+/// Files that are set aside for somebody to look at; the oldest go past that.
+const BAD_MAX: usize = 100;
+/// Results that cannot be read, past which no further one is tried: what ails them all ails the next.
+const UNREADABLE_MAX: usize = 8;
 
 /// How much the spool may hold; past it the oldest results go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +84,15 @@ pub enum SpoolError {
         /// The state folder.
         folder: PathBuf,
     },
+    /// A result cannot be read now. It stays.
+    #[error("{} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// One result is larger than the whole spool may be.
     #[error("the result has {bytes} bytes, more than client.spool_bytes_max ({max})")]
     TooLarge {
@@ -73,11 +103,20 @@ pub enum SpoolError {
     },
 }
 
+impl SpoolError {
+    /// Whether another try may succeed, without any change of ours.
+    pub(super) fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unwritable { .. } | Self::Unreadable { .. })
+    }
+}
+
 /// A result that waits for its confirm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Waiting {
     seq: Seq,
     bytes: u64,
+    /// None if the file does not say.
+    plugin: Option<PluginName>,
 }
 
 /// The spool of one client. Calls block on the disk.
@@ -88,6 +127,10 @@ pub(super) struct Spool {
     waiting: VecDeque<Waiting>,
     bytes: u64,
     last: Seq,
+    /// The sequence in the file `last`.
+    confirmed: Seq,
+    /// What was set aside and lies there still, oldest first.
+    bad: VecDeque<PathBuf>,
     dropped: u64,
     noted: Noted,
     /// Held, never read: the lock goes with the file.
@@ -99,20 +142,24 @@ impl Spool {
     /// first, in their order.
     pub(super) fn open(state: &Path, bounds: Bounds) -> Result<Self, SpoolError> {
         let folder = state.join(FOLDER);
-        fs::create_dir_all(&folder).map_err(unwritable(&folder))?;
+        private::create_folder(&folder).map_err(unwritable(&folder))?;
+        close_state(state);
         let lock = lock(state)?;
+        private::close_files(&folder).map_err(unwritable(&folder))?;
         let mut spool = Self {
             folder,
             bounds,
             waiting: VecDeque::new(),
             bytes: 0,
             last: Seq(0),
+            confirmed: Seq(0),
+            bad: VecDeque::new(),
             dropped: 0,
             noted: Noted::new(bounds),
             _lock: lock,
         };
         spool.recover()?;
-        spool.shrink(0);
+        spool.shrink();
         spool.note();
         Ok(spool)
     }
@@ -120,7 +167,7 @@ impl Spool {
     /// Finds leftovers and the highest sequence.
     fn recover(&mut self) -> Result<(), SpoolError> {
         let error = unwritable(&self.folder);
-        let mut waiting = Vec::new();
+        let (mut waiting, mut bad) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.folder).map_err(&error)? {
             let path = entry.map_err(&error)?.path();
             let stem = path.file_stem().and_then(|stem| stem.to_str());
@@ -133,15 +180,25 @@ impl Spool {
                 .is_some_and(|extension| extension == EXTENSION)
             {
                 let bytes = fs::metadata(&path).map_err(&error)?.len();
-                waiting.push(Waiting { seq, bytes });
+                let plugin = header_of(&path).and_then(|header| header.plugin);
+                waiting.push(Waiting { seq, bytes, plugin });
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == EXTENSION_BAD)
+            {
+                bad.push(path);
             }
         }
         match fs::read(self.folder.join(LAST)) {
-            Ok(bytes) => self.last = self.last.max(last_seq(&bytes)),
+            Ok(bytes) => self.confirmed = last_seq(&bytes),
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(error(source)),
         }
         drop(error);
+        self.last = self.last.max(self.confirmed);
+        bad.sort();
+        self.bad = bad.into();
+        self.look_after_bad();
         waiting.sort_by_key(|waiting| waiting.seq);
         self.bytes = waiting.iter().map(|waiting| waiting.bytes).sum();
         self.waiting = waiting.into();
@@ -154,8 +211,8 @@ impl Spool {
         self.last
     }
 
-    /// Keeps a result whose `seq` is the latest of [`next_seq`](Self::next_seq); when this returns it is durable.
-    /// Says how many of the oldest had to go for it.
+    /// Keeps a result whose `seq` came from [`next_seq`](Self::next_seq); when this returns it is durable. After an
+    /// error nothing has changed. Says how many results had to go for it.
     pub(super) fn push(&mut self, seq: Seq, envelope: &Envelope) -> Result<u64, SpoolError> {
         let content = envelope.to_bytes();
         let bytes = content.len() as u64;
@@ -163,81 +220,161 @@ impl Spool {
             let max = self.bounds.bytes_max;
             return Err(SpoolError::TooLarge { bytes, max });
         }
-        let dropped = self.shrink(bytes);
         let path = self.path(seq);
-        self.write(&path, &content).map_err(unwritable(&path))?;
-        self.waiting.push_back(Waiting { seq, bytes });
+        let plugin = envelope.plugin().cloned();
+        let mut dropped = 0;
+        while let Err(error) = self.write(&path, &content) {
+            if !is_full(&error) || !self.drop_superseded(plugin.as_ref()) {
+                self.noted.unwritable(Some(error.to_string()));
+                return Err(unwritable(&path)(error));
+            }
+            dropped += 1;
+        }
+        self.noted.unwritable(None);
+        // One that waited for the disk is older than what was kept meanwhile.
+        let at = self.waiting.partition_point(|waiting| waiting.seq < seq);
+        self.waiting.insert(at, Waiting { seq, bytes, plugin });
         self.bytes += bytes;
+        dropped += self.shrink();
+        self.look_after_bad();
         self.note();
         Ok(dropped)
     }
 
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let temporary = self.folder.join(TEMPORARY);
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(&self.folder)?.sync_all()
+        private::write(path, &self.folder.join(TEMPORARY), content)
     }
 
-    /// Makes room for one more result of `bytes`; the oldest go, counted.
-    fn shrink(&mut self, bytes: u64) -> u64 {
-        let count_max = self.bounds.count_max.saturating_sub(usize::from(bytes > 0));
+    /// Drops results until the rest is within the bounds; says how many.
+    fn shrink(&mut self) -> u64 {
         let mut dropped = 0;
-        while self.waiting.len() > count_max || self.bytes + bytes > self.bounds.bytes_max {
-            let Some(oldest) = self.waiting.pop_front() else {
+        while self.waiting.len() > self.bounds.count_max || self.bytes > self.bounds.bytes_max {
+            if !self.drop_superseded(None) && !self.drop_at(0) {
                 break;
-            };
-            self.bytes -= oldest.bytes;
+            }
             dropped += 1;
-            self.give_up(oldest.seq);
         }
-        self.dropped += dropped;
-        self.noted.dropped(dropped);
         if dropped > 0 {
-            tracing::warn!(target: "vogeler::client", dropped, dropped_total = self.dropped, "the spool is full: the oldest results are lost; is the broker away? raise client.spool_count_max or client.spool_bytes_max");
+            tracing::warn!(target: "vogeler::client", dropped, dropped_total = self.dropped, "the spool is full: results are lost, those that newer ones supersede first; is the broker away? raise client.spool_count_max or client.spool_bytes_max");
         }
         dropped
     }
 
-    /// Removes a result that has no room any more, and says of which run it was.
-    fn give_up(&self, seq: Seq) {
-        let path = self.path(seq);
-        let envelope = fs::read(&path)
-            .ok()
-            .and_then(|bytes| Envelope::from_bytes(&bytes).ok());
-        let run = envelope.and_then(|envelope| envelope.run());
-        let run = run.map(tracing::field::display);
-        tracing::warn!(target: "vogeler::client", run, seq = seq.0, "a result is lost: the spool has no room for it");
-        remove(&path);
+    /// Drops the oldest result of which its plugin has a newer one: one that waits, or `coming`.
+    fn drop_superseded(&mut self, coming: Option<&PluginName>) -> bool {
+        let mut counts: HashMap<&PluginName, u32> = HashMap::new();
+        let plugins = self.waiting.iter().filter_map(|w| w.plugin.as_ref());
+        for plugin in plugins.chain(coming) {
+            *counts.entry(plugin).or_default() += 1;
+        }
+        let is_superseded = |waiting: &Waiting| {
+            let plugin = waiting.plugin.as_ref();
+            plugin.is_some_and(|plugin| counts.get(plugin).is_some_and(|count| *count > 1))
+        };
+        let at = self.waiting.iter().position(is_superseded);
+        at.is_some_and(|at| self.drop_at(at))
     }
 
-    /// The oldest result that waits. Corrupt ones are set aside on the way.
-    pub(super) fn oldest(&mut self) -> Option<(Seq, Envelope)> {
-        while let Some(waiting) = self.waiting.front().copied() {
-            let path = self.path(waiting.seq);
-            let read = fs::read(&path).map_err(|error| error.to_string());
-            match read
-                .and_then(|bytes| Envelope::from_bytes(&bytes).map_err(|error| error.to_string()))
-            {
-                Ok(envelope) => return Some((waiting.seq, envelope)),
-                Err(error) => {
-                    tracing::error!(target: "vogeler::client", file = %path.display(), error, "a spooled result cannot be read and is set aside as .bad");
-                    rename(&path, &path.with_extension(EXTENSION_BAD));
-                    self.forget(waiting.seq);
+    /// Removes a result that has no room any more, and says of which run it was.
+    fn drop_at(&mut self, at: usize) -> bool {
+        let Some(waiting) = self.waiting.remove(at) else {
+            return false;
+        };
+        self.bytes -= waiting.bytes;
+        let path = self.path(waiting.seq);
+        let run = header_of(&path).and_then(|header| header.run());
+        let run = run.map(tracing::field::display);
+        let plugin = waiting.plugin.as_ref().map(tracing::field::display);
+        tracing::warn!(target: "vogeler::client", run, plugin, seq = waiting.seq.0, "a result is lost: the spool has no room for it");
+        remove(&path);
+        self.lost(SpoolLoss::Full);
+        true
+    }
+
+    fn lost(&mut self, reason: SpoolLoss) {
+        self.dropped += 1;
+        self.noted.lost(reason, 1);
+    }
+
+    /// The oldest result that waits and can be read. Damaged ones are set aside on the way.
+    pub(super) fn oldest(&mut self) -> Result<Option<(Seq, Envelope)>, SpoolError> {
+        let mut unreadable = None;
+        let mut failed = 0;
+        let mut at = 0;
+        while failed < UNREADABLE_MAX
+            && let Some(seq) = self.waiting.get(at).map(|waiting| waiting.seq)
+        {
+            let path = self.path(seq);
+            match fs::read(&path) {
+                Ok(bytes) => match Envelope::from_bytes(&bytes) {
+                    Ok(envelope) => {
+                        self.noted
+                            .unreadable(unreadable.as_ref().map(ToString::to_string));
+                        return Ok(Some((seq, envelope)));
+                    }
+                    Err(error) => self.set_damaged_aside(seq, &path, &error.to_string()),
+                },
+                Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+                    tracing::error!(target: "vogeler::client", file = %path.display(), "a spooled result is gone: somebody deleted it");
+                    self.forget(seq);
+                    self.lost(SpoolLoss::Missing);
+                }
+                Err(source) => {
+                    at += 1;
+                    failed += 1;
+                    unreadable.get_or_insert(SpoolError::Unreadable { path, source });
                 }
             }
         }
-        None
+        self.noted
+            .unreadable(unreadable.as_ref().map(ToString::to_string));
+        unreadable.map_or(Ok(None), Err)
+    }
+
+    /// Puts a result that will never be published where somebody can look at it.
+    fn set_damaged_aside(&mut self, seq: Seq, path: &Path, reason: &str) {
+        tracing::error!(target: "vogeler::client", file = %path.display(), error = reason, "a spooled result is damaged and is set aside as .bad");
+        let bad = path.with_extension(EXTENSION_BAD);
+        rename(path, &bad);
+        self.bad.push_back(bad);
+        self.forget(seq);
+        self.lost(SpoolLoss::Damaged);
+        self.look_after_bad();
+    }
+
+    /// Keeps few of the files that were set aside, and notices when somebody took them away.
+    fn look_after_bad(&mut self) {
+        while self.bad.len() > BAD_MAX {
+            if let Some(oldest) = self.bad.pop_front() {
+                remove(&oldest);
+            }
+        }
+        self.bad.retain(|bad| bad.exists());
+        self.noted.set_aside(self.bad.len());
     }
 
     /// The broker has confirmed the result: it waits no longer.
     pub(super) fn done(&mut self, seq: Seq) {
         // It may have been dropped for a newer one while it was being published.
-        if self.forget(seq) {
-            rename(&self.path(seq), &self.folder.join(LAST));
+        if !self.forget(seq) {
+            return;
         }
+        let path = self.path(seq);
+        if seq > self.confirmed {
+            self.confirmed = seq;
+            rename(&path, &self.folder.join(LAST));
+        } else {
+            remove(&path);
+        }
+    }
+
+    /// The runs whose results wait, or were the last to be confirmed.
+    pub(super) fn runs(&self) -> HashSet<RunId> {
+        let waiting = self.waiting.iter().map(|waiting| self.path(waiting.seq));
+        waiting
+            .chain([self.folder.join(LAST)])
+            .filter_map(|path| header_of(&path)?.run())
+            .collect()
     }
 
     /// The broker will never take this result: it is set aside, and `instead` waits in its place, if anything can.
@@ -319,9 +456,43 @@ fn unwritable(path: &Path) -> impl Fn(io::Error) -> SpoolError + use<> {
     }
 }
 
+/// Whether an error says that there is no room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// The header of a file; none if it cannot be read.
+fn header_of(path: &Path) -> Option<Header> {
+    let mut start = Vec::new();
+    let file = File::open(path).ok()?;
+    let bytes_max = Header::BYTES_MAX as u64;
+    file.take(bytes_max).read_to_end(&mut start).ok()?;
+    Header::peek(&start)
+}
+
+/// Closes the state folder to others if it holds nothing but ours: somebody may have named a folder that others need.
+fn close_state(state: &Path) {
+    let is_ours = |name: &OsStr| STATE_NAMES.iter().any(|ours| name == *ours);
+    let closed = fs::read_dir(state).and_then(|entries| {
+        for entry in entries {
+            if !is_ours(&entry?.file_name()) {
+                return Ok(());
+            }
+        }
+        private::create_folder(state)
+    });
+    // It may belong to somebody who lets us write there. What is in it is closed.
+    if let Err(error) = closed {
+        tracing::warn!(target: "vogeler::client", folder = %state.display(), %error, "the state folder cannot be closed to others");
+    }
+}
+
 fn lock(state: &Path) -> Result<File, SpoolError> {
     let path = state.join(LOCK);
-    let file = File::create(&path).map_err(unwritable(&path))?;
+    let file = private::create_file(&path).map_err(unwritable(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(SpoolError::InUse {

@@ -31,7 +31,7 @@ fn push_all(spool: &mut Spool, microseconds: std::ops::RangeInclusive<i64>) {
 /// All that waits, oldest first, confirmed on the way.
 fn drain(spool: &mut Spool) -> Vec<u64> {
     std::iter::from_fn(|| {
-        let (seq, envelope) = spool.oldest()?;
+        let (seq, envelope) = spool.oldest().unwrap()?;
         assert_eq!(envelope.seq, seq);
         spool.done(seq);
         Some(seq.0)
@@ -80,7 +80,7 @@ fn the_oldest_go_when_it_is_full() {
     let mut spool = Spool::open(state.path(), few).unwrap();
     push_all(&mut spool, 1..=5);
     assert_eq!((spool.len(), spool.dropped()), (3, 2));
-    let published = spool.oldest().unwrap().0;
+    let published = spool.oldest().unwrap().unwrap().0;
     push(&mut spool, 6);
     spool.done(published);
     assert_eq!(drain(&mut spool), [4, 5, 6]);
@@ -164,7 +164,7 @@ proptest! {
                     model.push_back(seq);
                 }
                 1 => {
-                    let oldest = spool.oldest().map(|(seq, _)| seq);
+                    let oldest = spool.oldest().unwrap().map(|(seq, _)| seq);
                     prop_assert_eq!(oldest, model.pop_front());
                     if let Some(seq) = oldest {
                         spool.done(seq);
@@ -179,4 +179,66 @@ proptest! {
         let left: Vec<_> = model.into_iter().map(|seq| seq.0).collect();
         prop_assert_eq!(drain(&mut spool), left);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// Whatever comes in whatever order, a full spool has the newest result of every plugin, and otherwise the newest ones.
+    #[test]
+    fn the_newest_of_every_plugin_is_kept(pushed in prop::collection::vec(0..3_usize, 1..20)) {
+        let state = tempfile::tempdir().unwrap();
+        let few = Bounds { count_max: 4, ..ROOMY };
+        let mut spool = Spool::open(state.path(), few).unwrap();
+        let mut expected: Vec<(usize, Seq)> = Vec::new();
+        for plugin in &pushed {
+            let seq = spool.next_seq(at(1));
+            let mut result = result(seq.0, "text");
+            result.plugin = Some(format!("p{plugin}").parse().unwrap());
+            spool.push(seq, &Envelope::seal(&result, None, 10_000).unwrap()).unwrap();
+            expected.push((*plugin, seq));
+            if expected.len() > few.count_max {
+                let superseded = expected.iter().enumerate().find(|(index, (plugin, _))| {
+                    expected[index + 1..].iter().any(|(later, _)| later == plugin)
+                });
+                let at = superseded.map_or(0, |(index, _)| index);
+                expected.remove(at);
+            }
+        }
+        drop(spool);
+        // Another life knows as much of the plugins, from the files.
+        let mut spool = Spool::open(state.path(), Bounds { count_max: 3, ..few }).unwrap();
+        if expected.len() > 3 {
+            let superseded = expected.iter().position(|(plugin, seq)| {
+                expected.iter().any(|(other, later)| other == plugin && later > seq)
+            });
+            expected.remove(superseded.unwrap());
+        }
+        let expected: Vec<_> = expected.iter().map(|(_, seq)| seq.0).collect();
+        prop_assert_eq!(drain(&mut spool), expected);
+    }
+}
+
+/// Goal: what cannot be read now stays, and the one behind it goes first; what is deleted is counted.
+#[test]
+fn what_cannot_be_read_stays() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    push_all(&mut spool, 1..=3);
+    let (hidden, path) = (state.path().join("hidden"), spool.path(Seq(1)));
+    // Reading a folder is an error, and no damage.
+    fs::rename(&path, &hidden).unwrap();
+    fs::create_dir(&path).unwrap();
+    for expected in [2, 3] {
+        let (seq, _) = spool.oldest().unwrap().unwrap();
+        assert_eq!(seq, Seq(expected));
+        spool.done(seq);
+    }
+    assert!(matches!(spool.oldest(), Err(SpoolError::Unreadable { .. })));
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&hidden, &path).unwrap();
+    assert_eq!(drain(&mut spool), [1]);
+    assert_eq!(spool.dropped(), 0);
+    push(&mut spool, 4);
+    fs::remove_file(spool.path(Seq(4))).unwrap();
+    assert_eq!((drain(&mut spool), spool.dropped()), (vec![], 1));
 }

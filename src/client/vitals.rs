@@ -11,12 +11,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::place::Place;
+use super::plugin::Registry;
 use super::spool::Bounds;
 use crate::broker::Link;
 use crate::http::{Probe, part};
 use crate::status::client::{self, WATCHED};
 use crate::status::{About, Report, Seen, Watched};
-use crate::telemetry::catalogue as c;
+use crate::telemetry::{SpoolLoss, catalogue as c};
 
 /// Results that wait longer than this without any being confirmed make the client unready: the broker may be up, and
 /// still take nothing.
@@ -28,8 +29,17 @@ pub(super) struct Vitals {
     bounds: Bounds,
     messages: usize,
     bytes: u64,
-    /// Results given up for want of room since the spool was last empty.
+    /// Results lost since the spool was last empty.
     dropped: u64,
+    /// Why the disk takes no result now.
+    unwritable: Option<String>,
+    /// Why a result that waits cannot be read now.
+    unreadable: Option<String>,
+    /// Damaged results that lie aside.
+    set_aside: usize,
+    /// Plugins that may run, and what is wrong with others.
+    plugins: usize,
+    problems: Vec<String>,
     /// When the broker last confirmed a result.
     published_at: Option<Timestamp>,
     /// Since when something waits and nothing was confirmed.
@@ -43,6 +53,11 @@ impl Vitals {
             messages: 0,
             bytes: 0,
             dropped: 0,
+            unwritable: None,
+            unreadable: None,
+            set_aside: 0,
+            plugins: 0,
+            problems: Vec::new(),
             published_at: None,
             waiting_since: None,
         }
@@ -64,17 +79,42 @@ impl Vitals {
     }
 
     fn spool(&self) -> Value {
-        let mut spool = json!({
-            "ok": self.dropped == 0, "messages": self.messages, "bytes": self.bytes,
-            "messages_max": self.bounds.count_max, "bytes_max": self.bounds.bytes_max,
-        });
+        let mut reasons = Vec::new();
         if self.dropped > 0 {
             let dropped = self.dropped;
-            spool["reason"] = json!(format!(
-                "full: {dropped} results are lost, the oldest first"
+            reasons.push(format!("{dropped} results are lost (vogeler_client_spool_dropped_total says why; the log says which)"));
+        }
+        if let Some(error) = &self.unwritable {
+            reasons.push(format!("results cannot be written: {error}"));
+        }
+        if let Some(error) = &self.unreadable {
+            reasons.push(format!(
+                "a result cannot be read, and is tried again: {error}"
             ));
         }
+        if self.set_aside > 0 {
+            let count = self.set_aside;
+            reasons.push(format!("{count} damaged results are set aside as *.bad in the spool's folder: look at them, and remove them"));
+        }
+        let mut spool = json!({
+            "ok": reasons.is_empty(), "messages": self.messages, "bytes": self.bytes,
+            "messages_max": self.bounds.count_max, "bytes_max": self.bounds.bytes_max,
+        });
+        if !reasons.is_empty() {
+            spool["reason"] = json!(reasons.join("; "));
+        }
         spool
+    }
+
+    /// Some plugins that cannot run are the plugins' trouble. If all cannot, the client is of no use.
+    fn plugins(&self) -> Value {
+        let (registered, problems) = (self.plugins, self.problems.len());
+        let is_ok = registered > 0 || problems == 0;
+        let mut plugins = json!({"ok": is_ok, "registered": registered, "problems": problems});
+        if !is_ok {
+            plugins["reason"] = json!(format!("no plugin may run: {}", self.problems.join("; ")));
+        }
+        plugins
     }
 
     fn last_publish(&self, now: Timestamp) -> Value {
@@ -117,10 +157,56 @@ impl Noted {
         self.with(|vitals| vitals.spooled(messages, bytes, Timestamp::now()));
     }
 
-    /// So many results were given up for want of room.
-    pub(super) fn dropped(&self, count: u64) {
-        c::CLIENT_SPOOL_DROPPED.get().increment(count);
+    /// So many results are lost.
+    pub(super) fn lost(&self, reason: SpoolLoss, count: u64) {
+        c::CLIENT_SPOOL_DROPPED.of(reason).increment(count);
         self.with(|vitals| vitals.dropped += count);
+    }
+
+    /// Whether the disk takes results, and why not. Logged when it changes.
+    pub(super) fn unwritable(&self, trouble: Option<String>) {
+        let before = self.with(|vitals| std::mem::replace(&mut vitals.unwritable, trouble.clone()));
+        match (trouble, before) {
+            (Some(error), None) => {
+                tracing::error!(target: "vogeler::client", error, "the state folder cannot be written: no plugin runs until it can be");
+            }
+            (None, Some(_)) => {
+                tracing::info!(target: "vogeler::client", "the state folder can be written again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the disk took no result when it was last asked to.
+    pub(super) fn is_unwritable(&self) -> bool {
+        self.with(|vitals| vitals.unwritable.is_some())
+    }
+
+    /// Whether a result that waits cannot be read, and why not. Logged when it changes.
+    pub(super) fn unreadable(&self, trouble: Option<String>) {
+        let before = self.with(|vitals| std::mem::replace(&mut vitals.unreadable, trouble.clone()));
+        match (trouble, before) {
+            (Some(error), None) => {
+                tracing::error!(target: "vogeler::client", error, "a spooled result cannot be read; it stays, and is tried again");
+            }
+            (None, Some(_)) => {
+                tracing::info!(target: "vogeler::client", "spooled results can be read again");
+            }
+            _ => {}
+        }
+    }
+
+    /// So many damaged results lie aside.
+    pub(super) fn set_aside(&self, count: usize) {
+        self.with(|vitals| vitals.set_aside = count);
+    }
+
+    /// These plugins may run.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
+    pub(super) fn loaded(&self, registry: &Registry) {
+        let problems: Vec<_> = registry.problems.iter().map(ToString::to_string).collect();
+        c::CLIENT_PLUGIN_PROBLEMS.get().set(problems.len() as f64);
+        self.with(|vitals| (vitals.plugins, vitals.problems) = (registry.plugins.len(), problems));
     }
 
     /// The broker confirmed a result.
@@ -181,13 +267,15 @@ fn readiness(
     let parts = [
         part(broker),
         commands(place),
+        vitals.plugins(),
         vitals.spool(),
         vitals.last_publish(now),
     ];
     let is_ready = !is_stopping && parts.iter().all(|part| part["ok"] == true);
-    let [broker, commands, spool, last_publish] = parts;
+    let [broker, commands, plugins, spool, last_publish] = parts;
     let body = json!({
-        "ready": is_ready, "broker": broker, "commands": commands, "spool": spool, "last_publish": last_publish,
+        "ready": is_ready, "broker": broker, "commands": commands, "plugins": plugins, "spool": spool,
+        "last_publish": last_publish,
         "draining": is_stopping,
     });
     (is_ready, body)
@@ -258,13 +346,30 @@ mod tests {
             body["spool"]["reason"]
                 .as_str()
                 .unwrap()
-                .starts_with("full: 1 ")
+                .starts_with("1 results are lost")
         );
+        vitals.unwritable = Some("no space".to_owned());
+        let (_, body) = readiness(&up, &Place::Ours, &vitals, false, at(62));
+        let reason = body["spool"]["reason"].as_str().unwrap();
+        assert!(
+            reason.ends_with("results cannot be written: no space"),
+            "{reason}"
+        );
+        vitals.unwritable = None;
 
         vitals.spooled(0, 0, at(63));
         assert!(
             readiness(&up, &Place::Ours, &vitals, false, at(600)).0,
             "an empty spool waits for nothing"
+        );
+
+        vitals.problems = vec!["x.cfg:1: refused".to_owned()];
+        let (is_ready, body) = readiness(&up, &Place::Ours, &vitals, false, at(600));
+        assert!(!is_ready && body["plugins"]["problems"] == 1, "{body}");
+        vitals.plugins = 1;
+        assert!(
+            readiness(&up, &Place::Ours, &vitals, false, at(600)).0,
+            "one may run"
         );
     }
 }

@@ -232,7 +232,7 @@ pub struct Client {
     pub groups: Vec<Group>,
     /// Folder whose `*.cfg` name the plugins that may run. Default `/etc/vogeler/plugins`.
     pub plugins: PathBuf,
-    /// Folder for the sequence and the results not yet confirmed. Default `/var/lib/vogeler`.
+    /// Folder for the sequence, the results not yet confirmed and the marks of what runs. Default `/var/lib/vogeler`.
     pub state: PathBuf,
     /// Plugins that run at once. Default 2.
     pub concurrency: usize,
@@ -243,7 +243,8 @@ pub struct Client {
     pub output_bytes_max: usize,
     /// Results from this size on travel packed with zstd, in bytes. Default 4,096.
     pub zstd_bytes_min: usize,
-    /// Results kept on disk while the broker is away; past it the oldest go. Default 1,000.
+    /// Results kept on disk while the broker is away; past it those go that a newer one of the same plugin supersedes,
+    /// then the oldest. Default 1,000.
     pub spool_count_max: usize,
     /// The same in bytes. Default 64 MiB.
     pub spool_bytes_max: u64,

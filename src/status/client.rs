@@ -44,12 +44,14 @@ pub fn report(seen: &Seen<'_>) -> Report {
         figure(
             "Spool size",
             used,
-            &format!("of {limit}; when it is full, the oldest results go"),
+            &format!(
+                "of {limit}; when it is full, results go that newer ones supersede, then the oldest"
+            ),
         ),
         figure(
             "Dropped",
             text::count(metrics.sum(&c::CLIENT_SPOOL_DROPPED)),
-            "results lost for want of room",
+            "results lost before the broker had them",
         ),
         figure(
             "Last publish",

@@ -9,7 +9,7 @@ use super::label::{Partition, Plugin, Version};
 use super::metric::{Counter, Declared, Entry, Gauge, Histogram, Metric, Role};
 use super::words::{
     CommandOutcome, DeadLetterReason, DecodeReason, FlushReason, NodeState, Part, PluginOutcome,
-    PublishOutcome, ResultStatus, SplitReason, StoreRequest, StoreStatus,
+    PublishOutcome, ResultStatus, SplitReason, SpoolLoss, StoreRequest, StoreStatus,
 };
 use crate::wire::Outcome;
 
@@ -103,7 +103,8 @@ catalogue! {
     CLIENT_SPOOL_MESSAGES_LIMIT: Gauge = "vogeler_client_spool_messages_limit", Count, Client, "Most results that the spool may hold: client.spool_count_max";
     CLIENT_SPOOL_BYTES: Gauge = "vogeler_client_spool_bytes", Bytes, Client, "Size of the spool";
     CLIENT_SPOOL_BYTES_LIMIT: Gauge = "vogeler_client_spool_bytes_limit", Bytes, Client, "Most bytes that the spool may hold: client.spool_bytes_max";
-    CLIENT_SPOOL_DROPPED: Counter = "vogeler_client_spool_dropped_total", Count, Client, "Results dropped because the spool was full";
+    CLIENT_SPOOL_DROPPED: Counter<SpoolLoss> = "vogeler_client_spool_dropped_total", Count, Client, "Results that were lost before the broker had them, by reason";
+    CLIENT_PLUGIN_PROBLEMS: Gauge = "vogeler_client_plugin_problems", Count, Client, "Problems in plugin files: what is not used, or stays as it was before the last reload";
     CLIENT_PUBLISH_SECONDS: Histogram = "vogeler_client_publish_seconds", Seconds, Client, "From publish to the broker's confirm";
     CLIENT_PUBLISHED: Counter<PublishOutcome> = "vogeler_client_published_total", Count, Client, "Tries to publish a result, by outcome";
     CLIENT_LAST_PUBLISH_TIMESTAMP_SECONDS: Gauge = "vogeler_client_last_publish_timestamp_seconds", Seconds, Client, "When the broker last confirmed a result, in Unix time; 0 for never";

@@ -196,6 +196,8 @@ label_enum! {
         Expired = "expired",
         /// The command is for a group that this node is not in: an old binding brought it.
         NotMeant = "not_meant",
+        /// The client was ended while the plugin ran for it: it is not run again.
+        Interrupted = "interrupted",
         /// The message is no command.
         Invalid = "invalid",
         /// The client stopped, or could not keep the result: the command went back to the broker.
@@ -233,9 +235,26 @@ impl From<&Content> for PluginOutcome {
                 ErrorKind::Timeout => Self::Timeout,
                 ErrorKind::OutputTooLarge => Self::OutputTooLarge,
                 ErrorKind::BadOutput => Self::BadOutput,
-                ErrorKind::Refused | ErrorKind::Expired | ErrorKind::Failed => Self::Failed,
+                ErrorKind::Refused
+                | ErrorKind::Expired
+                | ErrorKind::Interrupted
+                | ErrorKind::Failed => Self::Failed,
             },
         }
+    }
+}
+
+label_enum! {
+    /// Why a client lost a result.
+    "reason" SpoolLoss {
+        /// The spool had no room.
+        Full = "full",
+        /// The disk took neither it nor, before, the mark that its plugin runs.
+        Unwritable = "unwritable",
+        /// Its file was damaged, and is set aside.
+        Damaged = "damaged",
+        /// Somebody deleted its file.
+        Missing = "missing",
     }
 }
 

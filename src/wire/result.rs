@@ -132,6 +132,8 @@ pub enum ErrorKind {
     OutputTooLarge,
     /// The output is not what `result_format` says.
     BadOutput,
+    /// The client was ended while the plugin ran; it is not run again for this.
+    Interrupted,
     /// Anything else; also every error of a client of 2010, and kinds that this version does not know.
     #[serde(other)]
     Failed,
@@ -148,6 +150,7 @@ impl ErrorKind {
             Self::Timeout => "timeout",
             Self::OutputTooLarge => "output_too_large",
             Self::BadOutput => "bad_output",
+            Self::Interrupted => "interrupted",
             Self::Failed => "failed",
         }
     }

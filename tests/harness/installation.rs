@@ -1,6 +1,7 @@
 //! Vogeler as an operator installs it: the real binary, its settings in the environment, folders of its own.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use super::process::{free_port, wait_until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vogeler");
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What a client logs once it hears commands.
+const LISTENS: &str = "client listens";
 
 /// One set-up: a broker, a store, a folder.
 #[derive(Debug)]
@@ -93,7 +96,17 @@ impl Installation {
     pub(crate) fn plugin_file(&self, name: &str, text: &str) {
         let folder = self.folder.path().join("plugins");
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join(name), text).unwrap();
+        let file = folder.join(name);
+        std::fs::write(&file, text).unwrap();
+        // Whatever the umask: clients refuse what others may write.
+        for (path, mode) in [(folder, 0o755), (file, 0o644)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    /// A file or folder of this set-up.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     fn command(&self, program: &str, args: &[&str]) -> Command {
@@ -164,20 +177,35 @@ impl Installation {
 
     /// Starts a client, and waits until it listens.
     pub(crate) fn client(&self, node: &str, groups: &str) -> Running {
+        let mut command = self.command(PROGRAM, &["client"]);
+        command.env("VOGELER_CLIENT_GROUPS", groups);
+        self.start_client(command, node)
+    }
+
+    /// Starts a client with this umask, and waits until it listens.
+    pub(crate) fn client_with_umask(&self, node: &str, umask: &str) -> Running {
+        let script = format!("umask {umask}; exec {PROGRAM} client");
+        self.start_client(self.command("/bin/sh", &["-c", &script]), node)
+    }
+
+    fn start_client(&self, mut command: Command, node: &str) -> Running {
         let state = self.folder.path().join("state").join(node);
         std::fs::create_dir_all(&state).unwrap();
-        let mut command = self.command(PROGRAM, &["client"]);
         command
             .env("VOGELER_CLIENT_NODE", node)
-            .env("VOGELER_CLIENT_STATE", state)
-            .env("VOGELER_CLIENT_GROUPS", groups);
+            .env("VOGELER_CLIENT_STATE", state);
+        let before = self.log_of(node).matches(LISTENS).count();
         let client = self.start(command, node);
         assert!(
-            wait_until(PATIENCE, || client.log().contains("client listens")),
+            wait_until(PATIENCE, || client.log().matches(LISTENS).count() > before),
             "{}",
             client.log()
         );
         client
+    }
+
+    fn log_of(&self, name: &str) -> String {
+        std::fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default()
     }
 
     fn start(&self, mut command: Command, name: &str) -> Running {
@@ -258,6 +286,11 @@ impl Running {
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
         let kib = line.unwrap().split_whitespace().nth(1).unwrap();
         kib.parse::<u64>().unwrap() * 1024
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal.

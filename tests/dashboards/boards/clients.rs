@@ -53,7 +53,7 @@ fn headline() -> Row {
                 .ask("max(vogeler_client_spool_messages{@} / on (job, instance) vogeler_client_spool_messages_limit{@})", "messages")
                 .worse_from(0.5, 0.8)
                 .runbook("VogelerSpoolFilling"),
-            stat("Dropped, 1 h", "none", "Results that full spools dropped: they are lost.")
+            stat("Dropped, 1 h", "none", "Results that clients lost: full spools, and disks that failed.")
                 .ask("sum(increase(vogeler_client_spool_dropped_total{@}[1h]))", "dropped")
                 .red_from(1.0)
                 .runbook("VogelerSpoolDropped"),
@@ -115,6 +115,15 @@ fn plugins() -> Row {
             )
             .columns(6),
             graph(
+                "Problems in plugin files",
+                "short",
+                "What is wrong in plugin files, or refused, the ten worst clients. The document of the node says what: the key client.",
+            )
+            .ask(
+                "topk(10, vogeler_client_plugin_problems{@} > 0)",
+                "{{instance}}",
+            ),
+            graph(
                 "Duration, p50",
                 "s",
                 "Duration of plugin runs, the ten slowest plugins.",
@@ -159,8 +168,8 @@ fn spool() -> Row {
                 .ask("topk(10, vogeler_client_spool_messages{@} / on (job, instance) vogeler_client_spool_messages_limit{@})", "{{instance}} messages")
                 .worse_from(0.5, 0.8)
                 .runbook("VogelerSpoolFilling"),
-            graph("Dropped", "reqps", "Results that full spools dropped.")
-                .ask(rate("vogeler_client_spool_dropped_total"), "dropped")
+            graph("Dropped", "reqps", "Results that were lost, by reason.")
+                .ask(rate_by("reason", "vogeler_client_spool_dropped_total"), "{{reason}}")
                 .runbook("VogelerSpoolDropped"),
         ],
     }

@@ -1,0 +1,279 @@
+//! The supervisor: a small process of our own between the client and each plugin, which ends all that the plugin started.
+//!
+//! ```text
+//! client ─starts─▶ supervisor (this program, re-executed) ─starts─▶ the plugin's program ─▶ whatever that starts
+//!    ◀── "started", "ended", "gone" ── socket on the supervisor's stdin ── its end means: kill all ──▶
+//! ```
+//!
+//! Invariant: the kernel gives every orphan below a *subreaper* to it, whatever session or group it moved to, so a
+//! supervisor without children has no descendants. It knows exactly when nothing is left. It also notices that the client
+//! is gone, however that ended, because the socket ends with it.
+//!
+//! It is a process of its own, and not a task, because two plugins may run at once: the orphans of each must be told apart.
+//! It keeps the client's user when the program runs as another (`user =`), so that it may kill that.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
+use rustix::stdio::{dup2_stderr, dup2_stdout};
+use serde::{Deserialize, Serialize};
+
+use super::user::User;
+
+/// The name (argument 0) that makes this program a supervisor.
+pub(super) const NAME: &str = "vogeler-plugin";
+/// How long killed programs may take to vanish. One that hangs in the kernel is left to it.
+pub(super) const KILL_MAX: Duration = Duration::from_secs(4);
+/// Pause between two looks at what is left.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+/// So many looks in a row at which nothing could be killed are enough.
+const FUTILE_LOOKS_MAX: u32 = 20;
+/// So many processes are named.
+const NAMES_MAX: usize = 5;
+
+/// What a supervisor says to its client, one JSON text a line.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Said {
+    /// The program runs; it leads a process group of its own.
+    Started {
+        /// The program's process.
+        pid: i32,
+    },
+    /// The program could not be started. Nothing follows.
+    NotStarted {
+        /// Why, for people.
+        message: String,
+    },
+    /// The program ended. What it started may still run.
+    Ended {
+        /// The status as `wait` gives it.
+        status: i32,
+    },
+    /// The end was asked for, and this came of it. Nothing follows.
+    Gone {
+        /// Programs that were killed.
+        killed: Vec<String>,
+        /// Programs that could not be killed.
+        left: Vec<String>,
+    },
+}
+
+/// Does the work of a supervisor if these arguments, the program's own, ask for it.
+pub fn run_if_asked(args: &[OsString]) -> Option<ExitCode> {
+    let [name, _plugin, user, program, arguments @ ..] = args else {
+        return None;
+    };
+    if name != NAME {
+        return None;
+    }
+    Some(match run(user, program, arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The client is gone, or hears it by the end of the socket.
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+/// The arguments (after [`NAME`]) that ask for `program`; [`run_if_asked`] reads them.
+pub(super) fn arguments<'a>(
+    plugin: &'a str,
+    user: Option<&'a str>,
+    program: &'a str,
+    arguments: &'a [String],
+) -> impl Iterator<Item = &'a str> {
+    let first = [plugin, user.unwrap_or_default(), program];
+    first
+        .into_iter()
+        .chain(arguments.iter().map(String::as_str))
+}
+
+fn run(user: &OsStr, program: &OsStr, arguments: &[OsString]) -> io::Result<()> {
+    let client = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    set_child_subreaper(Some(getpid()))?;
+    let main = match start(user, program, arguments) {
+        Ok(main) => main,
+        Err(message) => return say(&client, &Said::NotStarted { message }),
+    };
+    // The plugin alone holds the pipes from here on: their end is its end.
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdout(&nothing)?;
+    dup2_stderr(&nothing)?;
+    let pid = main.as_raw_nonzero().get();
+    say(&client, &Said::Started { pid }).ok();
+
+    let (all_gone, is_all_gone) = mpsc::sync_channel(1);
+    let teller = client.try_clone()?;
+    std::thread::spawn(move || reap(main, &teller, &all_gone));
+    // The client says nothing; what counts is that it stops listening, or is gone.
+    io::copy(&mut &client, &mut io::sink()).ok();
+    let (killed, left) = kill_all(&is_all_gone);
+    say(&client, &Said::Gone { killed, left })
+}
+
+fn say(mut client: &UnixStream, said: &Said) -> io::Result<()> {
+    let mut line = serde_json::to_vec(said)?;
+    line.push(b'\n');
+    client.write_all(&line)
+}
+
+/// Starts the program, as `user` unless that is empty.
+fn start(user: &OsStr, program: &OsStr, arguments: &[OsString]) -> Result<Pid, String> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .process_group(0);
+    let spawned = if user.is_empty() {
+        command.spawn()
+    } else {
+        let user = User::find(&user.to_string_lossy()).map_err(|error| error.to_string())?;
+        user.spawn(command)
+    };
+    let program = program.to_string_lossy();
+    let child = spawned.map_err(|error| format!("{program:?} cannot be started: {error}"))?;
+    Ok(Pid::from_child(&child))
+}
+
+/// Reaps whatever ends, until no child is left.
+fn reap(main: Pid, client: &UnixStream, all_gone: &SyncSender<()>) {
+    loop {
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == main => {
+                let status = status.as_raw();
+                // A client that is gone is noticed elsewhere.
+                say(client, &Said::Ended { status }).ok();
+            }
+            Ok(_) | Err(Errno::INTR) => {}
+            // No child, so no descendant, and nobody who could start one.
+            Err(_) => break,
+        }
+    }
+    all_gone.send(()).ok();
+}
+
+/// Kills all descendants until none is left; says which were killed, and which could not be.
+fn kill_all(is_all_gone: &Receiver<()>) -> (Vec<String>, Vec<String>) {
+    let start = Instant::now();
+    let mut killed = Names::default();
+    let mut futile = 0;
+    let mut pause = Duration::ZERO;
+    loop {
+        match is_all_gone.recv_timeout(pause) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return (killed.0, Vec::new()),
+            Err(RecvTimeoutError::Timeout) => pause = LOOK_PAUSE,
+        }
+        let mut left = Names::default();
+        let mut is_futile = true;
+        for process in descendants(getpid()) {
+            // Gone meanwhile is as good as killed.
+            let is_refused = kill_process(process.pid, Signal::KILL) == Err(Errno::PERM);
+            is_futile &= is_refused;
+            left.add(&process);
+            if !is_refused {
+                killed.add(&process);
+            }
+        }
+        futile = if is_futile { futile + 1 } else { 0 };
+        if start.elapsed() > KILL_MAX || (futile > FUTILE_LOOKS_MAX && !left.0.is_empty()) {
+            return (killed.0, left.0);
+        }
+    }
+}
+
+/// The first few processes, by name and number.
+#[derive(Debug, Default)]
+struct Names(Vec<String>);
+
+impl Names {
+    fn add(&mut self, process: &Process) {
+        let name = format!("{} (process {})", process.name, process.pid);
+        if self.0.len() < NAMES_MAX && !self.0.contains(&name) {
+            self.0.push(name);
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    pid: Pid,
+    parent: Pid,
+    name: String,
+}
+
+/// All living processes below `top`.
+fn descendants(top: Pid) -> Vec<Process> {
+    let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        // What cannot be read has just ended.
+        let stat = fs::read(process.path().join("stat")).unwrap_or_default();
+        if let Some(process) = process_of(&stat) {
+            children.entry(process.parent).or_default().push(process);
+        }
+    }
+    let mut found = children.remove(&top).unwrap_or_default();
+    let mut next = 0;
+    while let Some(process) = found.get(next) {
+        let below = children.remove(&process.pid);
+        found.extend(below.into_iter().flatten());
+        next += 1;
+    }
+    found
+}
+
+/// Reads `/proc/PID/stat`; none for a process that only waits to be reaped.
+fn process_of(stat: &[u8]) -> Option<Process> {
+    let stat = String::from_utf8_lossy(stat);
+    // The name may hold anything, parentheses too.
+    let (pid, rest) = stat.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?;
+    let number = |text: &str| text.parse().ok().and_then(Pid::from_raw);
+    let process = Process {
+        pid: number(pid)?,
+        parent: number(fields.next()?)?,
+        name: name.to_owned(),
+    };
+    (!matches!(state, "Z" | "X")).then_some(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whatever a process calls itself, its parent is found; a zombie is no process any more.
+    #[test]
+    fn the_kernels_line_is_understood() {
+        let of = |stat: &str| process_of(stat.as_bytes());
+        let found = of("71 (a) R (b) S 12 71 71 0 -1").unwrap();
+        let pid = |pid| Pid::from_raw(pid).unwrap();
+        assert_eq!((found.pid, found.parent), (pid(71), pid(12)));
+        assert_eq!(found.name, "a) R (b");
+        assert_eq!(of("71 (a) Z 12 71 71 0 -1"), None);
+        assert_eq!(of(""), None);
+        let own = std::process::Command::new("sleep").arg("60").spawn();
+        let mut own = own.unwrap();
+        let found = descendants(getpid());
+        assert!(found.iter().any(|found| found.pid == Pid::from_child(&own)));
+        own.kill().unwrap();
+        own.wait().unwrap();
+    }
+
+    /// Goal: a program that is not called as the supervisor goes its own way.
+    #[test]
+    fn only_its_name_makes_a_supervisor() {
+        let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert!(run_if_asked(&args(&["vogeler", "client", "--list", "x"])).is_none());
+        assert!(run_if_asked(&args(&["vogeler-plugin", "x"])).is_none());
+    }
+}
