@@ -32,6 +32,7 @@ pub mod telemetry;
 pub mod backoff;
 pub mod log;
 pub mod shutdown;
+pub mod terminal;
 pub mod tls;
 pub mod trace;
 

@@ -7,13 +7,18 @@
 use std::io::IsTerminal;
 use std::str::FromStr;
 
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{Directive, LevelFilter};
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{Log, LogFormat};
 use crate::status::journal::Recorder;
+use crate::terminal;
 
 /// What libraries log unless a directive names them: what else they say, only their authors want to know.
 const LIBRARIES: [&str; 9] = [
@@ -68,7 +73,7 @@ pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && !no_color());
     let lines = match log.format {
-        LogFormat::Text => lines.boxed(),
+        LogFormat::Text => lines.fmt_fields(fields()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let started = tracing_subscriber::registry()
@@ -79,6 +84,27 @@ pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
         tracing::debug!(target: "vogeler::log", "logging was started before");
     }
     Ok(())
+}
+
+/// How fields look in lines for people: as by default, but that no text of others can steer the terminal.
+fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
+    debug_fn(write_field).delimited(" ")
+}
+
+fn write_field(
+    writer: &mut Writer<'_>,
+    field: &Field,
+    value: &dyn std::fmt::Debug,
+) -> std::fmt::Result {
+    let text = format!("{value:?}");
+    let text = terminal::line(&text);
+    match field.name() {
+        "message" => write!(writer, "{text}"),
+        name if writer.has_ansi_escapes() => {
+            write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{text}")
+        }
+        name => write!(writer, "{name}={text}"),
+    }
 }
 
 #[cfg(test)]

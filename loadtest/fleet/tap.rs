@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use vogeler::broker::topology::{Binding, Exchange, Queue};
-use vogeler::broker::{Broker, BrokerError, Consumer, Link, Message, QueueDepth};
+use vogeler::broker::{Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth};
 use vogeler::wire::{Content, PluginResult};
 
 use super::{Fleet, Start};
@@ -85,6 +85,14 @@ impl Broker for Tap {
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError> {
         self.inner.consume(queue, prefetch).await
+    }
+
+    async fn browse(
+        &self,
+        queue: &Queue,
+        turn: &Queue,
+    ) -> Result<Box<dyn QueueBrowser>, BrokerError> {
+        self.inner.browse(queue, turn).await
     }
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {

@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vogeler::broker::Broker;
@@ -129,12 +130,18 @@ impl Case<'_> {
                 .collect();
             self.judge(chunk, &documents, (&owners, &excuses), &mut verdict);
         }
-        let letters = DeadLetters {
+        let dead = DeadLetters {
             broker: self.broker,
             queue_type: self.queue_type,
+            progress: watch::Sender::default(),
             stop: CancellationToken::new(),
         };
-        let letters = letters.list(&Filter::default(), None).await?.letters;
+        let mut letters = Vec::new();
+        let mut keep = |letter| {
+            letters.push(letter);
+            Ok(())
+        };
+        dead.list(&Filter::default(), None, &mut keep).await?;
         self.judge_queues(&mut verdict).await?;
         let book = self.ledger.book();
         let redelivers = self.plan.redelivers();

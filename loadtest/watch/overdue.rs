@@ -84,6 +84,7 @@ mod tests {
             outcome: Outcome::Stored,
             error: None,
             reason: None,
+            copy: None,
         };
         ledger.receipt(runs[0], &receipt, 1);
         assert_eq!(overdue.count(&ledger, second(14)), 2);

@@ -5,6 +5,7 @@
 //! acknowledged only through its own [`Settler`], and a settler dropped unsettled gives the delivery back.
 
 pub mod amqp;
+mod browse;
 pub mod memory;
 pub mod setup;
 pub mod topology;
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use browse::{Browsed, Place, QueueBrowser};
 use topology::{Binding, Exchange, Queue};
 
 /// A broker. Every call is bounded in time by the broker's own settings; none retries for ever, except that a
@@ -47,6 +49,14 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// an exclusive consumer has the queue; where the broker is merely away it keeps trying. An exclusive consumer
     /// that finds another one in its place after an outage ends. One that is refused adds no bindings.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError>;
+
+    /// Opens a browser of `queue`, which holds `turn`, an exclusive queue, as long as it lives: whoever wants to browse
+    /// meanwhile gets [`BrokerError::Locked`].
+    async fn browse(
+        &self,
+        queue: &Queue,
+        turn: &Queue,
+    ) -> Result<Box<dyn QueueBrowser>, BrokerError>;
 
     /// Depth of the named queues, in the order asked for; none for a queue that does not exist.
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError>;

@@ -20,6 +20,7 @@ use crate::http;
 use crate::shutdown;
 use crate::status::client::settings;
 use crate::telemetry::{Part, Role, Telemetry, record_up};
+use crate::terminal;
 use crate::wire::{Content, NodeName, PluginError};
 
 /// Hear commands, run plugins, publish their results.
@@ -137,7 +138,7 @@ fn list(
     let mut row = |name: &str, format: &str, every: &str, file: &str, description: &str| {
         let row =
             format!("{name:name_width$}  {format:6}  {every:6}  {file:file_width$}  {description}");
-        writeln!(out, "{}", row.trim_end())
+        writeln!(out, "{}", terminal::line(row.trim_end()))
     };
     row("PLUGIN", "FORMAT", "EVERY", "FILE", "DESCRIPTION")?;
     for plugin in registry.plugins.values() {
@@ -146,7 +147,7 @@ fn list(
         row(name, format, &every, &file(plugin), &plugin.description)?;
     }
     for problem in &registry.problems {
-        writeln!(err, "{problem}")?;
+        writeln!(err, "{}", terminal::lines(&problem.to_string()))?;
     }
     Ok(if registry.problems.is_empty() {
         ExitCode::SUCCESS
@@ -160,7 +161,7 @@ async fn once(name: &str, config: &Config) -> anyhow::Result<ExitCode> {
     let folder = &config.client.plugins;
     let registry = Registry::load(folder)?;
     for problem in &registry.problems {
-        writeln!(io::stderr(), "{problem}")?;
+        super::complain(&format!("{problem}\n"));
     }
     let Some(plugin) = registry.plugins.get(name) else {
         let names: Vec<_> = registry.names().collect();
@@ -177,77 +178,25 @@ async fn once(name: &str, config: &Config) -> anyhow::Result<ExitCode> {
     let execution = execute(plugin, limits, &Supervisor::this_program()).await;
     match execution.content {
         Content::Value { json, .. } => {
-            print_pretty(json.get()).context("the value cannot be printed")?;
+            super::answer_json(json.get()).context("the value cannot be printed")?;
             Ok(ExitCode::SUCCESS)
         }
         Content::Error(error) => {
-            write!(io::stderr(), "{}", report(name, &error))?;
+            super::complain(&report(name, &error));
             Ok(ExitCode::FAILURE)
         }
     }
 }
 
-fn print_pretty(json: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(pretty(json).as_bytes())?;
-    out.flush()
-}
-
-/// Lays compact JSON out in lines. Works on the text, so that every digit stays as the plugin printed it.
-fn pretty(json: &str) -> String {
-    let mut out = String::with_capacity(json.len() * 2);
-    let mut depth = 0_usize;
-    let mut is_string = false;
-    let mut is_escaped = false;
-    let mut characters = json.chars().peekable();
-    while let Some(character) = characters.next() {
-        if is_string || character == '"' {
-            is_string = !is_string || is_escaped || character != '"';
-            is_escaped = is_string && !is_escaped && character == '\\';
-            out.push(character);
-            continue;
-        }
-        match character {
-            '[' | '{' => {
-                out.push(character);
-                if let Some(close) = characters.next_if(|next| matches!(next, ']' | '}')) {
-                    out.push(close);
-                } else {
-                    depth += 1;
-                    new_line(&mut out, depth);
-                }
-            }
-            ']' | '}' => {
-                depth = depth.saturating_sub(1);
-                new_line(&mut out, depth);
-                out.push(character);
-            }
-            ',' => {
-                out.push(character);
-                new_line(&mut out, depth);
-            }
-            ':' => out.push_str(": "),
-            other => out.push(other),
-        }
-    }
-    out.push('\n');
-    out
-}
-
-fn new_line(out: &mut String, depth: usize) {
-    out.push('\n');
-    out.extend(std::iter::repeat_n("  ", depth));
-}
-
 fn report(name: &str, error: &PluginError) -> String {
     let mut report = format!(
         "plugin {name}: {} ({})\n",
-        error.message,
+        terminal::line(&error.message),
         error.kind.as_str()
     );
     for line in error.stderr.iter().flat_map(|stderr| stderr.lines()) {
         report.push_str("  stderr: ");
-        report.push_str(line);
+        report.push_str(&terminal::line(line));
         report.push('\n');
     }
     report
@@ -256,16 +205,6 @@ fn report(name: &str, error: &PluginError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Goal: the layout is that of every pretty printer, and no digit changes.
-    #[test]
-    fn pretty_json_keeps_every_digit() {
-        let compact = r#"{"a":[1.10,{},[]],"b\\":"x\"{,:","c":{"d":12345678901234567890123}}"#;
-        assert_eq!(
-            pretty(compact),
-            "{\n  \"a\": [\n    1.10,\n    {},\n    []\n  ],\n  \"b\\\\\": \"x\\\"{,:\",\n  \"c\": {\n    \"d\": 12345678901234567890123\n  }\n}\n"
-        );
-    }
 
     /// Goal: the table has a line for each plugin; problems go to standard error and decide the exit code.
     #[test]

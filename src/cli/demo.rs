@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::answer;
+use super::{answer, answer_json};
 use crate::broker::Broker;
 use crate::broker::memory::MemoryBroker;
 use crate::client::Client;
@@ -276,8 +276,9 @@ impl Fleet {
         if let Some(stored) = documents.get(&sample) {
             let document = abridged(&serde_json::from_str(stored.json.get())?, 0);
             answer(&format!(
-                "\n$ vogeler node show {sample}        (long lists cut)\n{document:#}\n"
+                "\n$ vogeler node show {sample}        (long lists cut)\n"
             ))?;
+            answer_json(&document.to_string())?;
         }
         let query = Query::Package {
             name: PACKAGE.to_owned(),

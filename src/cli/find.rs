@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::answer;
 use super::node::{exit_code, no};
+use super::{answer, answer_exact};
 use crate::config::Config;
 use crate::hash::Pointer;
 use crate::store::{self, Query};
@@ -100,7 +100,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     store.close().await;
     let found = found?;
     if json {
-        answer(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+        answer_exact(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
     } else if found.is_empty() {
         return Ok(no("no node has it"));
     } else {

@@ -1,12 +1,13 @@
 //! The command line: one file a subcommand, arguments and wiring, no logic.
 //!
-//! Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 the answer is "no" or not all answered,
+//! Answers go to stdout, everything else to stderr; both through [`terminal`](crate::terminal), but for `--json`. Exit codes: 0 done, 1 the answer is "no" or not all answered,
 //! 2 an error, printed on one line as `vogeler: what: why: …`. Invariant: a reader that goes away (`| head`) is no error.
 
 pub mod admin;
 pub mod client;
 pub mod demo;
 pub mod find;
+mod json;
 pub mod node;
 pub mod run;
 pub mod server;
@@ -21,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Override};
+use crate::terminal;
 
 /// The answer is "no", or not all answered.
 pub const EXIT_NO: u8 = 1;
@@ -221,16 +223,34 @@ pub fn one_line(error: &anyhow::Error) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Prints an answer to stdout. Use this, not `println!`, which panics when the reader has gone.
+/// Prints an answer for people to stdout, safe for their terminal. Use this, not `println!`, which panics when the
+/// reader has gone.
 pub fn answer(text: &str) -> io::Result<()> {
+    answer_exact(&terminal::lines(text))
+}
+
+/// Prints an answer for programs to stdout, as it is.
+pub fn answer_exact(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()
 }
 
-/// Prints to stderr what is no answer and no log line. With stderr gone, nobody is left to tell.
+/// Prints a JSON value for people, with a line a member.
+fn answer_json(json: &str) -> io::Result<()> {
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    json::print(json, &mut stdout)?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+/// Prints to stderr what is no answer and no log line, safe for a terminal. With stderr gone, nobody is left to tell.
 fn complain(text: &str) {
-    drop(io::stderr().lock().write_all(text.as_bytes()));
+    drop(
+        io::stderr()
+            .lock()
+            .write_all(terminal::lines(text).as_bytes()),
+    );
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

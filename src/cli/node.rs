@@ -1,21 +1,19 @@
 //! `vogeler node`: what nodes there are, and what is known of one. Reads the store, and nothing else.
 //!
-//! Documents are printed as the store has them: members in its order, numbers with every digit.
+//! Documents are printed as the store has them: members in its order, numbers with every digit. A part of one costs no
+//! memory beside the document.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::value::RawValue;
 
-use super::{EXIT_NO, answer};
+use super::{EXIT_NO, answer, answer_exact, answer_json, json};
 use crate::config::Config;
 use crate::hash::Pointer;
 use crate::store::{self, NodeSummary, Store};
 use crate::wire::NodeName;
 
-const INDENT: &str = "  ";
 const EXAMPLES: &str = "\
 Examples:
   vogeler node list
@@ -63,10 +61,10 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     result
 }
 
-async fn list(store: &dyn Store, json: bool) -> anyhow::Result<ExitCode> {
+async fn list(store: &dyn Store, is_json: bool) -> anyhow::Result<ExitCode> {
     let nodes = store.nodes().await?;
-    if json {
-        answer(&format!("{}\n", serde_json::to_string_pretty(&nodes)?))?;
+    if is_json {
+        answer_exact(&format!("{}\n", serde_json::to_string_pretty(&nodes)?))?;
     } else if nodes.is_empty() {
         return Ok(no(
             "no node has a document yet: a client makes its own when it first starts",
@@ -84,13 +82,13 @@ async fn show(store: &dyn Store, node: &NodeName, pointer: &Pointer) -> anyhow::
             "no node is called {node}: `vogeler node list` names all"
         )));
     };
-    let Some(part) = at(&document.json, pointer.segments()) else {
+    let Some(part) = json::at(document.json.get(), pointer.segments()) else {
         let path = pointer.segments().join("/");
         return Ok(no(&format!(
             "the document of {node} has nothing at /{path}"
         )));
     };
-    answer(&format!("{}\n", indented(part.get())))?;
+    answer_json(part)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,102 +136,9 @@ fn or_dash(text: &str) -> String {
     text.to_owned()
 }
 
-/// The part of a value that `segments` lead to.
-fn at<'a>(json: &'a RawValue, segments: &[String]) -> Option<&'a RawValue> {
-    let Some((first, rest)) = segments.split_first() else {
-        return Some(json);
-    };
-    let text = json.get();
-    let part = if text.starts_with('[') {
-        let items: Vec<&RawValue> = serde_json::from_str(text).ok()?;
-        *items.get(first.parse::<usize>().ok()?)?
-    } else {
-        let members: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
-        members.get(first).copied()?
-    };
-    at(part, rest)
-}
-
-/// JSON text with a line a member. Only white space outside of strings changes: parsing and printing again would
-/// round numbers.
-pub(super) fn indented(json: &str) -> String {
-    let mut text = String::with_capacity(json.len() * 2);
-    let mut depth = 0_usize;
-    let mut in_string = false;
-    let mut escaped = false;
-    let mut characters = json.chars().peekable();
-    while let Some(c) = characters.next() {
-        if in_string {
-            text.push(c);
-            in_string = escaped || c != '"';
-            escaped = c == '\\' && !escaped;
-            continue;
-        }
-        match c {
-            '{' | '[' => {
-                text.push(c);
-                while characters.next_if(char::is_ascii_whitespace).is_some() {}
-                if let Some(end) = characters.next_if(|c| matches!(c, '}' | ']')) {
-                    text.push(end);
-                } else {
-                    depth += 1;
-                    break_line(&mut text, depth);
-                }
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                break_line(&mut text, depth);
-                text.push(c);
-            }
-            ',' => {
-                text.push(c);
-                break_line(&mut text, depth);
-            }
-            ':' => text.push_str(": "),
-            c if c.is_ascii_whitespace() => {}
-            c => {
-                in_string = c == '"';
-                text.push(c);
-            }
-        }
-    }
-    text
-}
-
-fn break_line(text: &mut String, depth: usize) {
-    text.push('\n');
-    text.push_str(&INDENT.repeat(depth));
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use serde_json::{Value, json};
-
     use super::*;
-
-    /// Goal: what is printed looks as people expect, and every digit is there.
-    #[test]
-    fn documents_are_indented_and_keep_their_digits() {
-        let text =
-            r#"{ "z":123456789012345678901234567890,"a":[ ],"s":"{,:\"\\","n":[1.10,{"x":{}}]}"#;
-        let expected = "{\n  \"z\": 123456789012345678901234567890,\n  \"a\": [],\n  \"s\": \"{,:\\\"\\\\\",\n  \
-            \"n\": [\n    1.10,\n    {\n      \"x\": {}\n    }\n  ]\n}";
-        assert_eq!(indented(text), expected);
-    }
-
-    /// Goal: a pointer leads to its part, and to nothing where there is none.
-    #[test]
-    fn pointers_lead_to_parts() {
-        let json = RawValue::from_string(r#"{"a":{"b/c":[1,{"d":2.0}]}}"#.to_owned()).unwrap();
-        let part =
-            |text: &str| at(&json, Pointer::parse(text).unwrap().segments()).map(RawValue::get);
-        assert_eq!(part("/a/b~1c/1/d"), Some("2.0"));
-        assert_eq!(part(""), Some(json.get()));
-        for nothing in ["/x", "/a/b~1c/2", "/a/b~1c/0/x", "/a/b~1c/-"] {
-            assert_eq!(part(nothing), None, "{nothing}");
-        }
-    }
 
     /// Goal: the table is aligned, and what is missing is a dash.
     #[test]
@@ -256,15 +161,5 @@ mod tests {
             web01  2026-02-03T04:05:06Z  -       facter rpms\n\
             b      -                     -       -\n";
         assert_eq!(table(&nodes), expected);
-    }
-
-    proptest! {
-        /// Whatever the value, indenting it changes nothing of what it means.
-        #[test]
-        fn indenting_keeps_the_meaning(strings in proptest::collection::vec("\\PC*", 0..5), n in any::<i64>()) {
-            let value = json!({"s": strings, "n": [n, [], {}], "o": {"k\"\\": strings}});
-            let back: Value = serde_json::from_str(&indented(&value.to_string())).unwrap();
-            prop_assert_eq!(back, value);
-        }
     }
 }

@@ -13,6 +13,7 @@ use crate::runner::progress::Progress;
 use crate::runner::report::WIDTH_DEFAULT;
 use crate::runner::{self, Report, RunRequest, Target};
 use crate::store;
+use crate::terminal;
 use crate::wire::{PluginName, RunId};
 
 /// Longest run: a command that waits longer in a queue is no question any more.
@@ -24,7 +25,11 @@ Examples:
   vogeler run ohai -n @web --json
   vogeler-runner -c rpms -n all
 
-Exit code: 0 if every node asked gave a result, 1 if not, 2 on an error.";
+Answered means that the store has what the node gave: stored, unchanged (it had the same already), a copy (stored, and
+delivered twice) or superseded (a newer result overtook it). What is older than what is stored is no answer. A node is
+silent if it said nothing, and unknown if receipts may have been lost and the store tells nothing either.
+
+Exit code: 0 if every node asked is answered, 1 if any is older, failed, refused, expired, silent or unknown, 2 on an error.";
 
 /// Arguments of `vogeler run`.
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
@@ -92,7 +97,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     broker.close().await;
     store.close().await;
     let report = result?;
-    super::answer(&shown(&args, &report)?)?;
+    show(&args, &report)?;
     let done = args.no_wait || report.complete;
     Ok(ExitCode::from(if done { 0 } else { super::EXIT_NO }))
 }
@@ -116,14 +121,16 @@ async fn watch(
     result
 }
 
-fn shown(args: &Args, report: &Report) -> anyhow::Result<String> {
+fn show(args: &Args, report: &Report) -> anyhow::Result<()> {
     if args.json {
-        return Ok(format!("{}\n", serde_json::to_string_pretty(report)?));
-    }
-    if args.no_wait {
+        super::answer_exact(&format!("{}\n", serde_json::to_string_pretty(report)?))?;
+    } else if args.no_wait {
         let silent = report.nodes.silent.iter();
-        let silent = silent.map(|silent| format!("{}  {}\n", silent.node, silent.reason));
-        return Ok(format!("{}\n{}", report.run, silent.collect::<String>()));
+        let silent =
+            silent.map(|silent| format!("{}  {}\n", silent.node, terminal::line(&silent.reason)));
+        super::answer(&format!("{}\n{}", report.run, silent.collect::<String>()))?;
+    } else {
+        super::answer(&report.text(WIDTH_DEFAULT, args.verbose))?;
     }
-    Ok(report.text(WIDTH_DEFAULT, args.verbose))
+    Ok(())
 }

@@ -4,29 +4,33 @@
 //! leaves its queue when it was dropped on purpose, or when the broker has confirmed its message where it came from;
 //! a crash in between leaves it in both places, and the server finds the copy stale or unchanged.
 
+pub mod count;
 pub mod filter;
 pub mod header;
 pub mod letter;
 mod reader;
+mod replay;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
-use futures::future::join_all;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::topology::QueueType;
-use crate::broker::{Broker, BrokerError, Delivery, Message, Settler};
+use crate::broker::{Broker, BrokerError};
 
+pub use count::Count;
 pub use filter::Filter;
 pub use letter::Letter;
-pub use reader::LETTERS_MAX;
 use reader::Reader;
 
-/// Messages replayed at once share round trips; all their bodies are in memory.
-const REPLAYS_AT_ONCE: usize = 64;
-const REPLAY_BYTES_MAX: usize = 32 << 20;
+/// Refused letters that are named; of more is told how many.
+const REFUSED_NAMED_MAX: usize = 100;
+/// Further ids that a beginning of an id names; more need not be told to somebody who must write more of it.
+const OTHERS_MAX: usize = 10;
+/// Letters dropped together: one acknowledgement where they follow each other.
+const DROPS_AT_ONCE: usize = 256;
 
 /// Why a look at the dead letters ended early. No letter is lost by any of these.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,9 @@ pub enum DeadError {
         /// How many it has.
         ready: u64,
     },
+    /// Whoever was to see the letters does not take them.
+    #[error("cannot print: {0}")]
+    Output(#[from] std::io::Error),
     /// The operator's wish.
     #[error("stopped by a signal; what was not yet done is as it was")]
     Stopped,
@@ -63,8 +70,19 @@ pub struct DeadLetters<'a> {
     pub broker: &'a dyn Broker,
     /// How it keeps them.
     pub queue_type: QueueType,
+    /// How far a look has come.
+    pub progress: watch::Sender<Progress>,
     /// Ends a look.
     pub stop: CancellationToken,
+}
+
+/// How far a look has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Letters looked at.
+    pub looked: u64,
+    /// Letters that were in the queue when it began.
+    pub total: u64,
 }
 
 /// Which letters are meant, and whether it is done or only counted.
@@ -78,13 +96,21 @@ pub struct Job {
     pub dry_run: bool,
 }
 
-/// What was found.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// The letters, the oldest first.
-    pub letters: Vec<Letter>,
-    /// How many were looked at.
+impl Job {
+    fn wants_more(&self, report: &Report) -> bool {
+        self.limit.is_none_or(|limit| report.matched < limit)
+    }
+}
+
+/// How far a look went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Letters looked at.
     pub looked: u64,
+    /// Of these, letters that the filter matched.
+    pub matched: u64,
+    /// Letters that one look could not come to.
+    pub left_over: u64,
 }
 
 /// What was done.
@@ -94,10 +120,14 @@ pub struct Report {
     pub matched: u64,
     /// Of these, replayed or dropped (or, in a dry run, would be).
     pub done: u64,
-    /// Of these, not replayed, and why. They are still dead letters.
-    pub refused: Vec<Refused>,
+    /// Of these, how many were not replayed. They are still dead letters.
+    pub refused: u64,
+    /// The first of those, and why.
+    pub refused_named: Vec<Refused>,
     /// How many were looked at.
     pub looked: u64,
+    /// Letters that one look could not come to.
+    pub left_over: u64,
     /// Why it ended early.
     pub stopped: Option<DeadError>,
 }
@@ -111,190 +141,6 @@ pub struct Refused {
     pub reason: String,
 }
 
-impl DeadLetters<'_> {
-    /// The letters that `filter` matches: the oldest ones, at most `limit`. All are looked at, since the broker gives
-    /// letters back in an order of its own.
-    pub async fn list(&self, filter: &Filter, limit: Option<usize>) -> Result<Listing, DeadError> {
-        let mut listing = Listing::default();
-        let mut reader = self.open().await?;
-        let result = async {
-            while let Some(delivery) = reader.next().await? {
-                let letter = Letter::read(&delivery.body, &delivery.properties);
-                reader.hold(delivery.settler);
-                if filter.matches(&letter) {
-                    listing.letters.push(letter);
-                }
-            }
-            Ok(())
-        };
-        let result = result.await;
-        listing.looked = reader.looked();
-        reader.close().await;
-        listing
-            .letters
-            .sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));
-        listing.letters.truncate(limit.unwrap_or(usize::MAX));
-        result.map(|()| listing)
-    }
-
-    /// The first letter that `id` names, whole, and the ids of others that it names as well.
-    pub async fn find(&self, id: &str) -> Result<(Option<Whole>, Vec<String>), DeadError> {
-        let filter = Filter {
-            ids: vec![id.to_owned()],
-            ..Filter::default()
-        };
-        let mut found: Option<Whole> = None;
-        let mut others = Vec::new();
-        let mut reader = self.open().await?;
-        let result = async {
-            while let Some(delivery) = reader.next().await? {
-                let letter = Letter::read(&delivery.body, &delivery.properties);
-                let Delivery {
-                    body,
-                    properties,
-                    settler,
-                    ..
-                } = delivery;
-                reader.hold(settler);
-                if !filter.matches(&letter) {
-                    continue;
-                }
-                match &found {
-                    None => {
-                        found = Some(Whole {
-                            letter,
-                            properties,
-                            body,
-                        });
-                    }
-                    Some(first) if first.letter.id == letter.id => {}
-                    Some(_) => others.push(letter.id),
-                }
-            }
-            Ok(())
-        };
-        let result = result.await;
-        reader.close().await;
-        result.map(|()| (found, others))
-    }
-
-    /// Takes the letters that `job` means out of the queue, for good.
-    pub async fn drop_letters(&self, job: &Job) -> Result<Report, DeadError> {
-        let mut report = Report::default();
-        let mut reader = self.open().await?;
-        let result = async {
-            while let Some(delivery) = next(&mut reader, job, &report).await? {
-                let letter = Letter::read(&delivery.body, &delivery.properties);
-                if !job.filter.matches(&letter) {
-                    reader.hold(delivery.settler);
-                    continue;
-                }
-                report.matched += 1;
-                if job.dry_run {
-                    reader.hold(delivery.settler);
-                } else {
-                    reader.take_out(delivery.settler)?;
-                }
-                report.done += 1;
-            }
-            Ok(())
-        };
-        report.stopped = result.await.err();
-        report.looked = reader.looked();
-        reader.close().await;
-        Ok(report)
-    }
-
-    /// Publishes the letters that `job` means where they came from, and takes each out of the queue once its message
-    /// is confirmed. A letter that comes back meanwhile is not replayed again.
-    pub async fn replay(&self, job: &Job) -> Result<Report, DeadError> {
-        let mut report = Report::default();
-        let mut reader = self.open().await?;
-        report.stopped = self.replay_all(&mut reader, job, &mut report).await.err();
-        report.looked = reader.looked();
-        reader.close().await;
-        Ok(report)
-    }
-
-    async fn replay_all(
-        &self,
-        reader: &mut Reader<'_>,
-        job: &Job,
-        report: &mut Report,
-    ) -> Result<(), DeadError> {
-        let mut replayed = HashSet::new();
-        let mut batch = Batch::default();
-        while let Some(delivery) = next(reader, job, report).await? {
-            let letter = Letter::read(&delivery.body, &delivery.properties);
-            let came_back = letter.replays > 0 && replayed.contains(&letter.id);
-            if came_back || !job.filter.matches(&letter) {
-                reader.hold(delivery.settler);
-                continue;
-            }
-            report.matched += 1;
-            match letter::original(delivery.body, &delivery.properties) {
-                Ok(_) if job.dry_run => {
-                    report.done += 1;
-                    reader.hold(delivery.settler);
-                }
-                Ok(message) => {
-                    replayed.insert(letter.id.clone());
-                    batch.push(letter.id, message, delivery.settler);
-                }
-                Err(error) => {
-                    report.refuse(letter.id, error.to_string());
-                    reader.hold(delivery.settler);
-                }
-            }
-            if batch.is_full() {
-                self.publish(std::mem::take(&mut batch), reader, report)
-                    .await?;
-            }
-        }
-        self.publish(batch, reader, report).await
-    }
-
-    /// Publishes a batch; what is not confirmed stays a dead letter.
-    async fn publish(
-        &self,
-        batch: Batch,
-        reader: &mut Reader<'_>,
-        report: &mut Report,
-    ) -> Result<(), DeadError> {
-        let publishes = batch
-            .letters
-            .into_iter()
-            .map(async |(id, message, settler)| {
-                let published = self.broker.publish(message).await;
-                (id, settler, published)
-            });
-        let mut trouble = None;
-        for (id, settler, published) in join_all(publishes).await {
-            match published {
-                // Published and not taken out: it is in both places, which is safe, and the operator hears of it.
-                Ok(()) => {
-                    report.done += 1;
-                    if let Err(error) = reader.take_out(settler) {
-                        trouble = Some(error);
-                    }
-                }
-                Err(error) => {
-                    reader.hold(settler);
-                    report.refuse(id, error.to_string());
-                    if !matches!(error, BrokerError::Unroutable { .. }) {
-                        trouble = Some(error.into());
-                    }
-                }
-            }
-        }
-        trouble.map_or(Ok(()), Err)
-    }
-
-    async fn open(&self) -> Result<Reader<'_>, DeadError> {
-        Reader::open(self.broker, self.queue_type, self.stop.clone()).await
-    }
-}
-
 /// A letter with everything.
 #[derive(Debug)]
 pub struct Whole {
@@ -306,38 +152,159 @@ pub struct Whole {
     pub body: bytes::Bytes,
 }
 
-/// The next letter, unless as many are matched as wanted.
-async fn next(
+impl DeadLetters<'_> {
+    /// Gives `show` the letters that `filter` matches, in the order of the queue (the oldest first), at most `limit`.
+    pub async fn list(
+        &self,
+        filter: &Filter,
+        limit: Option<u64>,
+        show: &mut (dyn FnMut(Letter) -> std::io::Result<()> + Send),
+    ) -> Result<Looked, DeadError> {
+        let mut matched = 0;
+        let mut reader = Reader::open(self).await?;
+        let result = async {
+            while limit.is_none_or(|limit| matched < limit) {
+                let Some(browsed) = reader.next().await? else {
+                    break;
+                };
+                let letter = Letter::read(&browsed.body, &browsed.properties);
+                if filter.matches(&letter) {
+                    matched += 1;
+                    show(letter)?;
+                }
+            }
+            Ok(())
+        };
+        let result = result.await;
+        let looked = Looked {
+            looked: reader.looked(),
+            matched,
+            left_over: reader.left_over(),
+        };
+        reader.close().await?;
+        result.map(|()| looked)
+    }
+
+    /// Counts the letters that `filter` matches.
+    pub async fn count(&self, filter: &Filter) -> Result<(Count, Looked), DeadError> {
+        let mut count = Count::default();
+        let mut add = |letter: Letter| {
+            count.add(&letter);
+            Ok(())
+        };
+        let looked = self.list(filter, None, &mut add).await?;
+        count.looked = looked.looked;
+        Ok((count, looked))
+    }
+
+    /// The first letter that `id` names, whole, and the ids of others that it names as well: the first few.
+    pub async fn find(&self, id: &str) -> Result<(Option<Whole>, Vec<String>), DeadError> {
+        let filter = Filter {
+            ids: vec![id.to_owned()],
+            ..Filter::default()
+        };
+        let mut found: Option<Whole> = None;
+        let mut others = Vec::new();
+        let mut reader = Reader::open(self).await?;
+        let result = async {
+            while others.len() < OTHERS_MAX
+                && let Some(browsed) = reader.next().await?
+            {
+                let letter = Letter::read(&browsed.body, &browsed.properties);
+                if !filter.matches(&letter) {
+                    continue;
+                }
+                match &found {
+                    None => {
+                        found = Some(Whole {
+                            letter,
+                            properties: browsed.properties,
+                            body: browsed.body,
+                        });
+                    }
+                    // A message that became a letter twice.
+                    Some(first) if first.letter.id == letter.id => {}
+                    Some(_) if others.contains(&letter.id) => {}
+                    Some(_) => others.push(letter.id),
+                }
+            }
+            Ok(())
+        };
+        let result = result.await;
+        reader.close().await?;
+        result.map(|()| (found, others))
+    }
+
+    /// Takes the letters that `job` means out of the queue, for good.
+    pub async fn drop_letters(&self, job: &Job) -> Result<Report, DeadError> {
+        let mut report = Report::default();
+        let mut reader = Reader::open(self).await?;
+        let result = drop_all(&mut reader, job, &mut report).await;
+        report.end(reader, result).await;
+        Ok(report)
+    }
+}
+
+async fn drop_all(
     reader: &mut Reader<'_>,
     job: &Job,
-    report: &Report,
-) -> Result<Option<Delivery>, DeadError> {
-    if job.limit.is_some_and(|limit| report.matched >= limit) {
-        return Ok(None);
+    report: &mut Report,
+) -> Result<(), DeadError> {
+    let mut places = Vec::new();
+    let mut result = Ok(());
+    while job.wants_more(report) {
+        let browsed = match reader.next().await {
+            Ok(Some(browsed)) => browsed,
+            Ok(None) => break,
+            // What was found before the stop is dropped still: it is counted.
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        };
+        if job
+            .filter
+            .matches(&Letter::read(&browsed.body, &browsed.properties))
+        {
+            report.matched += 1;
+            places.push(browsed.place);
+        }
+        if places.len() >= DROPS_AT_ONCE || reader.must_settle() {
+            report.drop_out(reader, &mut places, job).await?;
+        }
     }
-    reader.next().await
+    report.drop_out(reader, &mut places, job).await?;
+    result
 }
 
 impl Report {
+    async fn drop_out(
+        &mut self,
+        reader: &mut Reader<'_>,
+        places: &mut Vec<crate::broker::Place>,
+        job: &Job,
+    ) -> Result<(), DeadError> {
+        let places = std::mem::take(places);
+        let count = places.len() as u64;
+        if !job.dry_run {
+            reader.take_out(places).await?;
+        }
+        self.done += count;
+        Ok(())
+    }
+
     fn refuse(&mut self, id: String, reason: String) {
-        self.refused.push(Refused { id, reason });
-    }
-}
-
-/// Messages to replay together.
-#[derive(Debug, Default)]
-struct Batch {
-    letters: Vec<(String, Message, Settler)>,
-    bytes: usize,
-}
-
-impl Batch {
-    fn push(&mut self, id: String, message: Message, settler: Settler) {
-        self.bytes += message.body.len();
-        self.letters.push((id, message, settler));
+        self.refused += 1;
+        if self.refused_named.len() < REFUSED_NAMED_MAX {
+            self.refused_named.push(Refused { id, reason });
+        }
     }
 
-    fn is_full(&self) -> bool {
-        self.letters.len() >= REPLAYS_AT_ONCE || self.bytes >= REPLAY_BYTES_MAX
+    /// Closes the look, and keeps why it ended early.
+    async fn end(&mut self, reader: Reader<'_>, result: Result<(), DeadError>) {
+        self.looked = reader.looked();
+        self.left_over = reader.left_over();
+        let closed = reader.close().await;
+        self.stopped = result.and(closed).err();
     }
 }

@@ -172,6 +172,16 @@ impl<T: Overtake> Coalescer<T> {
         }
     }
 
+    /// Whether a result is the newest that the marks tell of: delivered again, it is stale and changes nothing.
+    pub(super) fn is_copy(&self, result: &PluginResult) -> bool {
+        let mark = result.plugin.as_ref().and_then(|name| self.marks.get(name));
+        let hash = match &result.content {
+            Content::Value { hash, .. } => Some(hash),
+            Content::Error(_) => None,
+        };
+        mark.is_some_and(|mark| mark.seq == result.seq && mark.hash.as_ref() == hash)
+    }
+
     /// The outcome, where the marks tell it. While a write is in flight they tell nothing: what is being written
     /// may be newer than they are, or may fail.
     fn known_outcome(
@@ -320,6 +330,10 @@ mod tests {
         let unchanged = coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS);
         assert_eq!(unchanged, Offered::Settled('u', Outcome::Unchanged));
         // Older than the unchanged one, though newer than the stored one: it comes late.
+        // The same once more, or another one of its sequence: only the first is a copy.
+        assert!(coalescer.is_copy(&result("rpms", 6, 1)));
+        assert!(!coalescer.is_copy(&result("rpms", 6, 2)));
+        assert!(!coalescer.is_copy(&result("rpms", 5, 1)));
         let late = coalescer.offer(result("rpms", 6, 2), 'l', now(), FRESHNESS);
         assert_eq!(late, Offered::Settled('l', Outcome::Stale));
         let stale = coalescer.offer(result("rpms", 5, 2), 's', now(), FRESHNESS);

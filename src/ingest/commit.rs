@@ -510,14 +510,16 @@ impl Committer {
                 }
                 Applied::Stale | Applied::Present => Outcome::Stale,
             };
-            let overtaken = if outcome == Outcome::Stale {
-                Outcome::Stale
-            } else {
-                Outcome::Superseded
-            };
+            if outcome == Outcome::Stale {
+                pending.ticket.settle_stale(applied == Applied::Present);
+                for ticket in pending.overtaken {
+                    ticket.settle_stale(false);
+                }
+                continue;
+            }
             pending.ticket.settle(outcome);
             for ticket in pending.overtaken {
-                ticket.settle(overtaken);
+                ticket.settle(Outcome::Superseded);
             }
         }
         let known = Known { document, revision };

@@ -121,12 +121,14 @@ impl NodeActor {
             Content::Error(error) => error.message.len(),
         };
         let freshness = self.router.settings().freshness;
+        let is_copy = self.coalescer.is_copy(&incoming.result);
         match self.coalescer.offer(
             incoming.result,
             incoming.ticket,
             Timestamp::now(),
             freshness,
         ) {
+            Offered::Settled(ticket, Outcome::Stale) => ticket.settle_stale(is_copy),
             Offered::Settled(ticket, outcome) => ticket.settle(outcome),
             Offered::Pending => {
                 let is_announced = self.announce(bytes, ctx);
@@ -162,9 +164,10 @@ impl NodeActor {
         let is_known = self.coalescer.is_known();
         let (pending, stale) = self.coalescer.take(Timestamp::now());
         for pending in stale {
-            pending.ticket.settle(Outcome::Stale);
+            let is_copy = self.coalescer.is_copy(&pending.result);
+            pending.ticket.settle_stale(is_copy);
             for ticket in pending.overtaken {
-                ticket.settle(Outcome::Stale);
+                ticket.settle_stale(false);
             }
         }
         let (finished, outcome) = oneshot::channel();

@@ -153,6 +153,7 @@ mod tests {
             outcome: Outcome::Stored,
             error: None,
             reason: None,
+            copy: None,
         };
         runs.settled(old, &receipt);
         receipt.error = Some(PluginError {

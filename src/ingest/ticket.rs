@@ -114,6 +114,7 @@ impl Ticket {
             outcome: Outcome::Requeued,
             error,
             reason: None,
+            copy: None,
         };
         self.receipt = Some(Box::new((run, receipt)));
     }
@@ -121,6 +122,14 @@ impl Ticket {
     /// Ends the delivery: the broker forgets it, unless the outcome is [`Outcome::Requeued`].
     pub(super) fn settle(self, outcome: Outcome) {
         self.settle_because(outcome, None);
+    }
+
+    /// Ends it as [`Outcome::Stale`]: it is the stored result itself (`is_copy`), or the stored one is newer.
+    pub(super) fn settle_stale(mut self, is_copy: bool) {
+        if let Some(told) = &mut self.receipt {
+            told.1.copy = Some(is_copy);
+        }
+        self.settle(Outcome::Stale);
     }
 
     /// Like [`settle`](Self::settle), with the reason of a dead letter for the runner.

@@ -1,7 +1,8 @@
 //! Who has answered a run so far. Pure: receipts in, counts and names out.
 //!
-//! Invariant: a node is in exactly one category, and what it answered first stays: a receipt that comes twice, or a
-//! `stale` for the broker's second delivery of a result that was stored, changes nothing.
+//! Invariants: a node is in exactly one category, and what it answered first stays: a receipt that comes twice, or a
+//! `stale` for the broker's second delivery of a result that was stored, changes nothing. Nobody is silent whose receipt
+//! may be lost: that is unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,8 +22,12 @@ pub enum Expected {
 /// What a node said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Its result is in the store.
-    Answered(Outcome),
+    /// What it gave is in the store, or something newer that came at the same time.
+    Answered(Kept),
+    /// It gave a value, and the store keeps a newer one.
+    Older,
+    /// A server says that its result is stale, and not whether it is a copy of the stored one or older. The store can tell.
+    Stale,
     /// It gave no value, or the value is a dead letter.
     Failed(Failure),
     /// Its client has no such plugin, or may not run it.
@@ -31,6 +36,33 @@ pub enum Answer {
     Expired(Failure),
     /// It said nothing: the reason, where more is known than that.
     Silent(Option<String>),
+    /// Whether it said something cannot be known, and why.
+    Unknown(String),
+}
+
+/// How the store has what a node gave. The words are members of the report's JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// It was written.
+    Stored,
+    /// The store had the same content already.
+    Unchanged,
+    /// It is stored, and was delivered a second time: the first receipt did not come.
+    Copy,
+    /// A newer result of the node overtook it, and that one is stored.
+    Superseded,
+}
+
+/// What the store's bookkeeping tells of a node that no receipt told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trace {
+    /// The newest result is of this run: its value, or the error that it reported.
+    Ours(Option<PluginError>),
+    /// The newest result is of another run, and was collected and stored after this run began.
+    Newer,
+    /// Nothing since the run began.
+    Nothing,
 }
 
 /// Why a node gave no value.
@@ -52,6 +84,8 @@ pub struct Counts {
     pub expected: Option<usize>,
     /// Their results are in the store.
     pub answered: usize,
+    /// Their results are older than what is stored.
+    pub older: usize,
     /// They gave no value.
     pub failed: usize,
     /// They have no such plugin.
@@ -60,6 +94,8 @@ pub struct Counts {
     pub expired: usize,
     /// They said nothing.
     pub silent: usize,
+    /// Whether they answered cannot be known.
+    pub unknown: usize,
     /// Nodes among all these that nobody expected.
     pub new: usize,
 }
@@ -72,6 +108,8 @@ pub struct Run {
     expected: Expected,
     waiting: BTreeSet<NodeName>,
     answers: BTreeMap<NodeName, Answer>,
+    /// Why receipts may have been lost, if they may.
+    doubt: Option<String>,
 }
 
 impl Run {
@@ -87,6 +125,7 @@ impl Run {
             expected,
             waiting,
             answers: BTreeMap::new(),
+            doubt: None,
         }
     }
 
@@ -105,24 +144,43 @@ impl Run {
         if receipt.plugin != self.plugin {
             return false;
         }
-        match answer_of(receipt.outcome, receipt.error, receipt.reason) {
-            Some(answer) => self.record(receipt.node, answer),
+        let node = receipt.node.clone();
+        match answer_of(receipt) {
+            Some(answer) => self.record(node, answer),
             None => false,
         }
     }
 
-    /// Records an answer that was found by other means. Says whether it changed anything: only silence is
-    /// overruled, and never by silence.
+    /// Takes what the store tells of a node that is [`unheard`](Self::unheard). Says whether it changed anything.
+    pub fn on_trace(&mut self, node: NodeName, trace: Trace) -> bool {
+        let is_stale = self.answers.get(&node) == Some(&Answer::Stale);
+        let answer = match trace {
+            Trace::Ours(Some(error)) => Answer::from(error),
+            Trace::Ours(None) if is_stale => Answer::Answered(Kept::Copy),
+            Trace::Ours(None) => Answer::Answered(Kept::Stored),
+            // Stale means that the store has a result at least as new; this one is another run's.
+            Trace::Newer | Trace::Nothing if is_stale => Answer::Older,
+            Trace::Newer => Answer::Answered(Kept::Superseded),
+            Trace::Nothing => return false,
+        };
+        self.record(node, answer)
+    }
+
+    /// Receipts may have been lost from now on, for this reason: nobody is called silent any more.
+    pub fn doubt(&mut self, reason: String) {
+        self.doubt.get_or_insert(reason);
+    }
+
+    /// Records an answer that was found by other means. Says whether it changed anything: what a node said first
+    /// stays, and only what is better known than before counts.
     pub fn record(&mut self, node: NodeName, answer: Answer) -> bool {
-        let spoke = |answer: &Answer| !matches!(answer, Answer::Silent(_));
-        match self.answers.get(&node) {
-            Some(earlier) if spoke(earlier) || !spoke(&answer) => false,
-            _ => {
-                self.waiting.remove(&node);
-                self.answers.insert(node, answer);
-                true
-            }
+        let earlier = self.answers.get(&node).map_or(0, certainty);
+        if certainty(&answer) <= earlier {
+            return false;
         }
+        self.waiting.remove(&node);
+        self.answers.insert(node, answer);
+        true
     }
 
     /// Whether there is nobody left to wait for. An empty expectation waits: it may only be that the store does
@@ -132,20 +190,24 @@ impl Run {
             && self.waiting.is_empty()
     }
 
-    /// Expected nodes that no receipt has told of, those called silent included.
+    /// Nodes of which the store may tell more than the receipts did.
     pub fn unheard(&self) -> Vec<NodeName> {
-        let silent = self
+        let open = self
             .answers
             .iter()
-            .filter(|(_, answer)| matches!(answer, Answer::Silent(_)));
-        let silent = silent.map(|(node, _)| node);
-        self.waiting.iter().chain(silent).cloned().collect()
+            .filter(|(_, answer)| certainty(answer) < CERTAIN);
+        let open = open.map(|(node, _)| node);
+        self.waiting.iter().chain(open).cloned().collect()
     }
 
-    /// Calls all that are still waited for silent.
+    /// Calls all that are still waited for silent, or unknown where receipts may have been lost.
     pub fn end(&mut self) {
         for node in std::mem::take(&mut self.waiting) {
-            self.answers.insert(node, Answer::Silent(None));
+            let answer = match &self.doubt {
+                Some(reason) => Answer::Unknown(reason.clone()),
+                None => Answer::Silent(None),
+            };
+            self.answers.insert(node, answer);
         }
     }
 
@@ -171,10 +233,12 @@ impl Run {
         for (node, answer) in &self.answers {
             *match answer {
                 Answer::Answered(_) => &mut counts.answered,
+                Answer::Older => &mut counts.older,
                 Answer::Failed(_) => &mut counts.failed,
                 Answer::Refused(_) => &mut counts.refused,
                 Answer::Expired(_) => &mut counts.expired,
                 Answer::Silent(_) => &mut counts.silent,
+                Answer::Unknown(_) | Answer::Stale => &mut counts.unknown,
             } += 1;
             counts.new += usize::from(self.is_new(node));
         }
@@ -185,32 +249,61 @@ impl Run {
 impl Counts {
     /// Nodes that were heard of, in whatever category.
     pub fn heard(self) -> usize {
-        self.answered + self.failed + self.refused + self.expired
+        self.answered + self.older + self.failed + self.refused + self.expired
     }
 
     /// Whether it is known who had to answer, and every node did, with a result.
     pub fn is_complete(self) -> bool {
-        let others = self.failed + self.refused + self.expired + self.silent;
+        let others = self.heard() - self.answered + self.silent + self.unknown;
         self.expected.is_some_and(|expected| expected > 0) && others == 0
     }
 }
 
+/// What a node said itself, and what nothing overrules.
+const CERTAIN: u8 = 3;
+
+/// How much is known of a node by an answer; without one, nothing.
+fn certainty(answer: &Answer) -> u8 {
+    match answer {
+        Answer::Silent(_) | Answer::Unknown(_) => 1,
+        Answer::Stale => 2,
+        _ => CERTAIN,
+    }
+}
+
 /// What a receipt says; nothing for one that is no end.
-fn answer_of(
-    outcome: Outcome,
-    error: Option<PluginError>,
-    reason: Option<String>,
-) -> Option<Answer> {
-    let dead_letter = || Failure {
-        kind: Outcome::DeadLettered.as_str().to_owned(),
-        message: reason.unwrap_or_else(|| "no reason was given".to_owned()),
-        exit: None,
+fn answer_of(receipt: Receipt) -> Option<Answer> {
+    let kept = match receipt.outcome {
+        Outcome::Requeued => return None,
+        Outcome::DeadLettered => {
+            let message = receipt.reason;
+            return Some(Answer::Failed(Failure {
+                kind: Outcome::DeadLettered.as_str().to_owned(),
+                message: message.unwrap_or_else(|| "no reason was given".to_owned()),
+                exit: None,
+            }));
+        }
+        Outcome::Stored => Answer::Answered(Kept::Stored),
+        Outcome::Unchanged => Answer::Answered(Kept::Unchanged),
+        Outcome::Superseded => Answer::Answered(Kept::Superseded),
+        Outcome::Stale => match receipt.copy {
+            Some(true) => Answer::Answered(Kept::Copy),
+            Some(false) => Answer::Older,
+            None => Answer::Stale,
+        },
     };
-    match (outcome, error) {
-        (Outcome::Requeued, _) => None,
-        (Outcome::DeadLettered, _) => Some(Answer::Failed(dead_letter())),
-        (_, Some(error)) => Some(Answer::from(error)),
-        (outcome, None) => Some(Answer::Answered(outcome)),
+    Some(receipt.error.map_or(kept, Answer::from))
+}
+
+impl Kept {
+    /// The word for people, where it says more than that the result is stored.
+    pub fn remark(self) -> Option<&'static str> {
+        match self {
+            Self::Stored => None,
+            Self::Unchanged => Some("unchanged"),
+            Self::Copy => Some("copy"),
+            Self::Superseded => Some("superseded"),
+        }
     }
 }
 
@@ -256,6 +349,14 @@ mod tests {
                 stderr: None,
             }),
             reason: (outcome == Outcome::DeadLettered).then(|| "forbidden".to_owned()),
+            copy: (outcome == Outcome::Stale).then_some(false),
+        }
+    }
+
+    fn stale(node: &str, copy: Option<bool>) -> Receipt {
+        Receipt {
+            copy,
+            ..receipt(node, Outcome::Stale, None)
         }
     }
 
@@ -281,6 +382,7 @@ mod tests {
             expired: 1,
             silent: 1,
             new: 1,
+            ..Counts::default()
         };
         assert_eq!(run.counts(), expected);
         let failure = run
@@ -292,6 +394,72 @@ mod tests {
         assert!(
             matches!(failure, Answer::Failed(f) if f.kind == "dead_lettered" && f.message == "forbidden")
         );
+    }
+
+    /// Goal: a stale result is an answer only where the store has this very result; what an older server leaves open, the
+    /// store tells, and without the store it is unknown.
+    #[test]
+    fn stale_is_told_apart() {
+        let answer = |run: &Run, node: &str| {
+            let mut answers = run.answers().filter(|(name, _)| name.as_str() == node);
+            answers.next().unwrap().1.clone()
+        };
+        let nodes = ["a", "b", "c", "d", "e", "f"];
+        let mut run = run(&nodes);
+        run.on_receipt(stale("a", Some(true)));
+        run.on_receipt(stale("b", Some(false)));
+        for node in &nodes[2..] {
+            run.on_receipt(stale(node, None));
+        }
+        assert!(run.is_settled());
+        assert_eq!(run.unheard().len(), 4);
+        run.on_trace("c".parse().unwrap(), Trace::Ours(None));
+        run.on_trace("d".parse().unwrap(), Trace::Newer);
+        run.on_trace("e".parse().unwrap(), Trace::Nothing);
+        run.end();
+        let expected = [
+            ("a", Answer::Answered(Kept::Copy)),
+            ("b", Answer::Older),
+            ("c", Answer::Answered(Kept::Copy)),
+            ("d", Answer::Older),
+            ("e", Answer::Older),
+            ("f", Answer::Stale),
+        ];
+        for (node, expected) in expected {
+            assert_eq!(answer(&run, node), expected, "{node}");
+        }
+        let counts = run.counts();
+        assert_eq!((counts.answered, counts.older, counts.unknown), (2, 3, 1));
+        assert!(!counts.is_complete());
+        assert!(!run.on_receipt(receipt("b", Outcome::Stored, None)));
+    }
+
+    /// Goal: without a receipt the store's bookkeeping is asked; only then, and only if no receipt can be lost, a node is
+    /// silent.
+    #[test]
+    fn nobody_is_silent_whose_receipt_may_be_lost() {
+        for is_doubtful in [false, true] {
+            let mut run = run(&["a", "b", "c", "d"]);
+            run.record(
+                "d".parse().unwrap(),
+                Answer::Silent(Some("no queue".to_owned())),
+            );
+            run.on_trace("a".parse().unwrap(), Trace::Ours(None));
+            run.on_trace("b".parse().unwrap(), Trace::Newer);
+            run.on_trace("c".parse().unwrap(), Trace::Nothing);
+            if is_doubtful {
+                run.doubt("the connection broke".to_owned());
+                run.doubt("again".to_owned());
+            }
+            run.end();
+            let counts = run.counts();
+            let open = if is_doubtful { (1, 1) } else { (2, 0) };
+            assert_eq!(
+                (counts.answered, counts.silent, counts.unknown),
+                (2, open.0, open.1)
+            );
+            assert!(!counts.is_complete());
+        }
     }
 
     /// Goal: receipts of another plugin of the run are not ours.
@@ -364,6 +532,54 @@ mod tests {
             prop_assert_eq!(settled, counts.silent == 0);
             prop_assert_eq!(counts.heard() + counts.silent, 3 + counts.new);
             prop_assert_eq!(run.answers().count(), counts.heard() + counts.silent);
+        }
+
+        /// Whatever comes in whatever order (receipts of old and new servers, what the store tells, doubt): a node is
+        /// answered only if a receipt or the store says that its value, or a newer one of the same moment, is stored; silent
+        /// only if nothing was said and nothing can be lost; and complete only if all are answered.
+        #[test]
+        fn answers_are_never_made_up(
+            events in prop::collection::vec(("[a-c]", 0..8_u8), 0..20),
+            is_doubtful in any::<bool>(),
+        ) {
+            let mut run = run(&["a", "b", "c"]);
+            if is_doubtful {
+                run.doubt("lost".to_owned());
+            }
+            let mut heard: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+            for (node, event) in events {
+                let name: NodeName = node.parse().unwrap();
+                // The store is asked about those of whom too little is known, and nobody else.
+                if event >= 5 && !run.unheard().contains(&name) {
+                    continue;
+                }
+                match event {
+                    0 => run.on_receipt(receipt(&node, Outcome::Stored, None)),
+                    1 => run.on_receipt(receipt(&node, Outcome::Unchanged, None)),
+                    2 => run.on_receipt(stale(&node, Some(true))),
+                    3 => run.on_receipt(stale(&node, Some(false))),
+                    4 => run.on_receipt(stale(&node, None)),
+                    5 => run.on_trace(name, Trace::Ours(None)),
+                    6 => run.on_trace(name, Trace::Newer),
+                    _ => run.on_trace(name, Trace::Nothing),
+                };
+                heard.entry(node).or_default().push(event);
+            }
+            run.end();
+            for (node, answer) in run.answers() {
+                let events = heard.get(node.as_str()).map_or(&[][..], Vec::as_slice);
+                let says = |wanted: &[u8]| events.iter().any(|event| wanted.contains(event));
+                match answer {
+                    Answer::Answered(_) => prop_assert!(says(&[0, 1, 2, 5, 6])),
+                    Answer::Older => prop_assert!(says(&[3, 4])),
+                    Answer::Stale => prop_assert!(says(&[4])),
+                    Answer::Silent(_) => prop_assert!(!is_doubtful && !says(&[0, 1, 2, 3, 4, 5, 6])),
+                    Answer::Unknown(_) => prop_assert!(is_doubtful && !says(&[0, 1, 2, 3, 4, 5, 6])),
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            let counts = run.counts();
+            prop_assert_eq!(counts.is_complete(), counts.answered == 3);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The runner: asks nodes to run a plugin, and names who answered.
 //!
 //! A request goes in; a command goes out, receipts come back, a report results. Invariant: the runner listens for
-//! receipts before it asks, and calls a node silent only after the store, too, knows nothing of its answer: a receipt
-//! may be lost, an answer may not.
+//! receipts before it asks, reads every receipt that is there, and calls a node silent only after the store, too, knows
+//! nothing of its answer. Where receipts may have been lost meanwhile, such a node is unknown.
 
 pub mod answers;
 pub mod progress;
@@ -14,20 +14,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-pub use answers::{Answer, Counts, Expected, Failure, Run};
+pub use answers::{Answer, Counts, Expected, Failure, Kept, Run, Trace};
 pub use report::Report;
 pub use target::Target;
 
 use crate::broker::topology::{self, Exchange};
-use crate::broker::{Broker, BrokerError, Consumer, Message, Properties};
+use crate::broker::{Broker, BrokerError, Consumer, Delivery, Link, Message, Properties};
 use crate::document::NodeDocument;
 use crate::store::{Store, StoreError, StoredDocument};
 use crate::trace::{RunSpan, Step, TraceParent};
-use crate::wire::{Command, NodeName, Outcome, PluginName, ReceiptBatch, RunId};
+use crate::wire::{Command, NodeName, PluginName, ReceiptBatch, RunId};
 
 /// Receipt messages unsettled at once; each is a batch already.
 const RECEIPTS_PREFETCH: u16 = 64;
@@ -35,6 +36,10 @@ const RECEIPTS_PREFETCH: u16 = 64;
 const PUBLISHES_IN_FLIGHT: usize = 64;
 /// Documents read at once when the store is asked about nodes that no receipt told of.
 const LOAD_COUNT_MAX: usize = 100;
+/// The queue of receipts counts as read when none came for so long, and the broker has none either.
+const QUIET: Duration = Duration::from_millis(200);
+/// Longest time to read what is there after the deadline.
+const READ_OUT_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for the receipts queue to go away at the end; the broker removes it with the connection anyway.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const NO_QUEUE: &str =
@@ -119,28 +124,24 @@ async fn ask_and_gather(
     stop: &CancellationToken,
     place: TraceParent,
 ) -> Result<Report, RunError> {
-    let start = Instant::now();
+    let (start, began) = (Instant::now(), Timestamp::now());
     let end = start + request.timeout;
     let deadline = deadline(request.timeout);
-    let receipts = topology::receipts_queue(request.run);
-    let mut receipts = tokio::time::timeout_at(end, broker.consume(&receipts, RECEIPTS_PREFETCH))
-        .await
-        .unwrap_or(Err(BrokerError::Unconfirmed {
-            timeout: request.timeout,
-        }))?;
+    let mut receipts = Receipts::listen(broker, request, end).await?;
     let mut asked = match ask(broker, store, request, deadline, place).await {
         Ok(asked) => asked,
         Err(error) => {
-            receipts.close(CLOSE_TIMEOUT).await;
+            receipts.consumer.close(CLOSE_TIMEOUT).await;
             return Err(error);
         }
     };
     observer(&asked.run);
-    if let Some(note) = gather(&mut asked.run, &mut receipts, end, observer, stop).await {
+    if let Some(note) = receipts.gather(&mut asked.run, end, observer, stop).await {
         asked.notes.push(note);
     }
-    receipts.close(CLOSE_TIMEOUT).await;
-    if let Err(error) = ask_store(store, &mut asked.run).await {
+    receipts.read_out(&mut asked.run, observer).await;
+    receipts.consumer.close(CLOSE_TIMEOUT).await;
+    if let Err(error) = ask_store(store, &mut asked.run, began).await {
         asked.notes.push(format!(
             "the store could not be asked about nodes without a receipt: {error}"
         ));
@@ -300,26 +301,99 @@ async fn ask_by_name(
     Ok(())
 }
 
-/// Takes receipts until there is nothing more to wait for. Says why it ended early, if it did.
-async fn gather(
-    run: &mut Run,
-    receipts: &mut Consumer,
-    end: Instant,
-    observer: &mut (dyn FnMut(&Run) + Send),
-    stop: &CancellationToken,
-) -> Option<String> {
-    while !run.is_settled() {
-        let delivery = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Some("stopped before the deadline".to_owned()),
-            () = tokio::time::sleep_until(end) => return None,
-            delivery = receipts.next() => delivery,
-        };
-        let Some(delivery) = delivery else {
-            return Some("the broker ended the queue of receipts".to_owned());
-        };
+/// The run's queue of receipts.
+struct Receipts<'a> {
+    broker: &'a dyn Broker,
+    queue: String,
+    consumer: Consumer,
+    /// What the broker's link tells since we listen: the queue goes with the connection, and what is in it.
+    link: watch::Receiver<Link>,
+    session: Option<u64>,
+}
+
+impl<'a> Receipts<'a> {
+    async fn listen(
+        broker: &'a dyn Broker,
+        request: &RunRequest,
+        end: Instant,
+    ) -> Result<Self, BrokerError> {
+        let queue = topology::receipts_queue(request.run);
+        let consumer = tokio::time::timeout_at(end, broker.consume(&queue, RECEIPTS_PREFETCH))
+            .await
+            .unwrap_or(Err(BrokerError::Unconfirmed {
+                timeout: request.timeout,
+            }))?;
+        let mut link = broker.link();
+        // A link that is down by now is one that was lost.
+        if *link.borrow_and_update() != Link::Up {
+            link.mark_changed();
+        }
+        Ok(Self {
+            broker,
+            queue: queue.name,
+            consumer,
+            link,
+            session: None,
+        })
+    }
+
+    /// Takes receipts until there is nothing more to wait for. Says why it ended early, if it did.
+    async fn gather(
+        &mut self,
+        run: &mut Run,
+        end: Instant,
+        observer: &mut (dyn FnMut(&Run) + Send),
+        stop: &CancellationToken,
+    ) -> Option<String> {
+        while !run.is_settled() {
+            let delivery = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Some("stopped before the deadline".to_owned()),
+                () = tokio::time::sleep_until(end) => return None,
+                delivery = self.consumer.next() => delivery,
+            };
+            let Some(delivery) = delivery else {
+                run.doubt("the broker ended the queue of receipts".to_owned());
+                return Some("the broker ended the queue of receipts".to_owned());
+            };
+            self.take(run, delivery, observer);
+        }
+        None
+    }
+
+    /// Reads the receipts that are there, however long asking took: whoever answered in time is not silent. Notes
+    /// whether some may have been lost.
+    async fn read_out(&mut self, run: &mut Run, observer: &mut (dyn FnMut(&Run) + Send)) {
+        let give_up = Instant::now() + READ_OUT_MAX;
+        while !run.is_settled() && Instant::now() < give_up {
+            match tokio::time::timeout(QUIET, self.consumer.next()).await {
+                Ok(Some(delivery)) => self.take(run, delivery, observer),
+                Ok(None) => break,
+                Err(_) if self.is_empty().await => break,
+                Err(_) => {}
+            }
+        }
+        if self.link.has_changed().unwrap_or(true) {
+            run.doubt("the connection to the broker broke meanwhile, with the receipts".to_owned());
+        }
+    }
+
+    /// Whether the broker has no receipts for us, as far as it answers.
+    async fn is_empty(&self) -> bool {
+        let depths = self.broker.depth(&[&self.queue]).await;
+        let depth = depths.ok().and_then(|depths| depths.into_iter().next());
+        depth.flatten().is_none_or(|depth| depth.ready == 0)
+    }
+
+    fn take(&mut self, run: &mut Run, delivery: Delivery, observer: &mut (dyn FnMut(&Run) + Send)) {
+        if *self.session.get_or_insert(delivery.session) != delivery.session {
+            run.doubt("the queue of receipts was made anew meanwhile".to_owned());
+        }
         match serde_json::from_slice::<ReceiptBatch>(&delivery.body) {
             Ok(batch) if batch.run == run.id() => {
+                if batch.lost > 0 {
+                    run.doubt(format!("a server lost {} receipts of this run", batch.lost));
+                }
                 let mut changed = false;
                 for receipt in batch.receipts {
                     tracing::debug!(target: "vogeler::runner", node = %receipt.node, outcome = receipt.outcome.as_str(), "receipt");
@@ -338,40 +412,39 @@ async fn gather(
         }
         delivery.settler.ack();
     }
-    None
 }
 
-/// Looks into the documents of the nodes that no receipt told of: the run's id there is an answer.
-async fn ask_store(store: &dyn Store, run: &mut Run) -> Result<(), StoreError> {
+/// Looks into the documents of the nodes of which the receipts told too little.
+async fn ask_store(store: &dyn Store, run: &mut Run, began: Timestamp) -> Result<(), StoreError> {
     let unheard = run.unheard();
     for nodes in unheard.chunks(LOAD_COUNT_MAX) {
         for (node, document) in store.load(nodes).await? {
-            if let Some(answer) = answer_in(&node, &document, run.plugin(), run.id()) {
-                run.record(node, answer);
+            if let Some(trace) = trace_in(&node, &document, run, began) {
+                run.on_trace(node, trace);
             }
         }
     }
     Ok(())
 }
 
-/// What a node document says about a run of a plugin.
-fn answer_in(
+/// What a node document tells of a run that began then.
+fn trace_in(
     node: &NodeName,
     document: &StoredDocument,
-    plugin: &PluginName,
-    run: RunId,
-) -> Option<Answer> {
+    run: &Run,
+    began: Timestamp,
+) -> Option<Trace> {
     let document = NodeDocument::parse(node, &document.json).ok()?;
-    let state = document.plugins().get(plugin.as_str())?;
-    if state.run != Some(run) {
-        return None;
-    }
+    let state = document.plugins().get(run.plugin().as_str())?;
     let failure = state.last_error.clone();
-    Some(
-        failure.map_or(Answer::Answered(Outcome::Stored), |failure| {
-            Answer::from(failure.error)
-        }),
-    )
+    Some(if state.run == Some(run.id()) {
+        Trace::Ours(failure.map(|failure| failure.error))
+    } else if state.checked_at >= began && state.collected_at >= began && failure.is_none() {
+        // Both clocks: a result that waited for days in a spool is stored now, and a node's clock may be ahead.
+        Trace::Newer
+    } else {
+        Trace::Nothing
+    })
 }
 
 #[cfg(test)]

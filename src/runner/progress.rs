@@ -71,10 +71,12 @@ fn count(count: usize) -> u64 {
 fn in_words(counts: Counts) -> String {
     let parts = [
         ("answered", counts.answered),
+        ("older", counts.older),
         ("failed", counts.failed),
         ("refused", counts.refused),
         ("expired", counts.expired),
         ("silent", counts.silent),
+        ("unknown", counts.unknown),
     ];
     let parts = parts
         .into_iter()

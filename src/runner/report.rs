@@ -8,8 +8,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Answer, Counts, Failure, Run, Target};
-use crate::wire::{NodeName, Outcome, PluginName, RunId};
+use super::{Answer, Counts, Failure, Kept, Run, Target};
+use crate::terminal;
+use crate::wire::{NodeName, PluginName, RunId};
 
 /// Names that a category shows unless all are asked for.
 const NAMES_SHOWN: usize = 30;
@@ -19,6 +20,10 @@ const REASONS_SHOWN: usize = 10;
 pub const WIDTH_DEFAULT: usize = 100;
 /// Silence without a known reason.
 const NO_RECEIPT: &str = "no answer before the deadline";
+/// What is to be said of results that lost.
+const OLDER: &str = "older than what is stored";
+/// Why nothing is known of a result that a server called stale.
+const STALE: &str = "a server that is older than this runner says stale, and not whether the stored result is this one";
 
 /// How a run ended.
 #[derive(Debug, Clone, Serialize)]
@@ -48,6 +53,8 @@ pub struct Report {
 pub struct Nodes {
     /// Their results are in the store.
     pub answered: Vec<Answered>,
+    /// Their results are older than what is stored.
+    pub older: Vec<NodeName>,
     /// They gave no value, or their value is a dead letter.
     pub failed: Vec<Failed>,
     /// They have no such plugin.
@@ -56,6 +63,8 @@ pub struct Nodes {
     pub expired: Vec<Failed>,
     /// They said nothing.
     pub silent: Vec<Silent>,
+    /// Whether they answered cannot be known.
+    pub unknown: Vec<Silent>,
 }
 
 /// A node whose result is in the store.
@@ -63,8 +72,8 @@ pub struct Nodes {
 pub struct Answered {
     /// Its name.
     pub node: NodeName,
-    /// `stored`, `unchanged`, `superseded` or `stale`.
-    pub outcome: Outcome,
+    /// How the store has it.
+    pub outcome: Kept,
     /// Whether nobody expected it.
     pub new: bool,
 }
@@ -79,7 +88,7 @@ pub struct Failed {
     pub failure: Failure,
 }
 
-/// A node that said nothing.
+/// A node of which nothing was heard.
 #[derive(Debug, Clone, Serialize)]
 pub struct Silent {
     /// Its name.
@@ -103,19 +112,26 @@ impl Report {
                 node: node.clone(),
                 failure: failure.clone(),
             };
+            let unheard = |reason: &str| Silent {
+                node: node.clone(),
+                reason: reason.to_owned(),
+            };
             match answer {
                 Answer::Answered(outcome) => named.answered.push(Answered {
                     node: node.clone(),
                     outcome: *outcome,
                     new: run.is_new(node),
                 }),
+                Answer::Older => named.older.push(node.clone()),
                 Answer::Failed(failure) => named.failed.push(failed(failure)),
                 Answer::Refused(failure) => named.refused.push(failed(failure)),
                 Answer::Expired(failure) => named.expired.push(failed(failure)),
-                Answer::Silent(reason) => named.silent.push(Silent {
-                    node: node.clone(),
-                    reason: reason.clone().unwrap_or_else(|| NO_RECEIPT.to_owned()),
-                }),
+                Answer::Silent(reason) => {
+                    let reason = reason.as_deref().unwrap_or(NO_RECEIPT);
+                    named.silent.push(unheard(reason));
+                }
+                Answer::Stale => named.unknown.push(unheard(STALE)),
+                Answer::Unknown(reason) => named.unknown.push(unheard(reason)),
             }
         }
         let counts = run.counts();
@@ -138,10 +154,10 @@ impl Report {
         let mut text = String::new();
         let names_max = if verbose { usize::MAX } else { NAMES_SHOWN };
         let answered = self.nodes.answered.iter();
-        let answered: Vec<_> = answered
-            .map(|a| format!("{}{}", a.node, if a.new { " (new)" } else { "" }))
-            .collect();
+        let answered: Vec<_> = answered.map(Answered::word).collect();
         names(&mut text, "answered", &answered, names_max, width);
+        let older: Vec<_> = self.nodes.older.iter().map(ToString::to_string).collect();
+        names(&mut text, OLDER, &older, names_max, width);
         for (title, failed) in [
             ("failed", &self.nodes.failed),
             ("refused", &self.nodes.refused),
@@ -157,13 +173,12 @@ impl Report {
             .partition(|silent| silent.reason == NO_RECEIPT);
         let plain: Vec<_> = plain.iter().map(|silent| silent.node.to_string()).collect();
         names(&mut text, "silent", &plain, names_max, width);
-        let special = special.iter();
-        let special: Vec<_> = special
-            .map(|silent| format!("{}  {}", silent.node, silent.reason))
-            .collect();
+        let special: Vec<_> = special.into_iter().map(Silent::line).collect();
         reasons(&mut text, "silent", &special, verbose);
+        let unknown: Vec<_> = self.nodes.unknown.iter().map(Silent::line).collect();
+        reasons(&mut text, "unknown", &unknown, verbose);
         for note in &self.notes {
-            line(&mut text, format_args!("note: {note}"));
+            line(&mut text, format_args!("note: {}", terminal::line(note)));
         }
         line(&mut text, format_args!("{}", self.summary()));
         text
@@ -182,10 +197,12 @@ impl Report {
             None => format!("{plugin} on {target}: {answered} answered"),
         };
         for (count, what) in [
+            (counts.older, OLDER),
             (counts.failed, "failed"),
             (counts.refused, "refused"),
             (counts.expired, "expired"),
             (counts.silent, "silent"),
+            (counts.unknown, "unknown"),
             (counts.new, "new"),
         ] {
             if count > 0 {
@@ -212,8 +229,28 @@ impl Failed {
             "{}  {}: {}{exit}",
             self.node,
             self.failure.kind,
-            message.join(" ")
+            terminal::line(&message.join(" "))
         )
+    }
+}
+
+impl Answered {
+    /// The name, and what is special about the answer.
+    fn word(&self) -> String {
+        let mut remarks: Vec<_> = self.outcome.remark().into_iter().collect();
+        if self.new {
+            remarks.push("new");
+        }
+        match &remarks[..] {
+            [] => self.node.to_string(),
+            remarks => format!("{} ({})", self.node, remarks.join(", ")),
+        }
+    }
+}
+
+impl Silent {
+    fn line(&self) -> String {
+        format!("{}  {}", self.node, terminal::line(&self.reason))
     }
 }
 
@@ -271,7 +308,7 @@ fn line_part(text: &mut String, content: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::Expected;
+    use crate::runner::{Expected, Kept};
 
     fn failure(kind: &str, message: &str, exit: Option<i32>) -> Failure {
         Failure {
@@ -283,10 +320,10 @@ mod tests {
 
     fn report() -> Report {
         let id = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
-        let nodes = ["a", "b", "c", "d", "e", "f"].map(|name| name.parse().unwrap());
+        let nodes = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| name.parse().unwrap());
         let mut run = Run::new(id, "rpms".parse().unwrap(), Expected::Nodes(nodes.into()));
         for (node, answer) in [
-            ("a", Answer::Answered(Outcome::Stored)),
+            ("a", Answer::Answered(Kept::Stored)),
             (
                 "b",
                 Answer::Failed(failure("exit_status", "rpm:\nnot found", Some(127))),
@@ -297,7 +334,10 @@ mod tests {
             ),
             ("d", Answer::Expired(failure("expired", "too late", None))),
             ("e", Answer::Silent(Some("no client queue".to_owned()))),
-            ("z", Answer::Answered(Outcome::Unchanged)),
+            ("g", Answer::Older),
+            ("h", Answer::Unknown("lost".to_owned())),
+            ("y", Answer::Answered(Kept::Copy)),
+            ("z", Answer::Answered(Kept::Unchanged)),
         ] {
             run.record(node.parse().unwrap(), answer);
         }
@@ -317,7 +357,8 @@ mod tests {
     #[test]
     fn the_text_names_everybody() {
         let expected = "\
-answered (2): a, z (new)
+answered (3): a, y (copy, new), z (unchanged, new)
+older than what is stored (1): g
 failed (1):
   b  exit_status: rpm: not found (exit status 127)
 refused (1):
@@ -327,8 +368,10 @@ expired (1):
 silent (1): f
 silent (1):
   e  no client queue
+unknown (1):
+  h  lost
 note: beware
-rpms on all: 2 of 6 answered, 1 failed, 1 refused, 1 expired, 2 silent, 1 new, in 3.2 s (run 01890a5d-ac96-774b-bcce-b302099a8057)
+rpms on all: 3 of 8 answered, 1 older than what is stored, 1 failed, 1 refused, 1 expired, 2 silent, 1 unknown, 2 new, in 3.2 s (run 01890a5d-ac96-774b-bcce-b302099a8057)
 ";
         assert_eq!(report().text(80, false), expected);
     }
@@ -340,13 +383,15 @@ rpms on all: 2 of 6 answered, 1 failed, 1 refused, 1 expired, 2 silent, 1 new, i
         let expected = serde_json::json!({
             "run": "01890a5d-ac96-774b-bcce-b302099a8057", "plugin": "rpms", "target": "all",
             "deadline": "2026-11-22T14:00:00Z", "duration_ms": 3250, "complete": false,
-            "counts": {"expected": 6, "answered": 2, "failed": 1, "refused": 1, "expired": 1, "silent": 2, "new": 1},
+            "counts": {"expected": 8, "answered": 3, "older": 1, "failed": 1, "refused": 1, "expired": 1, "silent": 2, "unknown": 1, "new": 2},
             "nodes": {
-                "answered": [{"node": "a", "outcome": "stored", "new": false}, {"node": "z", "outcome": "unchanged", "new": true}],
+                "answered": [{"node": "a", "outcome": "stored", "new": false}, {"node": "y", "outcome": "copy", "new": true}, {"node": "z", "outcome": "unchanged", "new": true}],
+                "older": ["g"],
                 "failed": [{"node": "b", "kind": "exit_status", "message": "rpm:\nnot found", "exit": 127}],
                 "refused": [{"node": "c", "kind": "refused", "message": "no plugin rpms"}],
                 "expired": [{"node": "d", "kind": "expired", "message": "too late"}],
                 "silent": [{"node": "e", "reason": "no client queue"}, {"node": "f", "reason": "no answer before the deadline"}],
+                "unknown": [{"node": "h", "reason": "lost"}],
             },
             "notes": ["beware"],
         });

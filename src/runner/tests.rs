@@ -6,7 +6,7 @@ use super::*;
 use crate::broker::memory::MemoryBroker;
 use crate::config::Config;
 use crate::store::memory::MemoryStore;
-use crate::wire::{Receipt, RunId};
+use crate::wire::{Outcome, Receipt, RunId};
 
 const LONG: Duration = Duration::from_hours(1);
 
@@ -44,6 +44,7 @@ async fn answer(broker: &MemoryBroker, client: &mut Consumer, nodes: &[&str]) ->
         outcome: Outcome::Stored,
         error: None,
         reason: None,
+        copy: None,
     });
     let batch = ReceiptBatch::new(run, receipts.collect());
     let message = Message {
@@ -210,4 +211,24 @@ async fn send_waits_for_nobody() {
     let delivery = a.next().await.unwrap();
     assert_eq!(delivery.properties.expiration, Some(LONG));
     delivery.settler.ack();
+}
+
+/// Goal: a node is unknown, and not silent, once the link to the broker was lost, and with it perhaps its receipt.
+#[tokio::test(start_paused = true)]
+async fn a_lost_link_leaves_nobody_silent() {
+    let (broker, store) = (MemoryBroker::new(), MemoryStore::new());
+    known(&store, "a", None, "[]", "null");
+    let request = request("all");
+    let breaking = async {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        let reason = "a test".to_owned();
+        broker.set_link(crate::broker::Link::Down { reason });
+        broker.set_link(crate::broker::Link::Up);
+    };
+    let (report, ()) = tokio::join!(run_to_end(&broker, &store, &request), breaking);
+    assert_eq!((report.counts.silent, report.counts.unknown), (0, 1));
+    assert!(
+        report.nodes.unknown[0].reason.contains("broke"),
+        "{report:?}"
+    );
 }

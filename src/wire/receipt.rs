@@ -61,6 +61,10 @@ pub struct Receipt {
     /// Why it was dead-lettered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Of a [`Outcome::Stale`] result: `true` if it is the stored result itself, delivered again; `false` if the stored
+    /// one is newer. Older servers do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<bool>,
 }
 
 /// The message in which receipts travel: one a run and flush.
@@ -72,6 +76,14 @@ pub struct ReceiptBatch {
     pub run: RunId,
     /// The receipts, in the order of their outcomes.
     pub receipts: Vec<Receipt>,
+    /// Receipts of this run that the server had to drop before this message.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl ReceiptBatch {
@@ -81,6 +93,24 @@ impl ReceiptBatch {
             v: WIRE_VERSION,
             run,
             receipts,
+            lost: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: receipts of servers before `copy` and `lost` are read, and what such a server never says is not written.
+    #[test]
+    fn receipts_of_older_servers_are_read() {
+        let run = RunId::generate();
+        let text = format!(
+            r#"{{"v":2,"run":"{run}","receipts":[{{"node":"a","plugin":"rpms","outcome":"stale"}}]}}"#
+        );
+        let batch: ReceiptBatch = serde_json::from_str(&text).unwrap();
+        assert_eq!((batch.lost, batch.receipts[0].copy), (0, None));
+        assert_eq!(serde_json::to_string(&batch).unwrap(), text);
     }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use vogeler::broker::memory::MemoryBroker;
 use vogeler::broker::topology::{Binding, Exchange, Queue};
 use vogeler::broker::{
-    Broker, BrokerError, Consumer, Link, Message, QueueDepth, Settlement, Settler,
+    Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth, Settlement, Settler,
 };
 use vogeler::store::memory::MemoryStore;
 use vogeler::store::{
@@ -260,6 +260,14 @@ impl Broker for AuditedBroker {
             CancellationToken::new(),
             supervisor,
         ))
+    }
+
+    async fn browse(
+        &self,
+        queue: &Queue,
+        turn: &Queue,
+    ) -> Result<Box<dyn QueueBrowser>, BrokerError> {
+        self.inner.browse(queue, turn).await
     }
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {

@@ -33,6 +33,8 @@ pub(crate) struct Answer {
     pub(crate) code: i32,
     /// What it said.
     pub(crate) stdout: String,
+    /// What it complained of.
+    pub(crate) stderr: String,
 }
 
 impl Answer {
@@ -109,6 +111,16 @@ impl Installation {
         self.folder.path().join(name)
     }
 
+    /// One command of this set-up, for a test that starts it itself.
+    pub(crate) fn prepared(&self, args: &[&str]) -> Command {
+        self.command(PROGRAM, args)
+    }
+
+    /// A folder of its own.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
@@ -148,6 +160,7 @@ impl Installation {
         Answer {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
 

@@ -131,6 +131,7 @@ impl World {
             outcome,
             error: None,
             reason: None,
+            copy: None,
         };
         self.ledger.receipt(run, &receipt, at);
     }

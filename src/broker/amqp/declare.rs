@@ -220,7 +220,8 @@ pub(super) async fn depths(
     Ok(depths)
 }
 
-async fn depth(channel: &Channel, name: &str) -> Result<QueueDepth, Trouble> {
+/// How deep one queue is; asking for one that is not there closes the channel.
+pub(super) async fn depth(channel: &Channel, name: &str) -> Result<QueueDepth, Trouble> {
     let options = QueueDeclareOptions {
         passive: true,
         durable: false,

@@ -11,6 +11,7 @@
 
 pub(crate) mod about;
 mod ack;
+mod browser;
 mod connection;
 mod consumer;
 mod declare;
@@ -29,11 +30,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use self::browser::AmqpBrowser;
 use self::connection::{Connector, Target};
 use self::links::{Links, Role};
 use self::publisher::Publisher;
 use super::topology::{Binding, Queue};
-use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth};
+use super::{Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth};
 
 /// A RabbitMQ broker or cluster.
 #[derive(Debug)]
@@ -85,6 +87,15 @@ impl Broker for AmqpBroker {
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError> {
         let connector = Arc::clone(&self.consume);
         consumer::consume(connector, queue.clone(), prefetch, self.closed.clone()).await
+    }
+
+    async fn browse(
+        &self,
+        queue: &Queue,
+        turn: &Queue,
+    ) -> Result<Box<dyn QueueBrowser>, BrokerError> {
+        let browser = AmqpBrowser::open(Arc::clone(&self.target), queue, turn).await?;
+        Ok(Box::new(browser))
     }
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {

@@ -97,7 +97,8 @@ impl Session {
     }
 }
 
-async fn consume(channel: &Channel, queue: &Queue) -> Result<lapin::Consumer, Trouble> {
+/// Consumes a queue that is there.
+pub(super) async fn consume(channel: &Channel, queue: &Queue) -> Result<lapin::Consumer, Trouble> {
     let options = BasicConsumeOptions {
         no_local: false,
         no_ack: false,

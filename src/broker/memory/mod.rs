@@ -4,6 +4,7 @@
 //! others alone. Queues are bounded and live as long as the last handle. For tests, sessions can be cut, deliveries
 //! paused and the link taken down. Time is tokio's.
 
+mod browser;
 mod feed;
 mod queue;
 mod topic;
@@ -17,10 +18,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::browser::MemoryBrowser;
 use self::feed::Feed;
 use self::queue::{MemoryQueue, Stored};
 use super::topology::{Binding, Consumers, Queue};
-use super::{Broker, BrokerError, Consumer, Link, Message, QueueDepth, Settlement};
+use super::{Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth, Settlement};
 
 /// Messages a queue holds, ready or unsettled; publishing into a full one waits.
 pub const QUEUE_COUNT_MAX: usize = 100_000;
@@ -215,6 +217,12 @@ impl Shared {
         queue.take(seat, session, Instant::now())
     }
 
+    fn ready(&self, queue: &str) -> u64 {
+        let mut state = self.lock();
+        let queue = state.queues.get_mut(queue);
+        queue.map_or(0, |queue| queue.ready_count(Instant::now()) as u64)
+    }
+
     fn settle(&self, queue: &str, seat: u64, tag: u64, settlement: Settlement) {
         let mut state = self.lock();
         let Some(queue) = state.queues.get_mut(queue) else {
@@ -340,6 +348,17 @@ impl Broker for MemoryBroker {
             CancellationToken::new(),
             supervisor,
         ))
+    }
+
+    /// One process has one operator: nobody asks for the turn here.
+    async fn browse(
+        &self,
+        queue: &Queue,
+        _turn: &Queue,
+    ) -> Result<Box<dyn QueueBrowser>, BrokerError> {
+        self.check()?;
+        let browser = MemoryBrowser::open(Arc::clone(&self.shared), queue)?;
+        Ok(Box::new(browser))
     }
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {

@@ -1,24 +1,29 @@
-//! `vogeler admin dead`: list, show, replay and drop dead letters. Arguments and wiring; [`crate::dead`] does it.
+//! `vogeler admin dead`: list, count, show, replay and drop dead letters. Arguments and wiring; [`crate::dead`] does it.
 
-use std::num::NonZeroUsize;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::{SignedDuration, Timestamp, civil, tz::TimeZone};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::dead_text;
+use super::dead_text::{self, Table};
 use crate::broker;
 use crate::cli::node::{exit_code, no};
-use crate::cli::{EXIT_ERROR, answer, complain, one_line};
+use crate::cli::{EXIT_ERROR, answer, answer_exact, complain, one_line};
 use crate::config::Config;
 use crate::dead::filter::ID_CHARACTERS_MIN;
-use crate::dead::{DeadLetters, Filter, Job, LETTERS_MAX, Report};
+use crate::dead::{DeadLetters, Filter, Job, Letter, Progress, Report};
+use crate::log;
+use crate::terminal;
 
 const EXAMPLES: &str = "\
 Examples:
   vogeler admin dead list                            what could not be stored, and why; changes nothing
   vogeler admin dead list --reason forbidden --since 2h --json
+  vogeler admin dead count                           how many, by reason
   vogeler admin dead show 3fa9c1                     one letter: its headers and what was sent
   vogeler admin dead replay --reason forbidden --dry-run
   vogeler admin dead replay --reason forbidden       after mending: to the server again
@@ -27,7 +32,9 @@ Examples:
 
 A replay is safe to repeat: a letter leaves the queue only after the broker has its message where it came from, and
 a message that arrives twice is found stale or unchanged. What still cannot be stored comes back with its replays
-counted. The server may run meanwhile, and clients need not.
+counted. The server may run meanwhile, and clients need not. Each of these goes through what is in the queue when it
+begins: letters that come meanwhile are the next command's. Until it ends the broker holds the letters for it: others,
+the metrics included, see the queue without them.
 
 Exit code: 0 if it is done, 1 if no letter matched, 2 on an error or if a letter could not be replayed.";
 
@@ -44,14 +51,22 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List dead letters, the oldest first
+    /// List dead letters in the order of the queue, the oldest first
     List {
         #[command(flatten)]
         filter: FilterArgs,
         /// At most so many, the oldest
-        #[arg(long, value_name = "N")]
-        limit: Option<NonZeroUsize>,
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
         /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Count dead letters, by reason
+    Count {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
@@ -164,24 +179,32 @@ pub(super) async fn run(
     let dead = DeadLetters {
         broker: &*broker,
         queue_type: config.broker.queue_type,
+        progress: watch::Sender::default(),
         stop,
     };
-    let result = command(args.command, &dead, config).await;
+    let bar = can_draw(&args.command).then(|| tokio::spawn(draw(dead.progress.subscribe())));
+    let result = command(args.command, dead, config).await;
+    if let Some(bar) = bar {
+        // It ends with what it draws, which is gone by now.
+        drop(bar.await);
+    }
     broker.close().await;
     result
 }
 
 async fn command(
     command: Command,
-    dead: &DeadLetters<'_>,
+    dead: DeadLetters<'_>,
     config: &Config,
 ) -> anyhow::Result<ExitCode> {
+    let dead = &dead;
     match command {
         Command::List {
             filter,
             limit,
             json,
         } => list(dead, &filter.into(), limit, json).await,
+        Command::Count { filter, json } => count(dead, &filter.into(), json).await,
         Command::Show { id } => show(dead, &id, config.server.message_bytes_max).await,
         Command::Replay { job } => {
             let job = job.into();
@@ -198,24 +221,54 @@ async fn command(
     }
 }
 
+/// Prints letters as they come, so that nothing waits for the last and none is kept.
 async fn list(
     dead: &DeadLetters<'_>,
     filter: &Filter,
-    limit: Option<NonZeroUsize>,
-    json: bool,
+    limit: Option<u64>,
+    is_json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let listing = dead.list(filter, limit.map(NonZeroUsize::get)).await?;
-    note_bound(listing.looked);
-    let found = !listing.letters.is_empty();
-    if json {
-        let text = serde_json::to_string_pretty(&listing.letters)?;
-        answer(&format!("{text}\n"))?;
-    } else if found {
-        answer(&dead_text::table(&listing.letters))?;
+    let mut table = Table::default();
+    let mut count = 0_u64;
+    let mut show = |letter: Letter| {
+        count += 1;
+        if is_json {
+            let before = if count == 1 { "[\n" } else { ",\n" };
+            return answer_exact(&format!("{before}{}", json_item(&letter)?));
+        }
+        table.push(&letter).map_or(Ok(()), |text| answer(&text))
+    };
+    let looked = dead.list(filter, limit, &mut show).await?;
+    if is_json {
+        answer_exact(if count == 0 { "[]\n" } else { "\n]\n" })?;
     } else {
-        return Ok(no(&none_matched(listing.looked)));
+        answer(&table.finish())?;
     }
-    Ok(exit_code(found))
+    note_left_over(looked.left_over);
+    if count == 0 && !is_json {
+        return Ok(no(&none_matched(looked.looked)));
+    }
+    Ok(exit_code(count > 0))
+}
+
+/// A letter as an item of a JSON array.
+fn json_item(letter: &Letter) -> serde_json::Result<String> {
+    let text = serde_json::to_string_pretty(letter)?;
+    Ok(format!("  {}", text.replace('\n', "\n  ")))
+}
+
+async fn count(dead: &DeadLetters<'_>, filter: &Filter, is_json: bool) -> anyhow::Result<ExitCode> {
+    let (count, looked) = dead.count(filter).await?;
+    note_left_over(looked.left_over);
+    if is_json {
+        let text = serde_json::to_string_pretty(&count)?;
+        answer_exact(&format!("{text}\n"))?;
+    } else if count.letters == 0 {
+        return Ok(no(&none_matched(looked.looked)));
+    } else {
+        answer(&dead_text::counted(&count))?;
+    }
+    Ok(exit_code(count.letters > 0))
 }
 
 async fn show(dead: &DeadLetters<'_>, id: &str, bytes_max: usize) -> anyhow::Result<ExitCode> {
@@ -235,11 +288,15 @@ async fn show(dead: &DeadLetters<'_>, id: &str, bytes_max: usize) -> anyhow::Res
 
 /// Says what was done, then what was not.
 fn finish(verb: &str, job: &Job, report: &Report) -> anyhow::Result<ExitCode> {
-    note_bound(report.looked);
-    for refused in report.refused.iter().take(REFUSED_SHOWN_MAX) {
-        complain(&format!("vogeler: {}: {}\n", refused.id, refused.reason));
+    note_left_over(report.left_over);
+    let named = report.refused_named.iter().take(REFUSED_SHOWN_MAX);
+    let mut more = report.refused;
+    for refused in named {
+        more -= 1;
+        let reason = terminal::line(&refused.reason);
+        complain(&format!("vogeler: {}: {reason}\n", refused.id));
     }
-    if let Some(more @ 1..) = report.refused.len().checked_sub(REFUSED_SHOWN_MAX) {
+    if more > 0 {
         complain(&format!("vogeler: and {more} more\n"));
     }
     if report.matched == 0 && report.stopped.is_none() {
@@ -250,7 +307,7 @@ fn finish(verb: &str, job: &Job, report: &Report) -> anyhow::Result<ExitCode> {
         let error = anyhow::anyhow!("{error}");
         complain(&format!("vogeler: ended early: {}\n", one_line(&error)));
     }
-    let is_whole = report.refused.is_empty() && report.stopped.is_none();
+    let is_whole = report.refused == 0 && report.stopped.is_none();
     Ok(ExitCode::from(if is_whole { 0 } else { EXIT_ERROR }))
 }
 
@@ -261,12 +318,31 @@ fn none_matched(looked: u64) -> String {
     }
 }
 
-fn note_bound(looked: u64) {
-    if looked >= LETTERS_MAX {
+fn note_left_over(left_over: u64) {
+    if left_over > 0 {
         complain(&format!(
-            "vogeler: only the first {LETTERS_MAX} dead letters were looked at; replay or drop some, and the rest show\n"
+            "vogeler: {left_over} dead letters were not looked at; replay or drop some, and the rest show\n"
         ));
     }
+}
+
+/// Draws how far a look has come, on a terminal only: elsewhere it is quiet.
+async fn draw(mut progress: watch::Receiver<Progress>) {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} dead letters {elapsed}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    while progress.changed().await.is_ok() {
+        let Progress { looked, total } = *progress.borrow_and_update();
+        bar.set_length(total);
+        bar.set_position(looked);
+    }
+    bar.finish_and_clear();
+}
+
+/// Whether a bar may be drawn: letters that scroll by on the same terminal show themselves how far it is.
+fn can_draw(command: &Command) -> bool {
+    let is_listed = matches!(command, Command::List { .. }) && std::io::stdout().is_terminal();
+    std::io::stderr().is_terminal() && !is_listed && !log::no_color()
 }
 
 #[cfg(test)]

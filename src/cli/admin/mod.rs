@@ -51,7 +51,7 @@ enum Command {
     Files(files::Args),
     /// Print the reference table of all metrics, in Markdown
     Metrics,
-    /// List, show, replay and drop dead letters: messages that could not be stored
+    /// List, count, show, replay and drop dead letters: messages that could not be stored
     Dead(dead::Args),
 }
 

@@ -9,6 +9,7 @@ use crate::broker::{self, Broker, setup, topology};
 use crate::cli::{EXIT_ERROR, answer, complain, one_line};
 use crate::config::{Config, StoreDsn};
 use crate::store::{self, Designs};
+use crate::terminal;
 
 /// Where design documents are looked for, the first that is there.
 const DESIGNS: [&str; 2] = ["/etc/vogeler/_design", "etc/vogeler/_design"];
@@ -73,7 +74,8 @@ fn answer_setup(
     for (part, result) in [("broker", broker), ("store", store)] {
         match result {
             Ok(lines) => {
-                text.extend(lines.iter().map(|line| format!("{part}: {line}\n")));
+                let line = |line: &String| format!("{part}: {}\n", terminal::line(line));
+                text.extend(lines.iter().map(line));
             }
             Err(error) => {
                 failed = true;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::broker::{self, Broker, QueueDepth, setup, topology};
-use crate::cli::{EXIT_NO, answer};
+use crate::cli::{EXIT_NO, answer, answer_exact};
 use crate::config::Config;
 use crate::store::{self, About};
+use crate::terminal;
 
 /// Prints the status, as text or as JSON; exit code 1 unless both answer.
 pub(super) async fn run(json: bool, config: &Config) -> anyhow::Result<ExitCode> {
@@ -111,7 +112,7 @@ impl QueueStatus {
 fn answer_status(status: &Status, json: bool) -> anyhow::Result<ExitCode> {
     let both = matches!((&status.broker, &status.store), (Part::Up(_), Part::Up(_)));
     if json {
-        answer(&format!("{}\n", serde_json::to_string_pretty(status)?))?;
+        answer_exact(&format!("{}\n", serde_json::to_string_pretty(status)?))?;
     } else {
         answer(&status.text())?;
     }
@@ -123,16 +124,19 @@ impl Status {
         let broker = match &self.broker {
             Part::Up(broker) => {
                 let queues: String = broker.queues.iter().map(QueueStatus::line).collect();
-                format!("{} at {}\n{queues}", broker.product, broker.location)
+                let product = terminal::line(&broker.product);
+                format!("{product} at {}\n{queues}", broker.location)
             }
-            Part::Failed { error } => format!("{error}\n"),
+            Part::Failed { error } => format!("{}\n", terminal::line(error)),
         };
         let store = match &self.store {
             Part::Up(store) => format!(
                 "{} at {}: {} node documents",
-                store.product, store.location, store.documents
+                terminal::line(&store.product),
+                store.location,
+                store.documents
             ),
-            Part::Failed { error } => error.clone(),
+            Part::Failed { error } => terminal::line(error).into_owned(),
         };
         format!("broker  {broker}store   {store}\n")
     }

@@ -1,0 +1,102 @@
+//! Replaying: letters go where they came from, and out of the queue once the broker has confirmed that.
+//!
+//! Invariant: a letter is taken out only after its message was confirmed; whatever fails, it stays.
+
+use futures::future::join_all;
+
+use super::letter::{self, Letter};
+use super::reader::Reader;
+use super::{DeadError, DeadLetters, Job, Report};
+use crate::broker::{BrokerError, Message, Place};
+
+/// Messages replayed at once share round trips; all their bodies are in memory.
+const REPLAYS_AT_ONCE: usize = 256;
+const REPLAY_BYTES_MAX: usize = 32 << 20;
+
+/// Messages to replay together.
+#[derive(Debug, Default)]
+struct Batch {
+    letters: Vec<(String, Message, Place)>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, id: String, message: Message, place: Place) {
+        self.bytes += message.body.len();
+        self.letters.push((id, message, place));
+    }
+
+    fn is_full(&self) -> bool {
+        self.letters.len() >= REPLAYS_AT_ONCE || self.bytes >= REPLAY_BYTES_MAX
+    }
+}
+
+impl DeadLetters<'_> {
+    /// Publishes the letters that `job` means where they came from, and takes each out of the queue once its message is
+    /// confirmed. One that comes back meanwhile comes behind those that this look goes through.
+    pub async fn replay(&self, job: &Job) -> Result<Report, DeadError> {
+        let mut report = Report::default();
+        let mut reader = Reader::open(self).await?;
+        let result = self.replay_all(&mut reader, job, &mut report).await;
+        report.end(reader, result).await;
+        Ok(report)
+    }
+
+    async fn replay_all(
+        &self,
+        reader: &mut Reader<'_>,
+        job: &Job,
+        report: &mut Report,
+    ) -> Result<(), DeadError> {
+        let mut batch = Batch::default();
+        while job.wants_more(report) {
+            let Some(browsed) = reader.next().await? else {
+                break;
+            };
+            let letter = Letter::read(&browsed.body, &browsed.properties);
+            if job.filter.matches(&letter) {
+                report.matched += 1;
+                match letter::original(browsed.body, &browsed.properties) {
+                    Ok(_) if job.dry_run => report.done += 1,
+                    Ok(message) => batch.push(letter.id, message, browsed.place),
+                    Err(error) => report.refuse(letter.id, error.to_string()),
+                }
+            }
+            if batch.is_full() || reader.must_settle() {
+                let batch = std::mem::take(&mut batch);
+                self.publish(batch, reader, report).await?;
+            }
+        }
+        self.publish(batch, reader, report).await
+    }
+
+    /// Publishes a batch; what is not confirmed stays a dead letter. Published and not taken out, it is in both places,
+    /// which is safe, and the operator hears of it.
+    async fn publish(
+        &self,
+        batch: Batch,
+        reader: &mut Reader<'_>,
+        report: &mut Report,
+    ) -> Result<(), DeadError> {
+        let publishes = batch.letters.into_iter();
+        let publishes = publishes.map(async |(id, message, place)| {
+            let published = self.broker.publish(message).await;
+            (id, place, published)
+        });
+        let (mut trouble, mut done) = (None, Vec::new());
+        for (id, place, published) in join_all(publishes).await {
+            match published {
+                Ok(()) => done.push(place),
+                Err(error) => {
+                    report.refuse(id, error.to_string());
+                    if !matches!(error, BrokerError::Unroutable { .. }) {
+                        trouble = Some(error.into());
+                    }
+                }
+            }
+        }
+        report.done += done.len() as u64;
+        reader.take_out(done).await?;
+        trouble.map_or(Ok(()), Err)
+    }
+}
