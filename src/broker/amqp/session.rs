@@ -59,10 +59,14 @@ impl Session {
             let qos = BasicQosOptions { global: false };
             channel.basic_qos(prefetch, qos).await?;
             declare::declare_queue(&channel, queue).await?;
-            // Whoever is refused as a consumer leaves the queue's bindings as they are.
-            let stream = consume(&channel, queue).await?;
+            if queue.consumers == Consumers::Exclusive {
+                // Whoever is refused as a consumer leaves the queue's bindings as they are.
+                let stream = consume(&channel, queue).await?;
+                declare::bind(&channel, queue).await?;
+                return Ok(stream);
+            }
             declare::bind(&channel, queue).await?;
-            Ok(stream)
+            consume(&channel, queue).await
         };
         let work = connector.target.within("consuming", Box::pin(work));
         let stream = work.await.map_err(explain)?;
