@@ -12,6 +12,11 @@ use serde_json::value::RawValue;
 
 use crate::wire::{ContentHash, DEPTH_MAX};
 
+/// How many times the text of a value is read at most, once a level: 8 MB inside of 64 levels would take seconds. Of real facts
+/// most bytes are 3 to 8 levels deep.
+const READS_MAX: usize = 16;
+/// Bytes that may be read in any case, so that a small value may nest as deep as [`DEPTH_MAX`].
+const READS_FREE_BYTES: usize = 1024 * 1024;
 const HASH_HEX_DIGITS: usize = 32;
 
 /// Why a value has no hash.
@@ -20,6 +25,9 @@ pub enum HashError {
     /// Nested deeper than [`DEPTH_MAX`].
     #[error("nested deeper than {DEPTH_MAX} levels")]
     TooDeep,
+    /// So large and nested so deep at once that reading it level by level takes too long.
+    #[error("too much of it is nested too deep: it would be read more than {READS_MAX} times")]
+    TooLong,
     /// A string or key in it is not Unicode (a lone surrogate escape).
     #[error("not JSON text: {0}")]
     NotJson(#[from] serde_json::Error),
@@ -70,15 +78,21 @@ impl Pointer {
 pub fn content_hash(value: &RawValue, volatile: &[Pointer]) -> Result<ContentHash, HashError> {
     let mut hasher = blake3::Hasher::new();
     let paths: Vec<&[String]> = volatile.iter().map(Pointer::segments).collect();
-    feed(&mut hasher, value, &paths, 0)?;
+    let mut left = value
+        .get()
+        .len()
+        .saturating_mul(READS_MAX)
+        .saturating_add(READS_FREE_BYTES);
+    feed(&mut hasher, &mut left, value, &paths, 0)?;
     let mut hex = hasher.finalize().to_hex().to_string();
     hex.truncate(HASH_HEX_DIGITS);
     Ok(ContentHash(hex.into()))
 }
 
-/// Feeds one value. `volatile` holds what is left of the pointers that lead here.
+/// Feeds one value. `volatile` holds what is left of the pointers that lead here, `left` how many bytes may still be read.
 fn feed(
     hasher: &mut blake3::Hasher,
+    left: &mut usize,
     value: &RawValue,
     volatile: &[&[String]],
     depth: usize,
@@ -87,9 +101,10 @@ fn feed(
         return Err(HashError::TooDeep);
     }
     let text = value.get();
+    *left = left.checked_sub(text.len()).ok_or(HashError::TooLong)?;
     match text.as_bytes().first() {
-        Some(b'{') => feed_object(hasher, text, volatile, depth),
-        Some(b'[') => feed_array(hasher, text, volatile, depth),
+        Some(b'{') => feed_object(hasher, left, text, volatile, depth),
+        Some(b'[') => feed_array(hasher, left, text, volatile, depth),
         Some(b'"') => feed_string(hasher, b"s", &Text::parse(text)?),
         Some(b'-' | b'0'..=b'9') => {
             let number = canonical_number(text);
@@ -101,6 +116,7 @@ fn feed(
 
 fn feed_object(
     hasher: &mut blake3::Hasher,
+    left: &mut usize,
     text: &str,
     volatile: &[&[String]],
     depth: usize,
@@ -110,7 +126,7 @@ fn feed_object(
     for (key, member) in members {
         if let Some(rest) = below(volatile, &key.0) {
             feed_string(hasher, b"k", &key.0)?;
-            feed(hasher, member, &rest, depth + 1)?;
+            feed(hasher, left, member, &rest, depth + 1)?;
         }
     }
     hasher.update(b"}");
@@ -119,6 +135,7 @@ fn feed_object(
 
 fn feed_array(
     hasher: &mut blake3::Hasher,
+    left: &mut usize,
     text: &str,
     volatile: &[&[String]],
     depth: usize,
@@ -132,7 +149,7 @@ fn feed_array(
             below(volatile, &index.to_string())
         };
         if let Some(rest) = rest {
-            feed(hasher, item, &rest, depth + 1)?;
+            feed(hasher, left, item, &rest, depth + 1)?;
         }
     }
     hasher.update(b"]");
@@ -274,6 +291,24 @@ mod tests {
         if let Ok(raw) = raw {
             assert!(content_hash(&raw, &[]).is_err());
         }
+    }
+
+    /// Goal: a value that is large and deep at once is an error before it was read 64 times; large or deep alone is none.
+    #[test]
+    fn large_and_deep_at_once_is_an_error() {
+        let nested = |depth: usize, bytes: usize| {
+            let inside = "x".repeat(bytes);
+            let text = format!("{}\"{inside}\"{}", "[".repeat(depth), "]".repeat(depth));
+            RawValue::from_string(text).unwrap()
+        };
+        for (depth, bytes) in [(8, 2_000_000), (64, 10_000), (15, 500_000)] {
+            assert!(
+                content_hash(&nested(depth, bytes), &[]).is_ok(),
+                "{depth} {bytes}"
+            );
+        }
+        let error = content_hash(&nested(64, 1_000_000), &[]).unwrap_err();
+        assert!(matches!(error, HashError::TooLong), "{error}");
     }
 
     /// Goal: pointers follow RFC 6901, and what is none is refused with its text.

@@ -238,6 +238,42 @@ fn poison_is_told_from_an_outage() {
     });
 }
 
+/// Goal: a message that takes long to decode holds up its own partition and no other: what came after it is stored first.
+#[test]
+fn a_slow_message_holds_up_no_other_partition() {
+    in_system(async {
+        let scene = Scene::new(&[]).await;
+        // Slots are bound evenly in order: the lower half to partition 0.
+        let of = |partition: u8| {
+            let mut names = (0..).map(|n| format!("n{n}"));
+            let is_there = |node: &String| name(node).slot() / 128 == partition;
+            names.find(is_there).unwrap()
+        };
+        let (slow, quick) = (of(0), of(1));
+        let yaml = "- a\n".repeat(230_000);
+        let body = json!({"syskey": slow, "format": "yaml", "p": yaml}).to_string();
+        scene
+            .broker
+            .publish(plain(&slow, body, None))
+            .await
+            .unwrap();
+        scene
+            .until("it is taken", || {
+                scene.metric("vogeler_results_in_flight") >= 1.0
+            })
+            .await;
+        scene.publish(&value(&quick, "rpms", 1, &json!(1))).await;
+        scene.until_ended("stored", 1.0).await;
+        assert_eq!(scene.document(&quick).await["rpms"], 1);
+        assert!(
+            scene.document(&slow).await.is_null(),
+            "the slow one was first"
+        );
+        scene.until_ended("stored", 2.0).await;
+        scene.end().await;
+    });
+}
+
 /// Goal: a shell script publishes a result with no more than node, plugin, sequence and value, and a plain publish; the
 /// server computes hash, time and format, and the same value again is unchanged.
 #[test]

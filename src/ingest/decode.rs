@@ -13,6 +13,9 @@ use super::ticket::Origin;
 use crate::format::VALUE_BYTES_MAX;
 use crate::wire::{AMPLIFIED_BYTES_FREE, DecodeError, PluginResult};
 
+/// Messages of at most so many bytes, unpacked, are decoded where they arrive: a millisecond, mostly far less.
+const LIGHT_BYTES_MAX: u64 = 64 * 1024;
+
 /// What a message may cost.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -20,6 +23,19 @@ pub(super) struct Bounds {
     pub(super) bytes_max: usize,
     /// How many times its size a message may become, unpacked or as a value, above [`AMPLIFIED_BYTES_FREE`].
     pub(super) amplification_max: usize,
+}
+
+/// Whether decoding may take so long that it must not hold up what else this thread does. What a packed message becomes is
+/// in its first bytes; where it is not, it may be anything.
+pub(super) fn is_heavy(origin: &Origin) -> bool {
+    let is_packed = origin.properties.content_encoding.as_deref() == Some("zstd");
+    let size = if is_packed {
+        let told = zstd::zstd_safe::get_frame_content_size(&origin.body);
+        told.ok().flatten().unwrap_or(u64::MAX)
+    } else {
+        origin.body.len() as u64
+    };
+    size > LIGHT_BYTES_MAX
 }
 
 /// Reads the result in `origin`.
@@ -278,6 +294,35 @@ mod tests {
         let body = packed(&*v1("output", &list));
         assert!(list.len() > 3_000_000 && list.len() > 4 * body.len());
         assert!(within(MAX, &body, Some("zstd")).is_ok());
+    }
+
+    /// Goal: what is large, or becomes large, is decoded elsewhere; a packed result of usual size is not.
+    #[test]
+    fn what_becomes_large_is_heavy() {
+        let zeros = "0".repeat(1_000_000);
+        for (body, encoding, expected) in [
+            (V2.as_bytes().to_vec(), None, false),
+            (
+                zstd::bulk::compress(V2.as_bytes(), 3).unwrap(),
+                Some("zstd"),
+                false,
+            ),
+            (zeros.clone().into_bytes(), None, true),
+            (
+                zstd::bulk::compress(zeros.as_bytes(), 3).unwrap(),
+                Some("zstd"),
+                true,
+            ),
+            (packed(zeros.as_bytes()), Some("zstd"), true),
+            (b"rubbish".to_vec(), Some("zstd"), true),
+        ] {
+            assert_eq!(
+                is_heavy(&origin(&body, encoding)),
+                expected,
+                "{} bytes",
+                body.len()
+            );
+        }
     }
 
     /// Goal: hostile nesting, in whatever member or format, is a dead letter that counts the levels; 64 are taken.

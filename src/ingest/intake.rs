@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::dead_letter::{DeadLetter, DeadLetters};
-use super::decode::{Bounds, decode};
+use super::decode::{Bounds, decode, is_heavy};
 use super::held::Taken;
 use super::node::Incoming;
 use super::receipts::ReceiptSender;
@@ -20,12 +20,16 @@ use super::ticket::Ticket;
 use crate::broker::Delivery;
 use crate::config;
 use crate::telemetry::{self, Ledger, Plugin, ResultStatus, catalogue};
-use crate::wire::{Content, PluginResult};
+use crate::wire::{Content, DecodeError, PluginResult};
+
+/// Large messages decoded at once: one takes up to seconds of a processor (8 MB of YAML), and the others serve the rest.
+const HEAVY_DECODES_MAX: usize = 1;
 
 /// Shared by all consumers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Intake {
     bounds: Bounds,
+    heavy: Arc<Semaphore>,
     budget: Arc<Semaphore>,
     budget_bytes: usize,
     router: Arc<Router>,
@@ -48,6 +52,7 @@ impl Intake {
                 bytes_max: settings.message_bytes_max,
                 amplification_max: settings.amplification_max,
             },
+            heavy: Arc::new(Semaphore::new(HEAVY_DECODES_MAX)),
             budget: Arc::new(Semaphore::new(budget_bytes)),
             budget_bytes,
             router,
@@ -78,7 +83,10 @@ impl Intake {
         let session = delivery.session;
         let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
         let mut ticket = Ticket::new(delivery, taken, ledger, receipts);
-        let result = match decode(ticket.origin(), self.bounds, Timestamp::now()) {
+        let Some(decoded) = self.decode(&ticket).await else {
+            return;
+        };
+        let result = match decoded {
             Ok(result) => result,
             Err(error) => {
                 ticket.begin_span(ticket.run());
@@ -112,6 +120,22 @@ impl Intake {
                 sent_at: Instant::now(),
             })
             .await;
+    }
+
+    /// Decodes here what is small, and on a thread of its own what may take long: the other partitions share this one. None if
+    /// that thread died; the ticket then gives the delivery back.
+    async fn decode(&self, ticket: &Ticket) -> Option<Result<PluginResult, DecodeError>> {
+        let (bounds, now) = (self.bounds, Timestamp::now());
+        if !is_heavy(ticket.origin()) {
+            return Some(decode(ticket.origin(), bounds, now));
+        }
+        let permit = Arc::clone(&self.heavy).acquire_owned().await.ok()?;
+        let origin = ticket.origin().clone();
+        let decoded = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            decode(&origin, bounds, now)
+        });
+        decoded.await.ok()
     }
 
     fn record(&self, result: &PluginResult) {
