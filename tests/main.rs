@@ -38,6 +38,7 @@ mod loadtest;
 mod metrics;
 mod outages;
 mod runs;
+mod poison;
 mod scale_out;
 mod shutdown;
 mod simulation;

@@ -6,6 +6,7 @@
 
 pub mod amqp;
 mod browse;
+pub mod left_out;
 pub mod memory;
 pub mod setup;
 pub mod topology;

@@ -22,3 +22,5 @@ pub const PLUGIN: &str = "x-vogeler-plugin";
 pub const REPLAYS: &str = "x-vogeler-replays";
 /// RabbitMQ's own counts, which belong to one stay in one queue.
 pub const OF_BROKER: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+/// What of the message could not come along, and why.
+pub use crate::broker::left_out::HEADER as LEFT_OUT;

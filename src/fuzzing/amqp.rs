@@ -1,15 +1,21 @@
-//! `amqp`: the properties that come with a message, as they are on the wire, and a broker's greeting.
+//! `amqp`: the properties that come with a message, as they are on the wire, through the sieve and into ours, and a
+//! broker's greeting.
 
 use bytes::Bytes;
 use lapin::protocol::basic::parse_properties;
 
 use crate::broker::amqp::about::text_field;
+use crate::broker::amqp::content_header::{FIXED_BYTES, is_readable, rewrite};
 use crate::broker::amqp::properties::{from_amqp, milliseconds, sequence, to_amqp};
+use crate::broker::amqp::sieve::Sieve;
 use crate::broker::topology::Exchange;
 use crate::broker::{Message, Properties};
 use crate::trace::TraceParent;
 
-/// What is read from properties survives being sent on, and a field of a greeting is text that is in it.
+/// The smallest frame that is agreed to, and what of it is not payload.
+const FRAME_BYTES: (usize, usize) = (4_096, 8);
+
+/// What the sieve lets pass lapin reads, and what it writes anew too; what is read from properties survives being sent on, and a field of a greeting is text that is in it.
 pub fn amqp(data: &[u8]) {
     for name in ["product", "version"] {
         if let Some(text) = text_field(data, name) {
@@ -19,14 +25,23 @@ pub fn amqp(data: &[u8]) {
             assert!(text.is_empty() || is_there, "a field that is not there");
         }
     }
-    let Ok((_, amqp)) = parse_properties(data) else {
-        return;
+    Sieve::new(4_096).sift(data);
+    let payload = [&[0; FIXED_BYTES], data].concat();
+    let fits = FRAME_BYTES.0 - FRAME_BYTES.1;
+    let rewritten = rewrite(&payload, payload.len(), fits);
+    assert!(rewritten.len() <= fits && is_readable(&rewritten));
+    let readable = if is_readable(&payload) {
+        &payload
+    } else {
+        &rewritten
     };
+    let (rest, amqp) = parse_properties(&readable[FIXED_BYTES..]).expect("lapin reads it");
+    assert!(rest.is_empty(), "lapin reads all of it");
     let properties = from_amqp(&amqp);
-    let sent_on = from_amqp(&to_amqp(&message(properties.clone()), 7));
+    let sent_on = from_amqp(&to_amqp(&message(properties.clone()), 7, u32::MAX));
     assert_eq!(sent_on, carried(properties.clone()));
     assert_eq!(
-        sequence(&to_amqp(&message(properties.clone()), u64::MAX)),
+        sequence(&to_amqp(&message(properties.clone()), u64::MAX, u32::MAX)),
         Some(u64::MAX)
     );
     if let Some(parent) = TraceParent::of(&properties) {

@@ -84,6 +84,7 @@ catalogue! {
     RECEIPTS: Counter = "vogeler_receipts_total", Count, Server, "Receipts published to runners";
     RECEIPTS_FAILED: Counter = "vogeler_receipts_failed_total", Count, Server, "Receipts dropped or not published; the runner looks in the store";
     DEAD_LETTERS: Counter<DeadLetterReason> = "vogeler_dead_letters_total", Count, Server, "Dead letters published, by reason";
+    DEAD_LETTERS_HELD: Gauge = "vogeler_dead_letters_held", Count, Server, "Dead letters that this server holds and tries again, because the broker refuses them";
     DEAD_LETTERS_WAITING: Gauge = "vogeler_dead_letters_waiting", Count, Server, "Dead letters that wait for a person in vogeler.dead";
 
     // The servers and the fleet.
@@ -113,6 +114,7 @@ catalogue! {
     UP: Gauge<Part> = "vogeler_up", Count, Both, "Whether broker or store can be used: 1 or 0; a client has no store";
     RECONNECTS: Counter<Part> = "vogeler_reconnects_total", Count, Both, "Times that broker or store came back after they were away";
     BROKER_LOGINS_REFUSED: Counter = "vogeler_broker_logins_refused_total", Count, Both, "Logins that the broker refused: user, password or virtual host";
+    MESSAGES_TRIMMED: Counter = "vogeler_messages_trimmed_total", Count, Both, "Messages that came with properties that cannot be read, or are too large, and were taken without those";
     BUILD_INFO: Gauge<Version> = "vogeler_build_info", Count, Both, "Always 1; the version is a label";
 
     // The process, as metrics-process tells it.

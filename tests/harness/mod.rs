@@ -21,6 +21,7 @@ pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod rabbit;
 pub(crate) mod scene;
+pub(crate) mod stranger;
 
 /// Installs the services that the tests start, where they are missing; once a process.
 pub(crate) fn install_services() {

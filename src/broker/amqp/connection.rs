@@ -19,12 +19,14 @@ use url::Url;
 
 use super::links::{Links, Role};
 use super::logins::Logins;
+use super::transport;
 use super::trouble::Trouble;
 use crate::broker::Link;
 use crate::telemetry::record_refused_login;
 
 /// Largest frame we agree to: lapin keeps room for 32 of them each way of every connection, and fills it in time. At the
-/// 128 KiB that RabbitMQ offers that would be 8 MB, twice in every client; so it is 2 MB. Longer messages take more frames.
+/// 128 KiB that RabbitMQ offers that would be 8 MB, twice in every client; so it is 2 MB. Longer messages take more
+/// frames, and longer headers, which RabbitMQ does not split, are trimmed by the [`transport`](super::transport).
 const FRAME_BYTES_MAX: u32 = 32_768;
 /// How often a connection or channel is looked at: a broken one is not always announced.
 pub(super) const WATCHDOG_EVERY: Duration = Duration::from_secs(1);
@@ -99,7 +101,7 @@ impl Target {
 pub(super) struct Connector {
     pub(super) target: Arc<Target>,
     role: Role,
-    links: Arc<Links>,
+    pub(super) links: Arc<Links>,
     closed: CancellationToken,
     attempts: AtomicU64,
     state: tokio::sync::Mutex<State>,
@@ -127,6 +129,12 @@ impl Connector {
             attempts: AtomicU64::new(0),
             state: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Another connection to the same broker, for one queue.
+    pub(super) fn aside(&self) -> Self {
+        let (target, links) = (Arc::clone(&self.target), Arc::clone(&self.links));
+        Self::new(target, Role::Aside, links, self.closed.clone())
     }
 
     /// A fresh channel, on a fresh connection where the last one broke.
@@ -180,7 +188,7 @@ impl Connector {
         let uri = self.target.uri()?;
         let logins = &self.target.logins;
         logins.ask(Instant::now()).map_err(Trouble::Refused)?;
-        let work = async { Ok(Connection::connect_uri(uri, properties).await?) };
+        let work = async { Ok(transport::connect(uri, properties).await?) };
         let made = self.target.within("connecting", Box::pin(work)).await;
         if let Err(Trouble::Refused(reason)) = &made {
             record_refused_login();

@@ -48,15 +48,18 @@ struct Flight {
 /// All messages on their way on one channel, in the order they were sent.
 pub(super) struct InFlight {
     channel: Channel,
+    /// What both sides agreed to.
+    frame_max: u32,
     sequence: u64,
     flights: VecDeque<Flight>,
     returned: HashSet<u64>,
 }
 
 impl InFlight {
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(super) fn new(channel: Channel, frame_max: u32) -> Self {
         Self {
             channel,
+            frame_max,
             sequence: 0,
             flights: VecDeque::new(),
             returned: HashSet::new(),
@@ -80,6 +83,7 @@ impl InFlight {
         self.sequence += 1;
         let sequence = self.sequence;
         let (channel, message) = (self.channel.clone(), outgoing.message.clone());
+        let frame_max = self.frame_max;
         let publish = async move {
             let options = BasicPublishOptions {
                 mandatory: message.mandatory,
@@ -87,7 +91,7 @@ impl InFlight {
             };
             let exchange = message.exchange.name().into();
             let key = declare::short(&message.routing_key)?;
-            let properties = properties::to_amqp(&message, sequence);
+            let properties = properties::to_amqp(&message, sequence, frame_max);
             let confirm = channel
                 .basic_publish(exchange, key, options, &message.body, properties)
                 .await?;

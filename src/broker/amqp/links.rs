@@ -2,7 +2,8 @@
 //!
 //! Invariant: a change of state is told and logged once, however often its reason is worded anew.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
@@ -14,6 +15,8 @@ use crate::telemetry::{Part, record_reconnect};
 pub(super) enum Role {
     Consume,
     Publish,
+    /// For one queue whose sessions break, so that they break no others. What is told of it is the queue's state.
+    Aside,
 }
 
 impl Role {
@@ -21,6 +24,7 @@ impl Role {
         match self {
             Self::Consume => "vogeler consume",
             Self::Publish => "vogeler publish",
+            Self::Aside => "vogeler consume aside",
         }
     }
 }
@@ -28,14 +32,41 @@ impl Role {
 /// What is known of both connections, told as one: consumers are always trying, so where there is one its state counts.
 #[derive(Debug)]
 pub(super) struct Links {
-    roles: Mutex<(Link, Link)>,
+    known: Mutex<Known>,
     told: watch::Sender<Link>,
+}
+
+#[derive(Debug)]
+struct Known {
+    consume: Link,
+    publish: Link,
+    /// Queues that are not consumed though the broker is there, and why.
+    stuck: BTreeMap<String, String>,
+}
+
+impl Known {
+    fn overall(&self) -> Link {
+        let link = match &self.consume {
+            Link::Unknown => &self.publish,
+            known => known,
+        };
+        match (link, self.stuck.first_key_value()) {
+            (Link::Up, Some((queue, why))) => Link::Down {
+                reason: format!("the queue {queue} is stuck: {why}"),
+            },
+            _ => link.clone(),
+        }
+    }
 }
 
 impl Links {
     pub(super) fn new() -> Self {
         Self {
-            roles: Mutex::new((Link::Unknown, Link::Unknown)),
+            known: Mutex::new(Known {
+                consume: Link::Unknown,
+                publish: Link::Unknown,
+                stuck: BTreeMap::new(),
+            }),
             told: watch::Sender::new(Link::Unknown),
         }
     }
@@ -46,10 +77,11 @@ impl Links {
 
     /// Notes the state of one connection, and logs it if it changed.
     pub(super) fn set(&self, role: Role, address: &str, link: Link) {
-        let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         let slot = match role {
-            Role::Consume => &mut roles.0,
-            Role::Publish => &mut roles.1,
+            Role::Consume => &mut known.consume,
+            Role::Publish => &mut known.publish,
+            Role::Aside => return,
         };
         if !same_state(slot, &link) {
             match &link {
@@ -63,10 +95,34 @@ impl Links {
             }
         }
         *slot = link;
-        let overall = match &roles.0 {
-            Link::Unknown => roles.1.clone(),
-            known => known.clone(),
-        };
+        self.tell(&known);
+    }
+
+    /// Notes that the sessions of `queue` break again and again, and why; or, without a reason, that one holds.
+    pub(super) fn set_stuck(&self, queue: &str, why: Option<String>) {
+        let mut known = self.known();
+        match why {
+            Some(why) => {
+                let was = known.stuck.insert(queue.to_owned(), why.clone());
+                if was.is_none() {
+                    tracing::error!(target: "vogeler::broker", queue, why, "a queue is stuck");
+                }
+            }
+            None => {
+                if known.stuck.remove(queue).is_some() {
+                    tracing::info!(target: "vogeler::broker", queue, "the queue is stuck no more");
+                }
+            }
+        }
+        self.tell(&known);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, known: &Known) {
+        let overall = known.overall();
         self.told.send_if_modified(|told| {
             let changed = !same_state(told, &overall);
             if changed && overall == Link::Up && *told != Link::Unknown {
@@ -104,6 +160,32 @@ mod tests {
         links.set(Role::Consume, "h", Link::Up);
         assert_eq!(*told.borrow_and_update(), Link::Up);
         links.set(Role::Publish, "h", down("three"));
+        assert_eq!(*told.borrow(), Link::Up);
+    }
+
+    /// Goal: a stuck queue is told by its name as long as it is stuck, and a connection that is away before it.
+    #[test]
+    fn a_stuck_queue_is_told() {
+        let links = Links::new();
+        let told = links.subscribe();
+        links.set(Role::Consume, "h", Link::Up);
+        links.set_stuck("q", Some("5 times".to_owned()));
+        links.set(Role::Aside, "h", Link::Up);
+        let stuck = Link::Down {
+            reason: "the queue q is stuck: 5 times".to_owned(),
+        };
+        assert_eq!(*told.borrow(), stuck);
+        links.set(
+            Role::Consume,
+            "h",
+            Link::Down {
+                reason: "gone".to_owned(),
+            },
+        );
+        assert!(matches!(&*told.borrow(), Link::Down { reason } if reason == "gone"));
+        links.set(Role::Consume, "h", Link::Up);
+        assert_eq!(*told.borrow(), stuck);
+        links.set_stuck("q", None);
         assert_eq!(*told.borrow(), Link::Up);
     }
 }

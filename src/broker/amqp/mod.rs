@@ -1,8 +1,8 @@
 //! RabbitMQ, over AMQP 0-9-1.
 //!
 //! ```text
-//! publish ──▶ publisher ──▶ in_flight ──▶ connection (publish) ──▶ RabbitMQ
-//! consumer ◀── session ◀──────────────── connection (consume) ◀── RabbitMQ
+//! publish ──▶ publisher ──▶ in_flight ──▶ connection (publish) ──▶ transport ──▶ RabbitMQ
+//! consumer ◀── session ◀──────────────── connection (consume) ◀── transport, sieve ◀── RabbitMQ
 //!    └─ settlements ──▶ ack
 //! ```
 //!
@@ -14,6 +14,7 @@ mod ack;
 mod browser;
 mod connection;
 mod consumer;
+pub(crate) mod content_header;
 mod declare;
 mod in_flight;
 mod links;
@@ -21,6 +22,9 @@ mod logins;
 pub(crate) mod properties;
 mod publisher;
 mod session;
+pub(crate) mod sieve;
+mod streak;
+mod transport;
 mod trouble;
 
 use std::sync::Arc;

@@ -1,20 +1,29 @@
 //! Properties and headers between our types and AMQP's. Pure.
 //!
-//! What AMQP cannot carry (a property of more than 255 bytes) is left out rather than refused; what others send
-//! and we cannot read as text is left out likewise.
+//! What AMQP cannot carry (a property of more than 255 bytes, headers that do not fit one frame) is left out rather than
+//! refused; what others send and we cannot read as text is left out likewise. Headers that are missing are told in one of
+//! ours. Invariant: what is sent fits one frame, since a larger one ends the connection for all that publish.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
+use crate::broker::left_out::{self, LeftOut};
 use crate::broker::{Message, Properties};
 
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
 
-/// What travels with `message`. `sequence` names it on its channel, so that a returned message can be told apart.
-pub(crate) fn to_amqp(message: &Message, sequence: u64) -> BasicProperties {
+/// What a header frame has beside the headers: eight bytes of the frame, the class, the body's size and the flags, the
+/// size of the table, and five properties, of which the longest have 255 bytes.
+const FRAME_REST_BYTES: usize = 8 + 12 + 2 + 4 + 5 * 256;
+
+/// What travels with `message` in frames of at most `frame_max` bytes. `sequence` names it on its channel, so that a returned
+/// message can be told apart.
+pub(crate) fn to_amqp(message: &Message, sequence: u64, frame_max: u32) -> BasicProperties {
     let properties = &message.properties;
     let mode = if message.persistent {
         PERSISTENT
@@ -37,7 +46,9 @@ pub(crate) fn to_amqp(message: &Message, sequence: u64) -> BasicProperties {
         amqp = amqp.with_expiration(ShortString::from(milliseconds(expiration).to_string()));
     }
     if !properties.headers.is_empty() {
-        amqp = amqp.with_headers(to_table(properties));
+        let frame_max = usize::try_from(frame_max).unwrap_or(usize::MAX);
+        let room = frame_max.saturating_sub(FRAME_REST_BYTES);
+        amqp = amqp.with_headers(to_table(&fitting(&properties.headers, room)));
     }
     amqp
 }
@@ -49,15 +60,21 @@ pub(crate) fn from_amqp(amqp: &BasicProperties) -> Properties {
         .expiration()
         .as_ref()
         .and_then(|text| text.as_str().parse().ok());
-    let headers = amqp.headers().iter().flat_map(FieldTable::inner);
+    let mut left_out = LeftOut::default();
+    let mut headers = BTreeMap::new();
+    for (name, value) in amqp.headers().iter().flat_map(FieldTable::inner) {
+        match to_text(value) {
+            Some(text) => drop(headers.insert(name.to_string(), text)),
+            None => left_out.add(name.as_str(), "not text"),
+        }
+    }
+    left_out.tell(&mut headers);
     Properties {
         content_type: text(amqp.content_type()),
         content_encoding: text(amqp.content_encoding()),
         message_id: text(amqp.message_id()),
         expiration: expiration.map(Duration::from_millis),
-        headers: headers
-            .filter_map(|(key, value)| Some((key.to_string(), to_text(value)?)))
-            .collect(),
+        headers,
     }
 }
 
@@ -75,9 +92,24 @@ fn short(text: Option<&str>) -> Option<ShortString> {
     ShortString::try_new(text?).ok()
 }
 
-fn to_table(properties: &Properties) -> FieldTable {
+/// Those of `headers` that have room, and which are missing.
+fn fitting(headers: &BTreeMap<String, String>, room: usize) -> Cow<'_, BTreeMap<String, String>> {
+    let entries = headers.iter();
+    let bytes: usize = entries
+        .map(|(name, text)| left_out::entry_bytes(name, text))
+        .sum();
+    if bytes <= room {
+        return Cow::Borrowed(headers);
+    }
+    let mut headers = headers.clone();
+    let room = room.saturating_sub(left_out::note_entry_bytes());
+    left_out::trim(&mut headers, usize::MAX, room).tell(&mut headers);
+    Cow::Owned(headers)
+}
+
+fn to_table(headers: &BTreeMap<String, String>) -> FieldTable {
     let mut table = FieldTable::default();
-    for (key, value) in &properties.headers {
+    for (key, value) in headers {
         if let Ok(key) = ShortString::try_new(key.as_str()) {
             let value = LongString::from(value.as_str());
             table.insert(key, AMQPValue::LongString(value));
@@ -136,7 +168,7 @@ mod tests {
                 persistent: true,
                 mandatory: true,
             };
-            let amqp = to_amqp(&message, sequence);
+            let amqp = to_amqp(&message, sequence, 32_768);
             prop_assert_eq!(from_amqp(&amqp), properties);
             prop_assert_eq!(super::sequence(&amqp), Some(sequence));
         }
@@ -153,9 +185,33 @@ mod tests {
         );
         let amqp = BasicProperties::default().with_headers(table);
         let headers = from_amqp(&amqp).headers;
-        assert_eq!(
-            headers.into_iter().collect::<Vec<_>>(),
-            [("count".to_owned(), "7".to_owned())]
-        );
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+            .collect();
+        let told = (left_out::HEADER, "nested (not text)");
+        assert_eq!(headers, [("count", "7"), told]);
+    }
+
+    /// Goal: headers that do not fit the frame are left out, the largest first, and that is told.
+    #[test]
+    fn headers_fit_the_frame() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        let headers = [
+            ("big".to_owned(), text(3_000)),
+            ("small".to_owned(), text(300)),
+            ("x-vogeler-reason".to_owned(), text(900)),
+        ];
+        let headers = BTreeMap::from(headers);
+        assert!(matches!(fitting(&headers, 5_000), Cow::Borrowed(_)));
+        let fitted = fitting(&headers, 4_096 - FRAME_REST_BYTES);
+        let names: Vec<_> = fitted.keys().map(String::as_str).collect();
+        assert_eq!(names, ["small", left_out::HEADER, "x-vogeler-reason"]);
+        assert_eq!(fitted[left_out::HEADER], "big (3000 bytes)");
+        let bytes: usize = fitted
+            .iter()
+            .map(|(name, text)| left_out::entry_bytes(name, text))
+            .sum();
+        assert!(bytes <= 4_096 - FRAME_REST_BYTES);
     }
 }

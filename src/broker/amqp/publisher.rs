@@ -119,9 +119,10 @@ async fn run(connector: Arc<Connector>, mut requests: mpsc::Receiver<Outgoing>) 
     while let Some(first) = requests.recv().await {
         match open(&connector).await {
             Ok((connection, channel)) => {
+                let frame_max = connection.configuration().frame_max();
                 let mut session = Session {
                     connection,
-                    in_flight: InFlight::new(channel),
+                    in_flight: InFlight::new(channel, frame_max),
                     watchdog: tokio::time::interval(WATCHDOG_EVERY),
                 };
                 let mut first = Some(first);

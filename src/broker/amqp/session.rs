@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::ack::AckTracker;
 use super::connection::{Connector, WATCHDOG_EVERY};
+use super::streak::Progress;
 use super::trouble::Trouble;
 use super::{declare, properties};
 use crate::broker::topology::{Consumers, Queue};
@@ -52,8 +53,27 @@ impl Session {
         queue: &Queue,
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
+        let opened = Self::channel(connector, queue).await?;
+        Self::on(opened, connector, queue, prefetch).await
+    }
+
+    /// A channel to consume `queue` on.
+    pub(super) async fn channel(
+        connector: &Connector,
+        queue: &Queue,
+    ) -> Result<(Arc<Connection>, Channel), BrokerError> {
+        let opened = connector.channel().await;
+        opened.map_err(|trouble| trouble.into_error(&connector.target.address, &queue.name))
+    }
+
+    /// Declares `queue` on a channel, and consumes it. From here on a message can break it.
+    pub(super) async fn on(
+        (connection, channel): (Arc<Connection>, Channel),
+        connector: &Connector,
+        queue: &Queue,
+        prefetch: u16,
+    ) -> Result<Self, BrokerError> {
         let explain = |trouble: Trouble| trouble.into_error(&connector.target.address, &queue.name);
-        let (connection, channel) = connector.channel().await.map_err(explain)?;
         declare::declare_exchanges(connector, &channel).await?;
         let work = async {
             let qos = BasicQosOptions { global: false };
@@ -79,7 +99,8 @@ impl Session {
     }
 
     /// Passes deliveries to `out` until that is closed, then waits for the settlements of what was taken.
-    pub(super) async fn run(self, out: &mpsc::Sender<Delivery>) -> End {
+    /// `progress` is told what came of them.
+    pub(super) async fn run(self, out: &mpsc::Sender<Delivery>, progress: &Progress) -> End {
         let (settle, settlements) = mpsc::channel(usize::from(self.prefetch));
         let (connection, channel) = (Arc::clone(&self.connection), self.channel.clone());
         let pump = Pump {
@@ -93,6 +114,7 @@ impl Session {
             waiting: None,
             is_stopping: false,
             number: next_session(),
+            progress,
         };
         tokio::select! {
             end = Box::pin(pump.run(out)) => end,
@@ -122,7 +144,7 @@ async fn broken(connection: &Connection, channel: &Channel) {
     }
 }
 
-struct Pump {
+struct Pump<'a> {
     channel: Channel,
     stream: lapin::Consumer,
     tag: ShortString,
@@ -135,9 +157,10 @@ struct Pump {
     waiting: Option<Delivery>,
     is_stopping: bool,
     number: u64,
+    progress: &'a Progress,
 }
 
-impl Pump {
+impl Pump<'_> {
     async fn run(mut self, out: &mpsc::Sender<Delivery>) -> End {
         let mut is_ended = false;
         loop {
@@ -253,6 +276,7 @@ impl Pump {
         }
         if let Some(acker) = self.tracker.take_finished() {
             acker.ack(BasicAckOptions { multiple: true }).await?;
+            self.progress.settle();
         }
         Ok(())
     }
