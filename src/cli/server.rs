@@ -63,6 +63,7 @@ pub(super) async fn run(
         runs: server.runs(),
         broker: broker.link(),
         store: server.store_link(),
+        dead_letters: server.dead_letter_link(),
         agreement: server.agreement(),
         stopping: stop.clone(),
     };

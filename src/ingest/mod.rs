@@ -82,6 +82,7 @@ pub struct Server {
     publishers: [JoinHandle<()>; 2],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
+    dead_letter_link: watch::Receiver<Link>,
     gauges: Arc<Gauges>,
     runs: Runs,
     drain_timeout: Duration,
@@ -123,13 +124,14 @@ impl Server {
 
         let (receipts, receipt_publisher) =
             receipts::start(Arc::clone(&broker), settings.receipt_linger);
-        let (dead_letters, dead_letter_publisher) = dead_letter::start(Arc::clone(&broker));
+        let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
+        let (dead_letters, dead_letter_publisher, dead_letter_link) =
+            dead_letter::start(Arc::clone(&broker), settings.hold_max, stop.clone());
         let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
         let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
         let keeper = tokio::task::spawn_local(keeper);
         let survey = survey::start(config, &broker, &store, gate.link());
 
-        let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
         let committer = Committer::new(
             store,
             gate.clone(),
@@ -137,16 +139,8 @@ impl Server {
             commit_settings(settings),
             give_up.clone(),
         );
-        let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
         let flow = Arc::new(Flow::default());
-        let writer = WriterActor::new(
-            Arc::new(committer),
-            batch_bounds(settings),
-            pace_bounds(settings),
-            Arc::clone(&flow),
-            deliveries_max,
-        )
-        .start();
+        let writer = start_writer(committer, config, &flow);
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let router = Arc::new(Router::new(
             handles,
@@ -184,6 +178,7 @@ impl Server {
             publishers: [receipt_publisher, dead_letter_publisher],
             ledger,
             store_link: gate.link(),
+            dead_letter_link,
             gauges: Arc::new(gauges),
             runs: downstream.intake.runs(),
             drain_timeout: settings.drain_timeout,
@@ -193,6 +188,11 @@ impl Server {
     /// Whether the store can be used, and every change of that.
     pub fn store_link(&self) -> watch::Receiver<Link> {
         self.store_link.clone()
+    }
+
+    /// Whether the broker takes dead letters, and every change of that.
+    pub fn dead_letter_link(&self) -> watch::Receiver<Link> {
+        self.dead_letter_link.clone()
     }
 
     /// Which partitions this server and the others agreed on, and every change of that.
@@ -297,6 +297,19 @@ fn is_waited_for(error: &BrokerError) -> bool {
 fn start_arbiters() -> Vec<Arbiter> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (0..cores.div_ceil(2)).map(|_| Arbiter::new()).collect()
+}
+
+fn start_writer(committer: Committer, config: &Config, flow: &Arc<Flow>) -> Addr<WriterActor> {
+    let settings = &config.server;
+    let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
+    WriterActor::new(
+        Arc::new(committer),
+        batch_bounds(settings),
+        pace_bounds(settings),
+        Arc::clone(flow),
+        deliveries_max,
+    )
+    .start()
 }
 
 fn node_settings(settings: &config::Server) -> NodeSettings {

@@ -82,6 +82,11 @@ impl Ticket {
         &self.origin
     }
 
+    /// Whether the broker has the delivery again: its channel is gone, and settling does nothing.
+    pub(super) fn is_void(&self) -> bool {
+        self.settler.as_ref().is_none_or(Settler::is_void)
+    }
+
     /// The run it belongs to; before the result is admitted, and for what cannot be read, as the headers say.
     pub(super) fn run(&self) -> Option<RunId> {
         let admitted = self.receipt.as_ref().map(|told| told.0);

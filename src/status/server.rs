@@ -1,7 +1,7 @@
 //! What the server's `/readyz` and status page tell: connections, partitions, accounts, runs.
 //!
-//! Reads links, agreement, metrics and runs. Invariant: ready only while broker and store can be used and the server is
-//! not stopping.
+//! Reads links, agreement, metrics and runs. Invariant: ready only while broker and store can be used, no dead
+//! letter is refused, and the server is not stopping.
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ pub struct Health {
     pub broker: watch::Receiver<Link>,
     /// Whether the store can be used.
     pub store: watch::Receiver<Link>,
+    /// Whether the broker takes dead letters.
+    pub dead_letters: watch::Receiver<Link>,
     /// Which partitions this server should own.
     pub agreement: watch::Receiver<Agreement>,
     /// The last runs.
@@ -50,6 +52,7 @@ impl Probe for Health {
         let (is_ready, mut body) = readiness(
             &self.broker.borrow(),
             &self.store.borrow(),
+            &self.dead_letters.borrow(),
             self.stopping.is_cancelled(),
         );
         let agreement = self.agreement.borrow();
@@ -80,11 +83,18 @@ impl Probe for Health {
 }
 
 /// Whether the server is ready, and the reasons, a member a part.
-fn readiness(broker: &Link, store: &Link, is_draining: bool) -> (bool, Value) {
-    let is_ready = *broker == Link::Up && *store == Link::Up && !is_draining;
+fn readiness(broker: &Link, store: &Link, dead_letters: &Link, is_draining: bool) -> (bool, Value) {
+    let parts = [broker, store, dead_letters];
+    let is_ready = parts.iter().all(|link| **link == Link::Up) && !is_draining;
     (
         is_ready,
-        json!({"ready": is_ready, "broker": part(broker), "store": part(store), "draining": is_draining}),
+        json!({
+            "ready": is_ready,
+            "broker": part(broker),
+            "store": part(store),
+            "dead_letters": part(dead_letters),
+            "draining": is_draining,
+        }),
     )
 }
 
@@ -255,15 +265,17 @@ mod tests {
         let down = Link::Down {
             reason: "connection refused".to_owned(),
         };
-        assert!(readiness(&Link::Up, &Link::Up, false).0);
-        for (broker, store, is_draining) in [
-            (&down, &Link::Up, false),
-            (&Link::Up, &Link::Unknown, false),
-            (&Link::Up, &Link::Up, true),
+        assert!(readiness(&Link::Up, &Link::Up, &Link::Up, false).0);
+        for (broker, store, dead_letters, is_draining) in [
+            (&down, &Link::Up, &Link::Up, false),
+            (&Link::Up, &Link::Unknown, &Link::Up, false),
+            (&Link::Up, &Link::Up, &down, false),
+            (&Link::Up, &Link::Up, &Link::Up, true),
         ] {
-            assert!(!readiness(broker, store, is_draining).0);
+            assert!(!readiness(broker, store, dead_letters, is_draining).0);
         }
-        let (_, body) = readiness(&down, &Link::Up, true);
+        let (_, body) = readiness(&down, &Link::Up, &down, true);
+        assert_eq!(body["dead_letters"]["reason"], "connection refused");
         assert_eq!(body["broker"]["reason"], "connection refused");
         assert_eq!(body["draining"], true);
     }

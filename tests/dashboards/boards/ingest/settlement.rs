@@ -41,7 +41,7 @@ pub(super) fn dead_letters() -> Row {
                 rate_by("reason", "vogeler_dead_letters_total"),
                 "{{reason}}",
             )
-            .columns(12)
+            .columns(8)
             .runbook("VogelerDeadLetters"),
             graph(
                 "Waiting in vogeler.dead",
@@ -49,8 +49,17 @@ pub(super) fn dead_letters() -> Row {
                 "Dead letters that nobody has replayed or dropped.",
             )
             .ask(max("vogeler_dead_letters_waiting"), "waiting")
-            .columns(12)
+            .columns(8)
             .runbook("VogelerDeadLettersPile"),
+            graph(
+                "Refused by the broker",
+                "short",
+                "Dead letters that servers hold because vogeler.dead does not take them; and messages, of any kind, that were taken without properties that cannot be read.",
+            )
+            .ask(max_by("instance", "vogeler_dead_letters_held"), "{{instance}} held")
+            .ask("sum(increase(vogeler_messages_trimmed_total{@}[$__rate_interval]))", "trimmed")
+            .columns(8)
+            .runbook("VogelerDeadLettersRefused"),
         ],
     )
 }

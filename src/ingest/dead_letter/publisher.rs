@@ -1,0 +1,195 @@
+//! Publishes dead letters, and holds those that the broker refuses: its queue is full, its exchange or binding is gone,
+//! a permission is missing, the message is too large.
+//!
+//! Each letter is tried again on its own, with full jitter, and few at a time, so neither a refusal of all letters nor of
+//! one is a storm, and the others go on. Letters in and out; a change of state is told and logged once. Invariants: a
+//! letter is tried no longer than `hold_max`, then it goes back to the broker, once; a delivery that the broker has
+//! again already is not held here.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::Handed;
+use super::message::message;
+use crate::backoff::Backoff;
+use crate::broker::{Broker, BrokerError, Link, Message};
+use crate::telemetry::{self, catalogue};
+use crate::wire::Outcome;
+
+/// Letters published for the first time at once.
+const PUBLISHES_MAX: usize = 64;
+/// Refused letters tried again at once. Of a thousand that are held the broker sees these.
+const RETRIES_MAX: usize = 4;
+const RETRY_BASE: Duration = Duration::from_millis(100);
+/// Longest pause between two tries of a letter: so late at most, plus its turn, it leaves when the trouble is over.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A letter counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
+const FAILURES_MIN: u32 = 2;
+
+#[derive(Debug)]
+pub(super) struct Publisher {
+    broker: Arc<dyn Broker>,
+    hold_max: Duration,
+    stop: CancellationToken,
+    publishes: Semaphore,
+    retries: Semaphore,
+    refusals: Refusals,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        broker: Arc<dyn Broker>,
+        hold_max: Duration,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            broker,
+            hold_max,
+            stop,
+            publishes: Semaphore::new(PUBLISHES_MAX),
+            retries: Semaphore::new(RETRIES_MAX),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// Whether the broker takes dead letters, and every change of that.
+    pub(super) fn link(&self) -> watch::Receiver<Link> {
+        self.refusals.0.link.subscribe()
+    }
+
+    /// Publishes a letter, or gives its delivery back.
+    pub(super) async fn publish(&self, handed: Handed) {
+        let message = message(&handed.letter);
+        let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
+        let mut held = None;
+        let mut turn = self.publishes.acquire().await.ok();
+        while let Some(permit) = turn.take() {
+            let published = self.once(&message).await;
+            drop(permit);
+            let Err(error) = published else {
+                if let Some(held) = held {
+                    Held::publish(held);
+                }
+                return settle(handed);
+            };
+            if matches!(error, BrokerError::Closed) || handed.letter.ticket.is_void() {
+                return;
+            }
+            let pause = backoff.next_random();
+            if backoff.tries() >= FAILURES_MIN && held.is_none() {
+                held = Some(self.refusals.hold(&error));
+            }
+            let run = handed.letter.ticket.run().map(tracing::field::display);
+            debug!(target: "vogeler::ingest::dead_letter", run, %error, tries = backoff.tries(), "a dead letter is not published");
+            turn = self.next_turn(&handed, pause).await;
+        }
+        let run = handed.letter.ticket.run().map(tracing::field::display);
+        debug!(target: "vogeler::ingest::dead_letter", run, "a dead letter is not published; its delivery goes back to the broker");
+    }
+
+    async fn once(&self, message: &Message) -> Result<(), BrokerError> {
+        self.broker.publish(message.clone()).await
+    }
+
+    /// Waits until the letter may be tried again; none if it is to go back.
+    async fn next_turn(&self, handed: &Handed, pause: Duration) -> Option<SemaphorePermit<'_>> {
+        let turn = async {
+            tokio::time::sleep(pause).await;
+            self.retries.acquire().await.ok()
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            () = tokio::time::sleep_until(handed.since + self.hold_max) => None,
+            turn = turn => turn,
+        }
+    }
+}
+
+fn settle(handed: Handed) {
+    let letter = handed.letter;
+    telemetry::record_dead_letter(&letter.reason);
+    let why = format!("{}: {}", letter.reason, letter.detail);
+    letter
+        .ticket
+        .settle_because(Outcome::DeadLettered, Some(why));
+}
+
+/// The letters that are held because the broker refuses them. Cheap to clone.
+#[derive(Debug, Clone)]
+struct Refusals(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    count: Mutex<usize>,
+    link: watch::Sender<Link>,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            count: Mutex::new(0),
+            link: watch::Sender::new(Link::Up),
+        }))
+    }
+}
+
+impl Refusals {
+    fn hold(&self, error: &BrokerError) -> Held {
+        let mut count = self.count();
+        *count += 1;
+        set_gauge(*count);
+        if *count == 1 {
+            let reason = error.to_string();
+            error!(target: "vogeler::ingest::dead_letter", reason, "the broker refuses dead letters: they are held and tried again until it takes them");
+            self.0.link.send_replace(Link::Down { reason });
+        }
+        Held {
+            refusals: self.clone(),
+            is_published: false,
+        }
+    }
+
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.0.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One held letter; no longer, when dropped.
+#[derive(Debug)]
+struct Held {
+    refusals: Refusals,
+    is_published: bool,
+}
+
+impl Held {
+    fn publish(mut self) {
+        self.is_published = true;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut count = self.refusals.count();
+        *count -= 1;
+        set_gauge(*count);
+        if *count > 0 {
+            return;
+        }
+        self.refusals.0.link.send_replace(Link::Up);
+        if self.is_published {
+            info!(target: "vogeler::ingest::dead_letter", "the broker takes dead letters again; none is held any more");
+        } else {
+            info!(target: "vogeler::ingest::dead_letter", "no dead letter is held any more: what the broker refused went back to its queue");
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+fn set_gauge(count: usize) {
+    catalogue::DEAD_LETTERS_HELD.get().set(count as f64);
+}
