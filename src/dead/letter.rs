@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::header;
 use crate::broker::topology::Exchange;
 use crate::broker::{Message, Properties};
+use crate::wire::brief;
 
 /// Characters of an id: 48 bits, so that two of 50,000 letters share one by chance once in 200,000 listings.
 const ID_CHARACTERS: usize = 12;
@@ -87,7 +88,7 @@ pub fn original(body: Bytes, properties: &Properties) -> Result<Message, NoWayBa
     let exchange = Exchange::from_name(name)
         .filter(|exchange| *exchange == Exchange::Results)
         .ok_or_else(|| NoWayBack::Exchange {
-            exchange: name.clone(),
+            exchange: brief(name),
         })?;
     let is_original =
         |name: &str| !name.starts_with(header::PREFIX) && !header::OF_BROKER.contains(&name);

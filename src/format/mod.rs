@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::hash::HashError;
-use crate::wire::{DEPTH_MAX, Format};
+use crate::wire::{DEPTH_MAX, Format, brief};
 use bounded::Bounded;
 
 /// Largest value, in bytes of JSON text: CouchDB's `max_document_size`. A larger one could never be stored, and
@@ -41,7 +41,7 @@ pub enum FormatError {
     #[error("not JSON: {0}")]
     Json(#[from] serde_json::Error),
     /// Not one YAML document, or one that exceeds the reader's budget (aliases, nodes). Names line and column.
-    #[error("not YAML: {0}")]
+    #[error("not YAML: {}", brief(.0))]
     Yaml(#[from] Box<serde_saphyr::Error>),
     /// Several YAML documents in one stream: which one is the value is not ours to guess.
     #[error("more than one YAML document: the second starts in line {line}")]

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::FormatError;
 use super::bounded::Bounded;
+use crate::wire::brief;
 
 /// Lines without trailing white space; empty last lines are dropped, empty lines between stay.
 pub(super) fn lines(text: &str) -> Vec<&str> {
@@ -71,7 +72,7 @@ pub(super) fn records(text: &str, bytes_max: usize) -> Result<Box<RawValue>, For
     let heading = reader.headers()?.clone();
     if let Some(column) = repeated(heading.iter()) {
         return Err(FormatError::CsvColumn {
-            column: column.to_owned(),
+            column: brief(column),
         });
     }
     let keys: Vec<String> = heading

@@ -219,6 +219,23 @@ mod tests {
         }
     }
 
+    /// Goal: an error says what is wrong without repeating a message of any size: it goes to logs, receipts and headers.
+    #[test]
+    fn errors_are_short_whatever_came() {
+        let long = "x".repeat(500_000);
+        for body in [
+            format!(r#"{{"v":"{long}"}}"#),
+            format!(r#"{{"v":2,"node":"a","plugin":"p","seq":"{long}","value":1}}"#),
+            format!(r#"{{"syskey":"a","format":"{long}","p":1}}"#),
+            format!(r#"{{"syskey":"a","format":"json","{long}":1,"q":1}}"#),
+            format!(r#"{{"syskey":"a","format":"csv","p":"{long},{long}\n1,2\n"}}"#),
+            format!(r#"{{"syskey":"a","format":"yaml","p":"a: *{long}\n"}}"#),
+        ] {
+            let error = read(body.as_bytes()).unwrap_err().to_string();
+            assert!(error.len() < 2_000, "{} bytes", error.len());
+        }
+    }
+
     /// Goal: a value that is JSON null is a value; no value is an error.
     #[test]
     fn null_is_a_value() {

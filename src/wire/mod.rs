@@ -16,6 +16,7 @@ pub use name::{
 };
 pub use nesting::{DEPTH_MAX, levels};
 pub use receipt::{Outcome, Receipt, ReceiptBatch};
+pub(crate) use result::brief;
 pub use result::{
     Content, ContentHash, DecodeError, ERROR_MESSAGE_BYTES_MAX, ErrorKind, Format, PluginError,
     PluginResult, Seq, truncate,

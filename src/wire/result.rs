@@ -18,6 +18,9 @@ use crate::hash;
 const HASH_BYTES_MAX: usize = 128;
 /// Longest error message kept, in bytes: it is repeated in the node document.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 4096;
+/// Longest text of an error about what others wrote, in bytes: it goes to logs, receipts and headers, which are not to
+/// repeat a message of megabytes.
+pub(crate) const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// The member that names the node in a result of 2010.
 const V1_NODE: &str = "syskey";
 const V1_FORMAT: &str = "format";
@@ -321,7 +324,7 @@ impl DecodeError {
 
     fn shape(problem: impl fmt::Display) -> Self {
         Self::Shape {
-            problem: problem.to_string(),
+            problem: brief(problem),
         }
     }
 }
@@ -606,4 +609,11 @@ fn counted(levels: Option<usize>) -> String {
 /// Cuts `text` to at most `bytes_max` bytes at a character's edge.
 pub fn truncate(text: &mut String, bytes_max: usize) {
     text.truncate(text.floor_char_boundary(bytes_max));
+}
+
+/// The text of `error`, of at most [`ERROR_TEXT_BYTES_MAX`] bytes. Errors of readers quote what they read, however long.
+pub(crate) fn brief(error: impl fmt::Display) -> String {
+    let mut text = error.to_string();
+    truncate(&mut text, ERROR_TEXT_BYTES_MAX);
+    text
 }

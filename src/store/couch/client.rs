@@ -16,6 +16,7 @@ use url::Url;
 
 use super::StoreError;
 use crate::config::CouchUrl;
+use crate::wire::brief;
 
 /// Largest answer read, unpacked, in bytes. A load whose answer is larger is asked for in halves.
 pub(super) const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -264,7 +265,11 @@ impl Reply {
 
     /// The body as CouchDB's form of an error; empty where it is none.
     pub(super) fn error(&self) -> CouchError {
-        serde_json::from_slice(&self.body).unwrap_or_default()
+        let CouchError { error, reason } = serde_json::from_slice(&self.body).unwrap_or_default();
+        CouchError {
+            error: brief(error),
+            reason: brief(reason),
+        }
     }
 
     /// Status, error and reason for people.

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::client::{Client, Reply, SendError};
 use super::{NodeName, StoreError, StoredDocument};
 use crate::store::Revision;
+use crate::wire::brief;
 
 /// Ids a request. At 20 KB a document an answer is 4 MB; documents far larger are asked for in halves.
 pub(super) const CHUNK: usize = 200;
@@ -92,7 +93,8 @@ pub(super) fn read(
         match (row.value, row.doc, row.error.as_deref()) {
             (_, _, Some("not_found")) | (Some(RowValue { deleted: true, .. }), _, _) => {}
             (_, _, Some(error)) => {
-                return Err(client.away(format!("reading {:?} failed: {error}", row.key), None));
+                let (id, error) = (brief(row.key), brief(error));
+                return Err(client.away(format!("reading {id:?} failed: {error}"), None));
             }
             (Some(value), Some(doc), None) if doc.get().starts_with('{') => {
                 // Only ids that were asked for come back; one that is no node name was not.
@@ -103,8 +105,10 @@ pub(super) fn read(
                 }
             }
             _ => {
-                let reason = format!("a row of _all_docs without a document: {:?}", row.key);
-                return Err(client.protocol(reason));
+                let id = brief(row.key);
+                return Err(
+                    client.protocol(format!("a row of _all_docs without a document: {id:?}"))
+                );
             }
         }
     }

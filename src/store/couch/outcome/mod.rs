@@ -13,6 +13,7 @@ use super::client::{CouchError, Reply, is_database_missing};
 use super::rules::{DOCUMENT_TOO_LARGE, refused};
 use super::{NodeName, Verdicts};
 use crate::store::Verdict;
+use crate::wire::brief;
 
 /// What an answer to `_bulk_docs` means.
 #[derive(Debug, PartialEq, Eq)]
@@ -167,12 +168,16 @@ fn verdicts(rows: Vec<Row>, sent: &[&NodeName]) -> Verdicts {
 
 impl Row {
     fn verdict(self) -> Verdict {
-        let reason = self.reason.or(self.message).unwrap_or_default();
+        let reason = brief(self.reason.or(self.message).unwrap_or_default());
         let word = match self.error {
             Value::Null | Value::Bool(false) => None,
-            Value::String(word) => Some(word),
-            _ => Some(self.name.unwrap_or_else(|| "unknown_error".to_owned())),
-        };
+            Value::String(word) if !word.is_empty() => Some(word),
+            _ => {
+                let name = self.name.filter(|name| !name.is_empty());
+                Some(name.unwrap_or_else(|| "unknown_error".to_owned()))
+            }
+        }
+        .map(brief);
         match (word, self.rev) {
             (None, Some(revision)) => Verdict::Stored(crate::store::Revision(revision.into())),
             (None, None) => Verdict::Failed {

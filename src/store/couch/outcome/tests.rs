@@ -57,6 +57,35 @@ fn good_rows_are_stored() {
     assert_eq!(verdicts["b"], stored("1-7a7e4b29f3af401e69b6f86e4c26b727"));
 }
 
+/// Goal: an error without a word is an error, and has one.
+#[test]
+fn an_error_without_a_word_is_unknown() {
+    let answer = r#"[{"id":"a","rev":"1-x","error":""},{"id":"b","error":true,"name":""}]"#;
+    let verdicts = rows(&reply(201, answer), &["a", "b"]);
+    for id in ["a", "b"] {
+        let Verdict::Failed { error, .. } = &verdicts[id] else {
+            panic!("{:?}", verdicts[id]);
+        };
+        assert_eq!(error, "unknown_error");
+    }
+}
+
+/// Goal: a long reason, of a row or of the whole request, is cut: it goes to logs and dead letters.
+#[test]
+fn reasons_are_cut() {
+    let long = "x".repeat(100_000);
+    let row = json!([{"id": "a", "error": "forbidden", "reason": long}]).to_string();
+    let Some(Verdict::Refused { reason, .. }) = rows(&reply(201, &row), &["a"]).remove("a") else {
+        panic!("not refused");
+    };
+    assert_eq!(reason.len(), 1024);
+    let whole = json!({"error": "internal", "reason": long}).to_string();
+    let Answer::Away { reason, .. } = answer(&reply(500, &whole), &["a"]) else {
+        panic!("not away");
+    };
+    assert!(reason.len() < 1_100, "{}", reason.len());
+}
+
 /// Goal: a conflict comes with status 201 and is no success; its neighbours are.
 #[test]
 fn conflicts_are_told_from_their_neighbours() {
