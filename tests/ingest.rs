@@ -11,10 +11,45 @@ use vogeler::store::memory::{Call, Failure, Fault, MemoryStore};
 use vogeler::wire::{Outcome, RunId};
 
 use crate::harness::pipeline::{
-    Pipeline, edit, eventually, in_system, name, next_receipts, quick_config, value,
+    Pipeline, edit, eventually, in_system, message, name, next_receipts, of_2010, quick_config,
+    value,
 };
 
 const AWAY: Failure = Failure::Away { retry_after: None };
+
+/// Goal: an older result of 2010 that goes back to the broker alone, after a newer one came, does not overwrite it.
+#[test]
+fn results_of_2010_keep_the_order_they_came_in() {
+    in_system(async {
+        let mut config = quick_config();
+        config.server.conflict_retries_max = 3;
+        let store = MemoryStore::new();
+        for _ in 0..=config.server.conflict_retries_max {
+            let conflict = HashMap::from([(name("web01"), Verdict::Conflict)]);
+            store.script(Call::Write, Fault::Rows(conflict));
+        }
+        let pipeline = Pipeline::start_with(config, store).await;
+        let publish = async |content: &str| {
+            let body = of_2010("web01", "rpms", &json!(content));
+            pipeline.broker.publish(message("", body)).await.unwrap();
+        };
+        publish("older").await;
+        eventually("the older one is being written", async || {
+            (pipeline.store.writes() > 0).then_some(())
+        })
+        .await;
+        publish("newer").await;
+        eventually("both are judged", async || {
+            let of = |outcome| pipeline.ended(outcome);
+            let ended = of(Outcome::Stored) + of(Outcome::Stale) + of(Outcome::Superseded);
+            (ended == 2 && pipeline.ledger.counts().in_flight() == 0).then_some(())
+        })
+        .await;
+        assert_eq!(pipeline.document("web01")["rpms"], "newer");
+        let requeued = pipeline.ended(Outcome::Requeued);
+        assert_eq!(requeued, 3, "two forwarded, and the older one came again");
+    });
+}
 
 /// Goal: a result becomes the node document, its delivery is acknowledged, and the runner hears of it.
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use vogeler::broker::topology::{self, QueueType};
+use vogeler::broker::topology::{self, Exchange, QueueType};
 use vogeler::broker::{self, Broker};
 use vogeler::config::Config;
 use vogeler::ingest::Server;
@@ -22,7 +22,9 @@ use vogeler::wire::{NodeName, Outcome};
 
 use crate::harness::installation::Installation;
 use crate::harness::load::Load;
-use crate::harness::pipeline::{eventually, in_system, message, name, quick_config, value};
+use crate::harness::pipeline::{
+    eventually, in_system, message, name, of_2010, quick_config, value,
+};
 use crate::harness::pouch;
 use crate::harness::process::wait_until;
 use crate::harness::rabbit::Rabbit;
@@ -461,5 +463,141 @@ fn another_number_of_partitions_with_a_backlog() {
             );
         }
         cluster.publisher.close().await;
+    });
+}
+
+/// A node whose results one server has, and a slot whose partition the other one has.
+fn apart(a: &Member, b: &Member, partitions: u16) -> (String, String) {
+    let nodes = a_node_a_partition(partitions);
+    let is_of = |member: &Member, node: &&String| {
+        let partition = nodes.iter().position(|other| other == *node).unwrap();
+        let partition = u16::try_from(partition).unwrap();
+        member
+            .server
+            .agreement()
+            .borrow()
+            .owned()
+            .contains(&partition)
+    };
+    let [of_a, of_b] = [a, b].map(|member| {
+        nodes
+            .iter()
+            .find(|node| is_of(member, node))
+            .unwrap()
+            .clone()
+    });
+    (of_b, topology::result_key(&name(&of_a)))
+}
+
+/// Goal: results of one node that come by another slot's queue, or by the queue of an earlier number of partitions,
+/// never reach the store past the owner's back: the newest in order stands.
+#[test]
+fn one_server_alone_judges_a_node() {
+    in_system(async {
+        let mut cluster = Cluster::new(PARTITIONS);
+        // An earlier number of partitions left a queue; who came first drains it.
+        let old = topology::old_results_queue(9, QueueType::Quorum);
+        cluster
+            .publisher
+            .declare(std::slice::from_ref(&old))
+            .await
+            .unwrap();
+        let a = cluster.join().await;
+        let b = cluster.join().await;
+        let mut seq = 0;
+        cluster.until_shared(&[&a, &b], &[4, 4], &mut seq).await;
+        let (node, foreign_key) = apart(&a, &b, PARTITIONS);
+        let own_key = topology::result_key(&name(&node));
+        let send = async |seq: u64, content: &str, key: &str| {
+            let result = value(&node, "rpms", seq, &json!(content));
+            cluster
+                .publisher
+                .publish(message(key, result.encode().unwrap()))
+                .await
+                .unwrap();
+        };
+        let settled = async |finished: u64| {
+            eventually("it is settled", async || {
+                (cluster.finished(&[&a, &b]) >= finished).then_some(())
+            })
+            .await;
+        };
+        let stored = || {
+            let document = cluster.store.document(&name(&node)).unwrap();
+            let document: Value = serde_json::from_str(document.json.get()).unwrap();
+            document["rpms"].clone()
+        };
+        let finished = cluster.finished(&[&a, &b]);
+        send(1_001, "H1", &own_key).await;
+        settled(finished + 1).await;
+        assert_eq!(stored(), "H1");
+        send(1_002, "H2", &foreign_key).await;
+        settled(finished + 2).await;
+        send(1_003, "H1", &own_key).await;
+        settled(finished + 3).await;
+        assert_eq!(stored(), "H1", "what came off its slot stands");
+        let dead = topology::dead_queue(QueueType::Quorum);
+        let mut letters = cluster.publisher.consume(&dead, 1).await.unwrap();
+        let letter = letters.next().await.unwrap();
+        let header = |name: &str| letter.properties.headers[name].clone();
+        assert_eq!(header("x-vogeler-reason"), "slot");
+        assert_eq!(header("x-vogeler-node"), node);
+        assert!(header("x-vogeler-detail").contains(&own_key));
+        letter.settler.ack();
+        letters.close(Duration::from_secs(5)).await;
+
+        // One of 2010 has no slot: whoever hears it brings it to the node's queue. Now its time is its sequence.
+        let micros = || u64::try_from(Timestamp::now().as_microsecond()).unwrap();
+        send(micros(), "H1", &own_key).await;
+        settled(finished + 4).await;
+        let of_2010 = message("", of_2010(&node, "rpms", &json!("H2")));
+        cluster.publisher.publish(of_2010).await.unwrap();
+        settled(finished + 5).await;
+        assert_eq!(stored(), "H2");
+        send(micros(), "H1", &own_key).await;
+        settled(finished + 6).await;
+        assert_eq!(stored(), "H1", "what came without a slot stands");
+
+        // The same by the queue of an earlier number of partitions.
+        send(micros(), "H4", &own_key).await;
+        settled(finished + 7).await;
+        let bound = topology::Queue {
+            bindings: vec![topology::Binding {
+                exchange: Exchange::Results,
+                key: own_key.clone(),
+            }],
+            ..old
+        };
+        let home = (0..PARTITIONS)
+            .map(|partition| topology::results_queue(partition, PARTITIONS, QueueType::Quorum))
+            .find(|queue| queue.bindings.iter().any(|binding| binding.key == own_key))
+            .unwrap();
+        cluster
+            .publisher
+            .declare(std::slice::from_ref(&bound))
+            .await
+            .unwrap();
+        cluster
+            .publisher
+            .unbind(&home.name, &bound.bindings)
+            .await
+            .unwrap();
+        send(micros(), "H5", &own_key).await;
+        cluster.publisher.declare(&[home]).await.unwrap();
+        cluster
+            .publisher
+            .unbind(&bound.name, &bound.bindings)
+            .await
+            .unwrap();
+        settled(finished + 8).await;
+        send(micros(), "H4", &own_key).await;
+        settled(finished + 9).await;
+        assert_eq!(stored(), "H4", "what came by an old queue stands");
+
+        cluster.leave(a).await;
+        cluster.leave(b).await;
+        cluster.publisher.close().await;
+        let seen = cluster.seen.lock().unwrap();
+        assert_eq!((&seen.overlaps[..], seen.conflicts), (&[][..], 0));
     });
 }

@@ -135,6 +135,7 @@ pub fn results_queue(partition: u16, partitions: u16, queue_type: QueueType) -> 
     Queue {
         bindings: legacy
             .into_iter()
+            .chain([forward_key(partition)])
             .chain(slots)
             .map(result_binding)
             .collect(),
@@ -151,6 +152,12 @@ pub fn old_results_queue(partition: u16, queue_type: QueueType) -> Queue {
         consumers: Consumers::SingleActive,
         bindings: Vec::new(),
     }
+}
+
+/// Routing key by which servers put a result into the queue of `partition` and into no other, whatever slots that queue
+/// has: its name.
+pub fn forward_key(partition: u16) -> String {
+    results_queue_name(partition)
 }
 
 /// The name of a partition queue.
@@ -293,6 +300,12 @@ fn slot_key(slot: u16) -> String {
     format!("{slot:03}")
 }
 
+/// Which of `partitions` the results of `node` belong to.
+pub fn partition_of(node: &NodeName, partitions: u16) -> u16 {
+    let end = (u32::from(node.slot()) + 1) * u32::from(partitions.clamp(1, SLOTS));
+    u16::try_from((end - 1) / u32::from(SLOTS)).unwrap_or_default()
+}
+
 /// The slots of `partition`: contiguous ranges whose sizes differ by at most one.
 fn slots_of(partition: u16, partitions: u16) -> RangeInclusive<u16> {
     let edge = |p: u16| u32::from(SLOTS) * u32::from(p) / u32::from(partitions.max(1));
@@ -318,7 +331,8 @@ mod tests {
             let keys: Vec<_> = queues.iter().flat_map(|queue| &queue.bindings).map(|b| b.key.clone()).collect();
             let distinct: BTreeSet<_> = keys.iter().cloned().collect();
             prop_assert_eq!(keys.len(), distinct.len());
-            prop_assert_eq!(distinct.len(), usize::from(SLOTS) + 1);
+            // The slots, the empty key of 2010, and each queue's own name.
+            prop_assert_eq!(distinct.len(), usize::from(SLOTS) + 1 + usize::from(partitions));
             let sizes: BTreeSet<_> = (0..partitions).map(|p| slots_of(p, partitions).count()).collect();
             prop_assert!(sizes.last().unwrap() - sizes.first().unwrap() <= 1, "{:?}", sizes);
         }
@@ -334,10 +348,21 @@ mod tests {
                 Vec::new()
             };
             let foreign = foreign_bindings(partition, partitions);
-            let own = own.into_iter().map(|binding| binding.key).filter(|key| !key.is_empty());
+            let is_slot = |key: &String| key.len() == 3;
+            let own = own.into_iter().map(|binding| binding.key).filter(is_slot);
             let mut keys: Vec<_> = own.chain(foreign.into_iter().map(|binding| binding.key)).collect();
             keys.sort_unstable();
             prop_assert_eq!(keys, (0..SLOTS).map(slot_key).collect::<Vec<_>>());
+        }
+    }
+
+    proptest! {
+        /// A node belongs to the partition whose queue its slot is bound to.
+        #[test]
+        fn a_node_belongs_where_its_slot_is_bound(name in "[a-z]{1,8}", partitions in 1..=SLOTS) {
+            let node: NodeName = name.parse().unwrap();
+            let queue = results_queue(partition_of(&node, partitions), partitions, QueueType::Quorum);
+            prop_assert!(queue.bindings.iter().any(|binding| binding.key == result_key(&node)));
         }
     }
 

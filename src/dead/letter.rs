@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::header;
-use crate::broker::topology::Exchange;
+use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
 use crate::wire::brief;
 
@@ -81,7 +81,8 @@ pub enum NoWayBack {
     },
 }
 
-/// The message that the letter was, to be published where it was published first.
+/// The message that the letter was, to be published where it was published first; if it is a letter because that was
+/// not where its node's results go, there.
 pub fn original(body: Bytes, properties: &Properties) -> Result<Message, NoWayBack> {
     let origin = |name: &str| properties.headers.get(name).ok_or(NoWayBack::NoOrigin);
     let (name, routing_key) = (origin(header::EXCHANGE)?, origin(header::ROUTING_KEY)?);
@@ -90,8 +91,14 @@ pub fn original(body: Bytes, properties: &Properties) -> Result<Message, NoWayBa
         .ok_or_else(|| NoWayBack::Exchange {
             exchange: brief(name),
         })?;
-    let is_original =
-        |name: &str| !name.starts_with(header::PREFIX) && !header::OF_BROKER.contains(&name);
+    let is_off_slot =
+        properties.headers.get(header::REASON).map(String::as_str) == Some(header::SLOT_REASON);
+    let node = properties.headers.get(header::NODE).filter(|_| is_off_slot);
+    let slot = node.and_then(|node| Some(topology::result_key(&node.parse().ok()?)));
+    let is_original = |name: &str| {
+        let is_ours = name.starts_with(header::PREFIX) && name != header::ARRIVED;
+        !is_ours && !header::OF_BROKER.contains(&name)
+    };
     let headers = properties.headers.iter();
     let mut headers: BTreeMap<String, String> = headers
         .filter(|(name, _)| is_original(name))
@@ -101,7 +108,7 @@ pub fn original(body: Bytes, properties: &Properties) -> Result<Message, NoWayBa
     headers.insert(header::REPLAYS.to_owned(), replays.to_string());
     Ok(Message {
         exchange,
-        routing_key: routing_key.clone(),
+        routing_key: slot.unwrap_or_else(|| routing_key.clone()),
         body,
         properties: Properties {
             headers,
@@ -202,6 +209,26 @@ mod tests {
         assert!(message.persistent && message.mandatory);
         let expected = properties(&[("trace", "abc"), ("x-vogeler-replays", "2")]);
         assert_eq!(message.properties, expected);
+    }
+
+    /// Goal: a result that came off its slot is replayed to its slot, and one of 2010 keeps its place in the order.
+    #[test]
+    fn off_slot_results_go_to_their_slot() {
+        let mut headers = vec![
+            ("x-vogeler-exchange", "vogeler.master.in"),
+            ("x-vogeler-routing-key", "007"),
+            ("x-vogeler-reason", "slot"),
+            ("x-vogeler-node", "web01.example.com"),
+            ("x-vogeler-arrived", "1800000000000000"),
+            ("x-vogeler-forwarded", "3"),
+        ];
+        let message = original(Bytes::new(), &properties(&headers)).unwrap();
+        assert_eq!(message.routing_key, "203");
+        let headers_kept: Vec<_> = message.properties.headers.keys().collect();
+        assert_eq!(headers_kept, ["x-vogeler-arrived", "x-vogeler-replays"]);
+        headers[2].1 = "forbidden";
+        let message = original(Bytes::new(), &properties(&headers)).unwrap();
+        assert_eq!(message.routing_key, "007");
     }
 
     /// Goal: a letter that has no way back is refused with the reason.

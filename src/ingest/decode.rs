@@ -1,4 +1,4 @@
-//! Decoding: bytes of a delivery in, a result out. Pure.
+//! Decoding: bytes of a delivery in, a result (or whose result it is) out. Pure.
 //!
 //! Unpacks zstd within the bounds, then reads either wire version. Every failure has a named reason and ends
 //! as a dead letter; nothing here panics on any bytes. Invariant: what is made of a message, unpacked or as a value, is at
@@ -10,8 +10,9 @@ use std::io::Read;
 use jiff::Timestamp;
 
 use super::ticket::Origin;
+use crate::dead::header;
 use crate::format::VALUE_BYTES_MAX;
-use crate::wire::{AMPLIFIED_BYTES_FREE, DecodeError, PluginResult};
+use crate::wire::{AMPLIFIED_BYTES_FREE, Arrival, DecodeError, Decoded, PluginResult};
 
 /// Messages of at most so many bytes, unpacked, are decoded where they arrive: a millisecond, mostly far less.
 const LIGHT_BYTES_MAX: u64 = 64 * 1024;
@@ -38,12 +39,23 @@ pub(super) fn is_heavy(origin: &Origin) -> bool {
     size > LIGHT_BYTES_MAX
 }
 
+/// When a message arrived: the first time, if a server says so, and otherwise `now`.
+fn arrival(origin: &Origin, now: Timestamp) -> Arrival {
+    let stamp = origin.properties.headers.get(header::ARRIVED);
+    let stamp = stamp.and_then(|text| text.parse().ok());
+    let first = stamp.and_then(|micros| Timestamp::from_microsecond(micros).ok());
+    Arrival {
+        at: first.unwrap_or(now),
+        is_first: first.is_some(),
+    }
+}
+
 /// Reads the result in `origin`.
 pub(super) fn decode(
     origin: &Origin,
     bounds: Bounds,
     now: Timestamp,
-) -> Result<PluginResult, DecodeError> {
+) -> Result<Decoded, DecodeError> {
     let packed = origin.body.len();
     if packed > bounds.bytes_max {
         return Err(DecodeError::TooLarge {
@@ -72,7 +84,7 @@ pub(super) fn decode(
             });
         }
     };
-    match PluginResult::decode_within(&body, now, max) {
+    match PluginResult::decode_arrived(&body, arrival(origin, now), max) {
         Err(DecodeError::Value {
             source: crate::format::FormatError::TooLarge { .. },
             ..
@@ -134,7 +146,23 @@ mod tests {
             bytes_max,
             amplification_max: 100,
         };
-        decode(&origin(body, encoding), bounds, Timestamp::UNIX_EPOCH)
+        stamped(&origin(body, encoding), bounds, Timestamp::UNIX_EPOCH)
+    }
+
+    /// Reads a message that arrived first at `now`.
+    fn stamped(
+        origin: &Origin,
+        bounds: Bounds,
+        now: Timestamp,
+    ) -> Result<PluginResult, DecodeError> {
+        let mut origin = origin.clone();
+        let stamp = now.as_microsecond().to_string();
+        let headers = &mut origin.properties.headers;
+        headers.insert(header::ARRIVED.to_owned(), stamp);
+        match decode(&origin, bounds, Timestamp::UNIX_EPOCH)? {
+            Decoded::Result(result) => Ok(result),
+            Decoded::Unordered(node) => panic!("{node} has a stamp"),
+        }
     }
 
     fn packed(body: impl Read) -> Vec<u8> {
@@ -161,7 +189,12 @@ mod tests {
             bytes_max: 1_000_000,
             amplification_max: 100,
         };
-        let result = decode(&origin(V1_OUTPUT.as_bytes(), None), bounds, now).unwrap();
+        let origin = origin(V1_OUTPUT.as_bytes(), None);
+        let unordered = decode(&origin, bounds, now).unwrap();
+        assert!(
+            matches!(unordered, Decoded::Unordered(node) if node.as_str() == "web01.example.com")
+        );
+        let result = stamped(&origin, bounds, now).unwrap();
         assert_eq!(result.node.as_str(), "web01.example.com");
         assert_eq!(result.plugin.unwrap().as_str(), "rpms");
         assert_eq!(

@@ -29,6 +29,7 @@ struct Line {
 pub(super) struct Taken {
     /// Tells the partition's consumer.
     _token: TaskTrackerToken,
+    partition: Option<u16>,
     /// None for a queue of an earlier number of partitions.
     place: Option<(Arc<Mutex<Line>>, u64)>,
 }
@@ -45,6 +46,7 @@ impl Held {
         let place = line.map(|line| (Arc::clone(line), lock(line).take(Instant::now())));
         Taken {
             _token: token,
+            partition,
             place,
         }
     }
@@ -56,6 +58,13 @@ impl Held {
             (line.count, line.oldest())
         };
         self.0.iter().map(look).collect()
+    }
+}
+
+impl Taken {
+    /// The partition whose queue it came by; none for a queue of an earlier number of partitions.
+    pub(super) fn partition(&self) -> Option<u16> {
+        self.partition
     }
 }
 

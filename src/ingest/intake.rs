@@ -6,21 +6,25 @@
 use std::sync::{Arc, Weak};
 
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::decode::{Bounds, decode, is_heavy};
+use super::forward::{Forward, Forwards, Stamps};
 use super::held::Taken;
 use super::node::Incoming;
+use super::place::{Entrance, Place};
 use super::receipts::ReceiptSender;
 use super::router::Router;
 use super::runs::Runs;
 use super::ticket::Ticket;
 use crate::broker::Delivery;
-use crate::config;
+use crate::broker::topology::partition_of;
+use crate::config::Config;
+use crate::dead::header;
 use crate::telemetry::{self, Ledger, Plugin, ResultStatus, catalogue};
-use crate::wire::{Content, DecodeError, PluginResult};
+use crate::wire::{Content, DecodeError, Decoded, PluginResult};
 
 /// Large messages decoded at once: one takes up to seconds of a processor (8 MB of YAML), and the others serve the rest.
 const HEAVY_DECODES_MAX: usize = 1;
@@ -30,9 +34,12 @@ const HEAVY_DECODES_MAX: usize = 1;
 pub(super) struct Intake {
     bounds: Bounds,
     heavy: Arc<Semaphore>,
+    partitions: u16,
     budget: Arc<Semaphore>,
     budget_bytes: usize,
     router: Arc<Router>,
+    forwards: Forwards,
+    stamps: Arc<Stamps>,
     dead_letters: DeadLetters,
     receipts: ReceiptSender,
     ledger: Arc<Ledger>,
@@ -40,22 +47,27 @@ pub(super) struct Intake {
 
 impl Intake {
     pub(super) fn new(
-        settings: &config::Server,
+        config: &Config,
         router: Arc<Router>,
+        forwards: Forwards,
         dead_letters: DeadLetters,
         receipts: ReceiptSender,
         ledger: Arc<Ledger>,
     ) -> Self {
-        let budget_bytes = settings.bytes_in_flight_max.min(Semaphore::MAX_PERMITS);
+        let budget_bytes = config.server.bytes_in_flight_max;
+        let budget_bytes = budget_bytes.min(Semaphore::MAX_PERMITS);
         Self {
             bounds: Bounds {
-                bytes_max: settings.message_bytes_max,
-                amplification_max: settings.amplification_max,
+                bytes_max: config.server.message_bytes_max,
+                amplification_max: config.server.amplification_max,
             },
             heavy: Arc::new(Semaphore::new(HEAVY_DECODES_MAX)),
+            partitions: config.broker.partitions,
             budget: Arc::new(Semaphore::new(budget_bytes)),
             budget_bytes,
             router,
+            forwards,
+            stamps: Arc::default(),
             dead_letters,
             receipts,
             ledger,
@@ -79,36 +91,43 @@ impl Intake {
 
     /// Takes one delivery; waits while too many bytes are in flight or its node is busy. `taken` lives until it is
     /// settled.
-    pub(super) async fn accept(&self, delivery: Delivery, taken: Taken) {
+    pub(super) async fn accept(&self, mut delivery: Delivery, taken: Taken) {
         let session = delivery.session;
+        let entrance = Entrance::read(&mut delivery, taken.partition());
+        let is_stamped = delivery.properties.headers.contains_key(header::ARRIVED);
         let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
-        let mut ticket = Ticket::new(delivery, taken, ledger, receipts);
+        let ticket = Ticket::new(delivery, taken, ledger, receipts);
         let Some(decoded) = self.decode(&ticket).await else {
             return;
         };
-        let result = match decoded {
-            Ok(result) => result,
-            Err(error) => {
-                ticket.begin_span(ticket.run());
-                telemetry::record_decode_error(&error);
-                let letter = DeadLetter {
-                    ticket,
-                    reason: error.reason().to_owned(),
-                    detail: error.to_string(),
-                    node: None,
-                    plugin: None,
-                    attempts: 1,
-                };
-                self.dead_letters.send(letter).await;
-                return;
+        match decoded {
+            Ok(Decoded::Result(result)) => {
+                match entrance.place(&result.node, is_stamped, self.partitions) {
+                    Place::Here => self.bring(ticket, result, session).await,
+                    Place::Queue(partition) => {
+                        self.forward(ticket, &entrance, partition, false).await;
+                    }
+                    Place::Nowhere(why) => self.refuse_place(ticket, result, why).await,
+                }
             }
-        };
+            Ok(Decoded::Unordered(node)) => {
+                let home = partition_of(&node, self.partitions);
+                self.forward(ticket, &entrance, home, true).await;
+            }
+            Err(error) => {
+                telemetry::record_decode_error(&error);
+                let (reason, detail) = (error.reason(), error.to_string());
+                self.refuse(ticket, reason, detail, None).await;
+            }
+        }
+    }
+
+    /// Brings a result to its node.
+    async fn bring(&self, mut ticket: Ticket, result: PluginResult, session: u64) {
         ticket.begin_span(result.run);
         self.record(&result);
-        let bytes = held_bytes(&ticket, &result).min(self.budget_bytes);
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         // The budget is never closed; if it were, the ticket would give the delivery back.
-        let Ok(permit) = Arc::clone(&self.budget).acquire_many_owned(permits).await else {
+        let Some(permit) = self.permit(held_bytes(&ticket, &result)).await else {
             return;
         };
         ticket.admit(&result, permit);
@@ -124,7 +143,7 @@ impl Intake {
 
     /// Decodes here what is small, and on a thread of its own what may take long: the other partitions share this one. None if
     /// that thread died; the ticket then gives the delivery back.
-    async fn decode(&self, ticket: &Ticket) -> Option<Result<PluginResult, DecodeError>> {
+    async fn decode(&self, ticket: &Ticket) -> Option<Result<Decoded, DecodeError>> {
         let (bounds, now) = (self.bounds, Timestamp::now());
         if !is_heavy(ticket.origin()) {
             return Some(decode(ticket.origin(), bounds, now));
@@ -136,6 +155,50 @@ impl Intake {
             decode(&origin, bounds, now)
         });
         decoded.await.ok()
+    }
+
+    /// Has it put into the queue of `partition`; a result of 2010 gets its sequence, in the order of this queue.
+    async fn forward(&self, mut ticket: Ticket, entrance: &Entrance, partition: u16, is_new: bool) {
+        let Some(permit) = self.permit(ticket.origin().body.len()).await else {
+            return;
+        };
+        ticket.hold(permit);
+        let stamp = is_new.then(|| self.stamps.next(Timestamp::now()));
+        let forward = Forward::new(ticket, entrance, partition, stamp);
+        self.forwards.send(forward).await;
+    }
+
+    async fn permit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.min(self.budget_bytes)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.budget).acquire_many_owned(permits).await;
+        permit.ok()
+    }
+
+    /// A result that came where none of its node's may come.
+    async fn refuse_place(&self, ticket: Ticket, result: PluginResult, why: String) {
+        self.record(&result);
+        self.refuse(ticket, header::SLOT_REASON, why, Some(result))
+            .await;
+    }
+
+    async fn refuse(
+        &self,
+        mut ticket: Ticket,
+        reason: &str,
+        detail: String,
+        result: Option<PluginResult>,
+    ) {
+        ticket.begin_span(ticket.run());
+        let (node, plugin) = result.map(|result| (result.node, result.plugin)).unzip();
+        let letter = DeadLetter {
+            ticket,
+            reason: reason.to_owned(),
+            detail,
+            node,
+            plugin: plugin.flatten(),
+            attempts: 1,
+        };
+        self.dead_letters.send(letter).await;
     }
 
     fn record(&self, result: &PluginResult) {

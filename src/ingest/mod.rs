@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! consumer ─▶ ticket, decode ─▶ router ─▶ node actor ─▶ writer ─▶ commit ─▶ store
-//!                  │                        (coalesce)   (batch)     │
+//!     ▲            │      │                 (coalesce)   (batch)     │
+//!     └─ forward ──┼──────┘                                          │
 //!                  └──────────────▶ dead letters ◀───────────────────┘      receipts ─▶ runner
 //! ```
 //!
@@ -16,6 +17,7 @@ mod commit;
 mod dead_letter;
 mod decode;
 mod flow;
+mod forward;
 mod gate;
 mod gauges;
 mod held;
@@ -25,6 +27,7 @@ mod keeper;
 mod node;
 mod pace;
 mod partitions;
+mod place;
 mod receipts;
 mod router;
 mod runs;
@@ -79,7 +82,7 @@ pub struct Server {
     arbiters: Vec<Arbiter>,
     /// What never ends by itself: the keeper of the store's gate, the survey, the sweeper of idle actors.
     watchers: [JoinHandle<()>; 3],
-    publishers: [JoinHandle<()>; 2],
+    publishers: [JoinHandle<()>; 3],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
     dead_letter_link: watch::Receiver<Link>,
@@ -132,6 +135,7 @@ impl Server {
         let keeper = tokio::task::spawn_local(keeper);
         let survey = survey::start(config, &broker, &store, gate.link());
 
+        let (forwards, forwarder) = forward::start(Arc::clone(&broker), give_up.clone());
         let committer = Committer::new(
             store,
             gate.clone(),
@@ -151,8 +155,9 @@ impl Server {
         ));
         let sweeper = tokio::task::spawn_local(Arc::clone(&router).sweep());
         let intake = Intake::new(
-            settings,
+            config,
             Arc::clone(&router),
+            forwards,
             dead_letters,
             receipts,
             Arc::clone(&ledger),
@@ -175,7 +180,7 @@ impl Server {
             writer,
             arbiters,
             watchers: [keeper, survey, sweeper],
-            publishers: [receipt_publisher, dead_letter_publisher],
+            publishers: [receipt_publisher, dead_letter_publisher, forwarder],
             ledger,
             store_link: gate.link(),
             dead_letter_link,

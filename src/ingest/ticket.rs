@@ -102,6 +102,20 @@ impl Ticket {
         self.span = Some(Box::new(RunSpan::start(Step::Result, run, parent)));
     }
 
+    /// Holds its share of the byte budget until it is forwarded.
+    pub(super) fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+    }
+
+    /// Ends a delivery whose message is in another queue by now: this queue forgets it. It counts as requeued, since the
+    /// broker has it and its outcome is still to come.
+    pub(super) fn forwarded(mut self) {
+        if let Some(settler) = self.settler.take() {
+            settler.ack();
+            self.ledger.end(Outcome::Requeued);
+        }
+    }
+
     /// Remembers whom to tell, once the result is known, and holds its share of the byte budget.
     pub(super) fn admit(&mut self, result: &PluginResult, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);

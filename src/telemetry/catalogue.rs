@@ -8,8 +8,8 @@ use metrics::Unit;
 use super::label::{Partition, Plugin, Version};
 use super::metric::{Counter, Declared, Entry, Gauge, Histogram, Metric, Role};
 use super::words::{
-    CommandOutcome, DeadLetterReason, DecodeReason, FlushReason, NodeState, Part, PluginOutcome,
-    PublishOutcome, ResultStatus, SplitReason, SpoolLoss, StoreRequest, StoreStatus,
+    CommandOutcome, DeadLetterReason, DecodeReason, FlushReason, ForwardReason, NodeState, Part,
+    PluginOutcome, PublishOutcome, ResultStatus, SplitReason, SpoolLoss, StoreRequest, StoreStatus,
 };
 use crate::wire::Outcome;
 
@@ -50,6 +50,7 @@ catalogue! {
 
     // Intake and decode.
     PLUGIN_RESULTS: Counter<(Plugin, ResultStatus)> = "vogeler_plugin_results_total", Count, Server, "Results decoded, by plugin and by whether the plugin failed";
+    RESULTS_FORWARDED: Counter<ForwardReason> = "vogeler_results_forwarded_total", Count, Server, "Results put into the queue that they belong into, by reason: of 2010 and given their sequence (ordered), or of another partition (moved). They count as requeued";
     DECODE_ERRORS: Counter<DecodeReason> = "vogeler_decode_errors_total", Count, Server, "Messages that are no result, by reason";
     RUNS: Counter = "vogeler_runs_total", Count, Server, "Runs that results were seen of; the last 1000 are remembered";
 

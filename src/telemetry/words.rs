@@ -126,6 +126,16 @@ label_enum! {
 }
 
 label_enum! {
+    /// Why a result was put into another queue.
+    "reason" ForwardReason {
+        /// It is of 2010, and got its sequence.
+        Ordered = "ordered",
+        /// Its node belongs to another partition.
+        Moved = "moved",
+    }
+}
+
+label_enum! {
     /// Why a request of several documents was taken apart.
     "reason" SplitReason {
         /// One document was named as the reason.
@@ -299,7 +309,7 @@ label_words! {
     /// Why a delivery became a dead letter: a reason of the decoder, or the store's word for a document.
     "reason" DeadLetterReason = &[
         "too_large", "amplification", "nesting", "bad_encoding", "bad_compression", "not_json", "bad_shape", "bad_version",
-        "bad_node_name", "bad_plugin_name", "bad_value", "not_a_document", "store_error", "forbidden", "unauthorized", "document_too_large",
+        "bad_node_name", "bad_plugin_name", "bad_value", "slot", "not_a_document", "store_error", "forbidden", "unauthorized", "document_too_large",
         "bad_request", "doc_validation", "unknown_error", OTHER,
     ]
 }

@@ -209,6 +209,24 @@ pub struct PluginResult {
     pub content: Content,
 }
 
+/// What bytes are.
+#[derive(Debug, Clone)]
+pub enum Decoded {
+    /// A result with its place in its node's order.
+    Result(PluginResult),
+    /// A result of 2010 that has none yet: it gets it when it first arrives. Not looked at but for whose it is.
+    Unordered(NodeName),
+}
+
+/// When a message arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// The time; a result of 2010 takes it as its own.
+    pub at: Timestamp,
+    /// Whether that is the time of its first arrival. If not, a result of 2010 has no place in its node's order yet.
+    pub is_first: bool,
+}
+
 /// Why bytes are no result. Every one ends as a dead letter with [`DecodeError::reason`] in its headers.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -378,15 +396,25 @@ impl PluginResult {
     /// Reads either wire version from an uncompressed body. A result of 2010 has no sequence and time of its
     /// own: it takes those of its arrival, `now`.
     pub fn decode(body: &[u8], now: Timestamp) -> Result<Self, DecodeError> {
-        Self::decode_within(body, now, VALUE_BYTES_MAX)
+        let arrival = Arrival {
+            at: now,
+            is_first: true,
+        };
+        match Self::decode_arrived(body, arrival, VALUE_BYTES_MAX)? {
+            Decoded::Result(result) => Ok(result),
+            Decoded::Unordered(node) => Err(DecodeError::shape(format!(
+                "the result of {node} has no place in its order"
+            ))),
+        }
     }
 
-    /// Like [`decode`](Self::decode); the value that is made of a result of 2010 may have `value_bytes_max` bytes.
-    pub fn decode_within(
+    /// Like [`decode`](Self::decode), for a result of 2010 whose first arrival may not be known yet. The value that is
+    /// made of one may have `value_bytes_max` bytes.
+    pub fn decode_arrived(
         body: &[u8],
-        now: Timestamp,
+        arrival: Arrival,
         value_bytes_max: usize,
-    ) -> Result<Self, DecodeError> {
+    ) -> Result<Decoded, DecodeError> {
         // Before anything reads it: the message itself is one level, its value stands inside.
         let levels = levels(body).saturating_sub(1);
         if levels > DEPTH_MAX {
@@ -404,25 +432,27 @@ impl PluginResult {
             );
         }
         match serde_json::from_slice::<Envelope<'_>>(body) {
-            Ok(envelope) if envelope.v == WIRE_VERSION => Self::from_envelope(envelope, now),
+            Ok(envelope) if envelope.v == WIRE_VERSION => {
+                Self::from_envelope(envelope, arrival.at).map(Decoded::Result)
+            }
             Ok(envelope) => Err(DecodeError::Version {
                 version: envelope.v.into(),
             }),
-            Err(error) => Self::decode_other(body, now, value_bytes_max, error),
+            Err(error) => Self::decode_other(body, arrival, value_bytes_max, error),
         }
     }
 
     /// What is not version 2: of 2010, or an error that says why not.
     fn decode_other(
         body: &[u8],
-        now: Timestamp,
+        arrival: Arrival,
         value_bytes_max: usize,
         error: serde_json::Error,
-    ) -> Result<Self, DecodeError> {
+    ) -> Result<Decoded, DecodeError> {
         let version: Version =
             serde_json::from_slice(body).map_err(|source| DecodeError::NotJson { source })?;
         match version.v {
-            None => Self::decode_v1(body, now, value_bytes_max),
+            None => Self::decode_v1(body, arrival, value_bytes_max),
             Some(v) if v.as_u64() == Some(WIRE_VERSION.into()) => Err(DecodeError::shape(error)),
             Some(v) => Err(v.as_u64().map_or_else(
                 || DecodeError::shape(format!("\"v\" is {v}, not a version")),
@@ -471,17 +501,25 @@ impl PluginResult {
     }
 
     /// The form of 2010: `{"syskey":node,"format":…,"<plugin>":…}`, or `"last_error":{…}` in the plugin's place.
-    fn decode_v1(body: &[u8], now: Timestamp, value_bytes_max: usize) -> Result<Self, DecodeError> {
+    fn decode_v1(
+        body: &[u8],
+        arrival: Arrival,
+        value_bytes_max: usize,
+    ) -> Result<Decoded, DecodeError> {
         let mut members: std::collections::BTreeMap<String, &RawValue> =
             serde_json::from_slice(body).map_err(|source| DecodeError::NotJson { source })?;
         let node: String = take_v1(&mut members, V1_NODE)?;
+        let node = NodeName::new(&node).map_err(DecodeError::NodeName)?;
+        if !arrival.is_first {
+            return Ok(Decoded::Unordered(node));
+        }
+        let now = arrival.at;
         let format_name: String = take_v1(&mut members, V1_FORMAT)?;
         let format = format_name.parse::<Format>().map_err(|()| {
             DecodeError::shape(format!(
                 "\"{V1_FORMAT}\" is {format_name:?}, not a known format"
             ))
         })?;
-        let node = NodeName::new(&node).map_err(DecodeError::NodeName)?;
         let (key, value) = match (members.pop_first(), members.len()) {
             (Some(member), 0) => member,
             (None, _) => return Err(DecodeError::shape("no member names a plugin")),
@@ -498,7 +536,7 @@ impl PluginResult {
             (Some(plugin), value_v1(format, value, value_bytes_max)?)
         };
         let seq = Seq::after(Seq(0), now);
-        Ok(Self {
+        Ok(Decoded::Result(Self {
             node,
             plugin,
             seq,
@@ -507,7 +545,7 @@ impl PluginResult {
             format,
             duration_ms: None,
             content,
-        })
+        }))
     }
 
     /// Writes version 2. A plugin-less error, which only 2010 has, cannot be written and is an error.

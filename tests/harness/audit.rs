@@ -42,6 +42,8 @@ struct Book {
     foreign: BTreeMap<(String, String), Value>,
     deleted: BTreeSet<String>,
     dead: BTreeSet<Bytes>,
+    /// How often a server put a message into another queue, less how often it acknowledged one for that.
+    forwarded: HashMap<Bytes, usize>,
     violations: Vec<String>,
 }
 
@@ -129,6 +131,9 @@ impl Audit {
     }
 
     fn acked(&self, body: &Bytes) {
+        if self.take_forwarded(body) {
+            return;
+        }
         let result = self.book().published.get(body).cloned();
         let is_good = self.is_dead(body)
             || result.as_ref().is_some_and(|result| {
@@ -138,6 +143,13 @@ impl Audit {
             let violation = format!("acknowledged and nowhere: {result:?}");
             self.book().violations.push(violation);
         }
+    }
+
+    /// Whether a copy is in another queue for this delivery; it is then to be judged when that one ends.
+    fn take_forwarded(&self, body: &Bytes) -> bool {
+        let mut book = self.book();
+        let copies = book.forwarded.get_mut(body).filter(|copies| **copies > 0);
+        copies.map(|copies| *copies -= 1).is_some()
     }
 
     /// Whether the result is in the store, or one that overtakes it is.
@@ -241,8 +253,10 @@ impl Broker for AuditedBroker {
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {
         let (exchange, body) = (message.exchange, message.body.clone());
         self.inner.publish(message).await?;
-        if exchange == Exchange::Dead {
-            self.audit.book().dead.insert(body);
+        match exchange {
+            Exchange::Dead => _ = self.audit.book().dead.insert(body),
+            Exchange::Results => *self.audit.book().forwarded.entry(body).or_default() += 1,
+            _ => {}
         }
         Ok(())
     }

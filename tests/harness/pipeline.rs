@@ -102,6 +102,13 @@ pub(crate) fn message(routing_key: &str, body: Vec<u8>) -> Message {
     }
 }
 
+/// A value of `plugin` as a client of 2010 sends it.
+pub(crate) fn of_2010(node: &str, plugin: &str, value: &Value) -> Vec<u8> {
+    json!({"syskey": node, "format": "json", plugin: value.to_string()})
+        .to_string()
+        .into_bytes()
+}
+
 /// A server on the memory broker and store, and what a test does around it.
 #[derive(Debug)]
 pub(crate) struct Pipeline {

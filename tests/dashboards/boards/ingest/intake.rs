@@ -34,6 +34,8 @@ pub(super) fn intake() -> Row {
             graph("Results received", "reqps", "Deliveries of results from the broker, and those of them that it had delivered before.")
                 .ask(rate("vogeler_results_received_total"), "received")
                 .ask(rate("vogeler_results_redelivered_total"), "redelivered"),
+            graph("Forwarded", "reqps", "Results put into the queue that they belong into: of 2010 and given their sequence, or of another partition. Many of the second kind: run `vogeler admin setup`.")
+                .ask(rate_by("reason", "vogeler_results_forwarded_total"), "{{reason}}"),
             graph("Decode errors", "reqps", "Messages that are no result, by reason. Each becomes a dead letter.")
                 .ask(rate_by("reason", "vogeler_decode_errors_total"), "{{reason}}")
                 .runbook("VogelerDeadLetters"),
