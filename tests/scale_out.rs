@@ -492,6 +492,7 @@ fn apart(a: &Member, b: &Member, partitions: u16) -> (String, String) {
 /// Goal: results of one node that come by another slot's queue, or by the queue of an earlier number of partitions,
 /// never reach the store past the owner's back: the newest in order stands.
 #[test]
+#[allow(clippy::too_many_lines, reason = "one story, told in order")]
 fn one_server_alone_judges_a_node() {
     in_system(async {
         let mut cluster = Cluster::new(PARTITIONS);
@@ -538,7 +539,8 @@ fn one_server_alone_judges_a_node() {
         assert_eq!(stored(), "H1", "what came off its slot stands");
         let dead = topology::dead_queue(QueueType::Quorum);
         let mut letters = cluster.publisher.consume(&dead, 1).await.unwrap();
-        let letter = letters.next().await.unwrap();
+        let letter = tokio::time::timeout(PATIENCE, letters.next()).await;
+        let letter = letter.expect("no dead letter").unwrap();
         let header = |name: &str| letter.properties.headers[name].clone();
         assert_eq!(header("x-vogeler-reason"), "slot");
         assert_eq!(header("x-vogeler-node"), node);

@@ -23,7 +23,7 @@ use vogeler::telemetry::Ledger;
 use vogeler::wire::{Content, ErrorKind, Outcome, PluginError, PluginResult};
 
 use crate::harness::audit::{Audit, AuditedBroker, AuditedStore};
-use crate::harness::pipeline::{in_system, message, name, quick_config, result, value};
+use crate::harness::pipeline::{in_system, message, name, of_2010, quick_config, result, value};
 
 /// Seeds 0 to 199 always run: a schedule that finds a bug among them stays.
 const SCHEDULES: u64 = 200;
@@ -47,6 +47,8 @@ struct Simulation {
     seq_base: u64,
     seq: u64,
     published: Vec<(Bytes, PluginResult)>,
+    /// Results of 2010 by node, in the order published, with their content.
+    of_2010: BTreeMap<String, Vec<(Bytes, u64)>>,
     poison: Vec<Bytes>,
 }
 
@@ -86,6 +88,7 @@ impl Simulation {
             seq_base,
             seq: seq_base,
             published: Vec::new(),
+            of_2010: BTreeMap::new(),
             poison: Vec::new(),
         };
         simulation.start_server().await;
@@ -108,11 +111,18 @@ impl Simulation {
     async fn step(&mut self) {
         let node = format!("n{}", self.random.random_range(0..self.nodes));
         match self.random.random_range(0..100) {
-            0..45 => self.publish_new(&node).await,
-            45..50 => self.publish_again().await,
+            0..38 => self.publish_new(&node).await,
+            38..43 => self.publish_2010(&node).await,
+            43..46 => self.publish_off_slot(&node).await,
+            46..50 => self.publish_again().await,
             50..53 => self.publish_poison().await,
             53..58 => self.cut(),
-            58..66 => {
+            58..61 => self.skew(&node),
+            61..62 => self.break_bookkeeping(&node),
+            62..63 => self
+                .audit
+                .refuse_dead_letters(self.random.random_range(1..12)),
+            63..66 => {
                 let key = format!("theirs{}", self.random.random_range(0..3));
                 let value = json!(self.random.random::<u32>());
                 self.audit.edit(&node, &key, value);
@@ -161,6 +171,42 @@ impl Simulation {
         self.audit.publishing(body.clone(), result.clone());
         self.send(&topology::result_key(&result.node), &body).await;
         self.published.push((body, result));
+    }
+
+    /// As a client of 2010 does: no slot, no sequence.
+    async fn publish_2010(&mut self, node: &str) {
+        self.seq += 10;
+        let body = Bytes::from(of_2010(node, "old", &json!(self.seq)));
+        self.send("", &body).await;
+        let sent = self.of_2010.entry(node.to_owned()).or_default();
+        sent.push((body, self.seq));
+    }
+
+    /// With the routing key of another node's slot.
+    async fn publish_off_slot(&mut self, node: &str) {
+        self.seq += 10;
+        let off = value(node, "p0", self.seq, &json!(self.seq));
+        let slot = (u16::from(off.node.slot()) + self.random.random_range(1..256)) % 256;
+        let body = Bytes::from(off.encode().unwrap());
+        self.poison.push(body.clone());
+        self.send(&format!("{slot:03}"), &body).await;
+    }
+
+    fn skew(&mut self, node: &str) {
+        let kind = self.random.random_range(0..4);
+        self.audit.skew(node, |state| match kind {
+            0 => state["format"] = json!("later"),
+            1 => state["more"] = json!({"n": [1, 2]}),
+            2 => state["collected_at"] = json!(5),
+            _ => state["run"] = json!({"of": "another kind"}),
+        });
+    }
+
+    /// What was written before is older than what is collected from here on, by the clock that the server has.
+    fn break_bookkeeping(&mut self, node: &str) {
+        self.audit.break_bookkeeping(node);
+        let now = u64::try_from(Timestamp::now().as_microsecond()).unwrap();
+        self.seq = self.seq.max(now);
     }
 
     async fn publish_again(&mut self) {
@@ -298,6 +344,19 @@ impl Simulation {
             assert!(
                 self.audit.is_dead(body),
                 "poison that is no dead letter: {body:?}"
+            );
+        }
+        for (node, sent) in &self.of_2010 {
+            let newest = sent.iter().rposition(|(body, _)| !self.audit.is_dead(body));
+            let Some(newest) = newest.filter(|_| !self.audit.was_deleted(node)) else {
+                continue;
+            };
+            let document = self.audit.document(node);
+            let is_there = |(_, content): &(Bytes, u64)| document["old"] == json!(content);
+            assert!(
+                sent[newest..].iter().any(is_there),
+                "not the newest of 2010, {:?}: {document}",
+                sent[newest]
             );
         }
         // Where a clock was broken, what it overtook is gone, and the next sane result wins, even an older one.

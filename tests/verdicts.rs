@@ -198,3 +198,60 @@ fn lost_answers_are_read_back() {
         scene.end().await;
     });
 }
+
+/// Goal: of several results only those that make the document too large are dead letters, with the sizes; the others of
+/// that node are stored, whatever else is written with it.
+#[test]
+fn only_the_results_that_make_a_document_too_large_are_dead_letters() {
+    in_system(async {
+        let scene = Scene::new(&[]).await;
+        let named = r#"{"error":"document_too_large","reason":"n1"}"#;
+        scene.store.rule(
+            Rule::new(WRITE, answer(413, named))
+                .body("\"n1\"")
+                .body_bytes_min(20_000),
+        );
+        let text = |bytes: usize| json!("x".repeat(bytes));
+        let publish = async |seq: u64, sizes: &[(&str, usize)]| {
+            for (plugin, bytes) in sizes {
+                scene
+                    .publish(&value("n1", plugin, seq, &text(*bytes)))
+                    .await;
+            }
+        };
+        publish(
+            1,
+            &[
+                ("a", 10),
+                ("b", 30_000),
+                ("c", 500),
+                ("d", 1_000),
+                ("e", 10),
+            ],
+        )
+        .await;
+        scene.publish_all(&["n2"], 1, &json!(1)).await;
+        scene.until_ended("dead_lettered", 1.0).await;
+        scene.until_ended("stored", 5.0).await;
+        let document = scene.document("n1").await;
+        for (plugin, bytes) in [("a", 10), ("c", 500), ("d", 1_000), ("e", 10)] {
+            assert_eq!(document[plugin], text(bytes), "{document}");
+        }
+        assert_eq!(document["b"], serde_json::Value::Null);
+        // Two of which one fits; then one that shrinks makes room.
+        publish(2, &[("f", 12_000), ("g", 12_100), ("a", 20)]).await;
+        scene.until_ended("dead_lettered", 2.0).await;
+        scene.until_ended("stored", 7.0).await;
+        let document = scene.document("n1").await;
+        assert_eq!((&document["f"], &document["a"]), (&text(12_000), &text(20)));
+        publish(3, &[("f", 10), ("g", 12_100)]).await;
+        scene.until_ended("stored", 9.0).await;
+        let document = scene.document("n1").await;
+        assert_eq!((&document["f"], &document["g"]), (&text(10), &text(12_100)));
+        assert_eq!(scene.ended("requeued").to_string(), "0");
+        let reason = "vogeler_dead_letters_total{reason=\"document_too_large\"}";
+        assert_eq!(scene.metric(reason).to_string(), "2");
+        assert!(scene.logged("the store refused at") >= 2);
+        scene.end().await;
+    });
+}

@@ -2,11 +2,11 @@
 //!
 //! A stored document (or none) and results come in, the JSON to write and one [`Applied`] a result come out. The
 //! values stay raw and are spliced at the top level. Invariants: no result is replaced by an older one, a failed
-//! plugin keeps its last good value, and every member that is not ours leaves as it came.
+//! plugin keeps its last good value, and every member that is not ours, or that this version cannot read, leaves as it
+//! came: other programs and later versions write the same documents.
 
 mod states;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -20,10 +20,19 @@ use crate::wire::{
     Content, ContentHash, Format, NodeName, PluginError, PluginName, PluginResult, RunId, Seq,
 };
 pub use states::PluginStates;
+use states::{Newest, View};
 
 /// What the design calls our documents; the views look for it.
 const DOC_TYPE: &str = "SystemRecord";
 const BOOKKEEPING: &str = "vogeler";
+/// Members of the bookkeeping.
+const PLUGINS: &str = "plugins";
+const VERSION: &str = "v";
+const FLOOR: &str = "floor";
+const UNREADABLE: &str = "unreadable";
+/// What bookkeeping is written by; none in it means 1. A document of a later version keeps its number: each state is
+/// read for itself, so ours beside later ones are understood.
+const BOOKKEEPING_VERSION: u8 = 1;
 /// A stored sequence further ahead of the server's clock than this came from a broken clock, and loses.
 const CLOCK_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 
@@ -43,9 +52,25 @@ pub struct PluginState {
     /// How long the plugin took, in milliseconds.
     pub duration_ms: Option<u64>,
     /// What its output looked like.
-    pub format: Format,
+    pub format: StateFormat,
     /// What the newest result reported in place of a value; none if it was a value.
     pub last_error: Option<PluginFailure>,
+}
+
+/// The format of a stored value, of which a later version may know more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum StateFormat {
+    /// One of ours.
+    Known(Format),
+    /// Another one.
+    Other(Box<str>),
+}
+
+impl From<Format> for StateFormat {
+    fn from(format: Format) -> Self {
+        Self::Known(format)
+    }
 }
 
 /// A plugin's error as the document keeps it.
@@ -77,15 +102,88 @@ pub enum Applied {
     Stale,
     /// This very result is stored already: a redelivered copy, or our own write whose answer got lost.
     Present,
+    /// Whether a newer one is stored cannot be read, and this one is not newer than the document: not applied.
+    Unordered,
 }
 
 /// `vogeler`: our bookkeeping. Members that this version does not know are kept.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default)]
 struct Bookkeeping {
-    #[serde(default)]
     plugins: PluginStates,
-    #[serde(flatten)]
-    others: BTreeMap<String, serde_json::Value>,
+    /// Where the order of a plugin's results cannot be read, what is above this is newer than anything stored: the time
+    /// of the last write before it was lost. None where nothing was.
+    floor: Option<Seq>,
+    /// All of it could not be read.
+    is_lost: bool,
+    others: Members,
+}
+
+impl Bookkeeping {
+    /// Reads it; what was `written` at that time is older than what was collected later.
+    fn read(raw: Option<&RawValue>, written: Option<Timestamp>) -> Self {
+        let Some(raw) = raw.filter(|raw| raw.get() != "null") else {
+            return Self::default();
+        };
+        let mut read = Self::read_members(raw).unwrap_or_else(|| {
+            let mut others = Members::default();
+            others.set(UNREADABLE, raw.to_owned());
+            Self {
+                is_lost: true,
+                others,
+                ..Self::default()
+            }
+        });
+        let floor = read.others.get(FLOOR);
+        read.floor = floor.and_then(|raw| serde_json::from_str(raw.get()).ok());
+        if read.floor.is_some() {
+            read.others.remove(FLOOR);
+        }
+        if read.floor.is_none() && (read.is_lost || read.plugins.has_unordered()) {
+            read.floor = written.map(|written| Seq::after(Seq(0), written));
+        }
+        read
+    }
+
+    fn read_members(raw: &RawValue) -> Option<Self> {
+        let mut others: Members = serde_json::from_str(raw.get()).ok()?;
+        let plugins = match others.remove(PLUGINS) {
+            Some(plugins) => serde_json::from_str(plugins.get()).ok()?,
+            None => PluginStates::default(),
+        };
+        Some(Self {
+            plugins,
+            others,
+            ..Self::default()
+        })
+    }
+}
+
+impl Serialize for Bookkeeping {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.others.contains(VERSION) {
+            map.serialize_entry(VERSION, &BOOKKEEPING_VERSION)?;
+        }
+        for (key, value) in &self.others.0 {
+            map.serialize_entry(key, value)?;
+        }
+        if let Some(floor) = self.floor
+            && !self.others.contains(FLOOR)
+        {
+            map.serialize_entry(FLOOR, &floor)?;
+        }
+        map.serialize_entry(PLUGINS, &self.plugins)?;
+        map.end()
+    }
+}
+
+/// How much of a document's bookkeeping this version cannot read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable {
+    /// All of it.
+    pub is_all: bool,
+    /// States of so many plugins.
+    pub plugins: usize,
 }
 
 /// A node document being merged.
@@ -120,8 +218,8 @@ impl NodeDocument {
         }
     }
 
-    /// Reads a stored document. Bookkeeping that somebody broke counts as none: the values are collected again,
-    /// and everything else in the document survives.
+    /// Reads a stored document. What cannot be read of the bookkeeping stays in it. Where that is the order of a plugin's
+    /// results, only one collected after the document's last write is taken for newer.
     pub fn parse(node: &NodeName, json: &RawValue) -> Result<Self, DocumentError> {
         let mut members: Members =
             serde_json::from_str(json.get()).map_err(|source| DocumentError {
@@ -129,14 +227,22 @@ impl NodeDocument {
                 source,
             })?;
         members.0.retain(|(key, _)| key != "_id" && key != "_rev");
-        let bookkeeping = members
-            .remove(BOOKKEEPING)
-            .and_then(|raw| serde_json::from_str(raw.get()).ok())
-            .unwrap_or_default();
+        let written = members.get("updated_at");
+        let written = written.and_then(|raw| serde_json::from_str(raw.get()).ok());
+        let bookkeeping = members.remove(BOOKKEEPING);
+        let bookkeeping = Bookkeeping::read(bookkeeping.as_deref(), written);
         Ok(Self {
             members,
             bookkeeping,
         })
+    }
+
+    /// What this version cannot read of the bookkeeping.
+    pub fn unreadable(&self) -> Unreadable {
+        Unreadable {
+            is_all: self.bookkeeping.is_lost,
+            plugins: self.bookkeeping.plugins.unreadable(),
+        }
     }
 
     /// What is known of each plugin.
@@ -146,45 +252,81 @@ impl NodeDocument {
 
     /// About how much memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
-        /// What an allocator adds to two small pieces.
-        const PIECES: usize = 32;
-        /// Of a member of the bookkeeping that this version does not know.
-        const OTHER: usize = 512;
-        let Bookkeeping { plugins, others } = &self.bookkeeping;
-        let member = |(key, value): &(String, Box<RawValue>)| {
-            size_of::<(String, Box<RawValue>)>() + key.len() + value.get().len() + PIECES
-        };
-        let members: usize = self.members.0.iter().map(member).sum();
-        let pieces = PIECES * (1 + plugins.iter().len());
-        size_of::<Self>() + members + plugins.bytes() + pieces + OTHER * others.len()
+        let Bookkeeping {
+            plugins, others, ..
+        } = &self.bookkeeping;
+        let pieces = PIECES_BYTES * (1 + plugins.iter().count() + plugins.unreadable());
+        size_of::<Self>() + self.members.bytes() + plugins.bytes() + pieces + others.bytes()
     }
 
-    /// Merges one result. `now` is the server's clock; an equal value checked less than `freshness` ago is not
-    /// written again.
-    pub fn apply(&mut self, result: &PluginResult, now: Timestamp, freshness: Duration) -> Applied {
+    /// By how many bytes the document grows with this result, about.
+    pub fn growth(&self, result: &PluginResult) -> i64 {
+        /// A state and its name, and what holds them.
+        const STATE: usize = 300;
+        let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
         let Some(plugin) = &result.plugin else {
-            self.note_error(None, result);
+            return 0;
+        };
+        let has_state = self.bookkeeping.plugins.view(plugin.as_str()).is_some();
+        let state = if has_state { 0 } else { STATE };
+        match &result.content {
+            Content::Value { json, .. } => {
+                let old = self.members.get(plugin.as_str());
+                let old = old.map_or(0, |old| old.get().len());
+                signed(json.get().len() + state) - signed(old)
+            }
+            Content::Error(error) => signed(error.message.len() + state),
+        }
+    }
+
+    /// What merging one result would do. `now` is the server's clock; an equal value checked less than `freshness` ago
+    /// is not written again.
+    pub fn judge(&self, result: &PluginResult, now: Timestamp, freshness: Duration) -> Applied {
+        let Some(plugin) = &result.plugin else {
             return Applied::Changed;
         };
-        let state = self.bookkeeping.plugins.get(plugin.as_str());
-        if let Some(state) = state {
-            if !supersedes(result.seq, state.seq, now) {
-                let is_present = result.seq == state.seq && is_content_of(result, state);
-                return if is_present {
+        let state = self.bookkeeping.plugins.view(plugin.as_str());
+        if let Some(seq) = state.and_then(|state| state.seq) {
+            if !supersedes(result.seq, seq, now) {
+                let is_content = state.is_some_and(|state| is_content_of(result, &state));
+                return if result.seq == seq && is_content {
                     Applied::Present
                 } else {
                     Applied::Stale
                 };
             }
+        } else if let Some(floor) = self.bookkeeping.floor
+            && !supersedes(result.seq, floor, now)
+        {
+            return Applied::Unordered;
+        }
+        if let Some(state) = state {
             let has_value = state.hash.is_none() || self.members.contains(plugin.as_str());
-            if has_value
-                && is_content_of(result, state)
-                && is_fresh(state.checked_at, now, freshness)
-            {
+            let is_fresh = state
+                .checked_at
+                .is_some_and(|checked_at| is_fresh(checked_at, now, freshness));
+            if state.seq.is_some() && has_value && is_fresh && is_content_of(result, &state) {
                 return Applied::Unchanged;
             }
         }
-        let hash = state.and_then(|state| state.hash.clone());
+        Applied::Changed
+    }
+
+    /// Merges one result, and says what [`judge`](Self::judge) does.
+    pub fn apply(&mut self, result: &PluginResult, now: Timestamp, freshness: Duration) -> Applied {
+        let applied = self.judge(result, now, freshness);
+        if applied == Applied::Changed {
+            self.merge(result, now);
+        }
+        applied
+    }
+
+    fn merge(&mut self, result: &PluginResult, now: Timestamp) {
+        let Some(plugin) = &result.plugin else {
+            return self.note_error(None, result);
+        };
+        let state = self.bookkeeping.plugins.view(plugin.as_str());
+        let hash = state.and_then(|state| state.hash.cloned());
         let mut next = PluginState {
             seq: result.seq,
             collected_at: result.collected_at,
@@ -192,7 +334,7 @@ impl NodeDocument {
             run: result.run,
             hash,
             duration_ms: result.duration_ms,
-            format: result.format,
+            format: result.format.into(),
             last_error: None,
         };
         match &result.content {
@@ -210,7 +352,6 @@ impl NodeDocument {
             }
         }
         self.bookkeeping.plugins.insert(plugin.clone(), next);
-        Applied::Changed
     }
 
     fn note_error(&mut self, plugin: Option<&PluginName>, result: &PluginResult) {
@@ -262,10 +403,10 @@ pub fn is_fresh(checked_at: Timestamp, now: Timestamp, freshness: Duration) -> b
     !age.is_negative() && age.unsigned_abs() < freshness
 }
 
-fn is_content_of(result: &PluginResult, state: &PluginState) -> bool {
-    match (&result.content, &state.last_error) {
-        (Content::Value { hash, .. }, None) => state.hash.as_ref() == Some(hash),
-        (Content::Error(error), Some(failure)) => is_same_error(error, &failure.error),
+fn is_content_of(result: &PluginResult, state: &View<'_>) -> bool {
+    match (&result.content, state.newest) {
+        (Content::Value { hash, .. }, Newest::Value) => state.hash == Some(hash),
+        (Content::Error(error), Newest::Failure(failure)) => is_same_error(error, &failure.error),
         _ => false,
     }
 }
@@ -278,7 +419,24 @@ fn is_same_error(left: &PluginError, right: &PluginError) -> bool {
 #[derive(Debug, Clone, Default)]
 struct Members(Vec<(String, Box<RawValue>)>);
 
+/// What an allocator adds to two small pieces of memory.
+const PIECES_BYTES: usize = 32;
+
 impl Members {
+    fn get(&self, key: &str) -> Option<&RawValue> {
+        let mut members = self.0.iter();
+        let found = members.find(|(name, _)| name == key);
+        found.map(|(_, value)| &**value)
+    }
+
+    /// About how much memory it takes on the heap.
+    fn bytes(&self) -> usize {
+        let member = |(key, value): &(String, Box<RawValue>)| {
+            size_of::<(String, Box<RawValue>)>() + key.len() + value.get().len() + PIECES_BYTES
+        };
+        self.0.iter().map(member).sum()
+    }
+
     fn contains(&self, key: &str) -> bool {
         self.0.iter().any(|(name, _)| name == key)
     }

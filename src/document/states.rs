@@ -1,79 +1,282 @@
 //! What is known of each plugin of a node, by name. Pure.
 //!
 //! A sorted list, since there are documents in memory by the ten thousands with a few plugins each: a tree's smallest
-//! leaf has room for eleven. Invariant: names are distinct and in order.
+//! leaf has room for eleven. Invariants: names are distinct and in order; a state that was read and not replaced is
+//! written as the bytes that it was, whatever is in it.
 
-use std::collections::BTreeMap;
+use jiff::Timestamp;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 
-use serde::{Deserialize, Serialize, Serializer};
-
-use super::PluginState;
-use crate::wire::PluginName;
+use super::{Members, PluginFailure, PluginState};
+use crate::wire::{ContentHash, PluginName, Seq};
 
 /// The state of each plugin of a node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "BTreeMap<PluginName, PluginState>")]
-pub struct PluginStates(Vec<(PluginName, PluginState)>);
+#[derive(Debug, Clone, Default)]
+pub struct PluginStates {
+    states: Vec<(PluginName, Kept)>,
+    /// Those of what this version takes for no plugin's name.
+    others: Members,
+}
+
+/// One state.
+#[derive(Debug, Clone)]
+enum Kept {
+    /// All of it is known, and it is written as it was read.
+    Known(PluginState),
+    /// It has something that this version does not know, or writes in another way.
+    Raw(Box<(Box<RawValue>, Read)>),
+}
+
+/// What can be read of a raw state.
+#[derive(Debug, Clone)]
+enum Read {
+    /// All that this version knows of.
+    Whole(PluginState),
+    /// Some of it.
+    Part(Part),
+}
+
+/// What decides about the next result.
+#[derive(Debug, Clone)]
+struct Part {
+    seq: Option<Seq>,
+    hash: Option<ContentHash>,
+    checked_at: Option<Timestamp>,
+    is_value: bool,
+}
+
+/// What is known of a plugin when its next result comes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    /// Sequence of the newest result, where it can be read.
+    pub(super) seq: Option<Seq>,
+    /// Hash of the stored value.
+    pub(super) hash: Option<&'a ContentHash>,
+    pub(super) checked_at: Option<Timestamp>,
+    pub(super) newest: Newest<'a>,
+}
+
+/// What the newest result was.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Newest<'a> {
+    Value,
+    Failure(&'a PluginFailure),
+    Unreadable,
+}
 
 impl PluginStates {
-    /// What is known of one plugin.
+    /// What is known of one plugin; none, too, if its state cannot be read.
     pub fn get(&self, plugin: &str) -> Option<&PluginState> {
-        let index = self.index(plugin).ok()?;
-        self.0.get(index).map(|(_, state)| state)
+        self.kept(plugin)?.whole()
     }
 
-    /// All, in the order of their names.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&PluginName, &PluginState)> {
-        self.0.iter().map(|(plugin, state)| (plugin, state))
+    /// All that can be read, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&PluginName, &PluginState)> {
+        let states = self.states.iter();
+        states.filter_map(|(plugin, kept)| Some((plugin, kept.whole()?)))
+    }
+
+    /// How many states are there of which something cannot be read.
+    pub fn unreadable(&self) -> usize {
+        let states = self.states.iter();
+        let unreadable = states.filter(|(_, kept)| kept.whole().is_none()).count();
+        unreadable + self.others.0.len()
+    }
+
+    /// Whether there is a state that does not tell its sequence.
+    pub(super) fn has_unordered(&self) -> bool {
+        self.states
+            .iter()
+            .any(|(_, kept)| kept.view().seq.is_none())
+    }
+
+    pub(super) fn view(&self, plugin: &str) -> Option<View<'_>> {
+        self.kept(plugin).map(Kept::view)
     }
 
     pub(super) fn insert(&mut self, plugin: PluginName, state: PluginState) {
+        self.put(plugin, Kept::Known(state));
+    }
+
+    fn put(&mut self, plugin: PluginName, kept: Kept) {
         match self.index(plugin.as_str()) {
             Ok(index) => {
-                if let Some((_, slot)) = self.0.get_mut(index) {
-                    *slot = state;
+                if let Some((_, slot)) = self.states.get_mut(index) {
+                    *slot = kept;
                 }
             }
             Err(index) => {
-                self.0.reserve_exact(1);
-                self.0.insert(index, (plugin, state));
+                self.states.reserve_exact(1);
+                self.states.insert(index, (plugin, kept));
             }
         }
     }
 
     /// The memory it takes on the heap, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let heap = |(plugin, state): &(PluginName, PluginState)| {
-            let hash = state.hash.as_ref().map_or(0, |hash| hash.0.len());
-            let error = state.last_error.as_ref();
-            let error = error.map_or(0, |failure| failure.error.message.len());
-            plugin.as_str().len() + hash + error
-        };
-        self.0.capacity() * size_of::<(PluginName, PluginState)>()
-            + self.0.iter().map(heap).sum::<usize>()
+        let heap = |(plugin, kept): &(PluginName, Kept)| plugin.as_str().len() + kept.heap();
+        self.states.capacity() * size_of::<(PluginName, Kept)>()
+            + self.states.iter().map(heap).sum::<usize>()
+            + self.others.bytes()
+    }
+
+    fn kept(&self, plugin: &str) -> Option<&Kept> {
+        let index = self.index(plugin).ok()?;
+        self.states.get(index).map(|(_, kept)| kept)
     }
 
     fn index(&self, plugin: &str) -> Result<usize, usize> {
-        self.0
+        self.states
             .binary_search_by(|(name, _)| name.as_str().cmp(plugin))
     }
 }
 
-impl From<BTreeMap<PluginName, PluginState>> for PluginStates {
-    fn from(states: BTreeMap<PluginName, PluginState>) -> Self {
-        Self(states.into_iter().collect())
+impl Kept {
+    fn read(raw: Box<RawValue>) -> Self {
+        let Ok(state) = serde_json::from_str::<PluginState>(raw.get()) else {
+            let part = Part::read(&raw);
+            return Self::Raw(Box::new((raw, Read::Part(part))));
+        };
+        let is_same = to_raw_value(&state).is_ok_and(|written| written.get() == raw.get());
+        if is_same {
+            Self::Known(state)
+        } else {
+            Self::Raw(Box::new((raw, Read::Whole(state))))
+        }
+    }
+
+    fn whole(&self) -> Option<&PluginState> {
+        match self {
+            Self::Known(state) => Some(state),
+            Self::Raw(raw) => match &raw.1 {
+                Read::Whole(state) => Some(state),
+                Read::Part(_) => None,
+            },
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        if let Some(state) = self.whole() {
+            return View {
+                seq: Some(state.seq),
+                hash: state.hash.as_ref(),
+                checked_at: Some(state.checked_at),
+                newest: state
+                    .last_error
+                    .as_ref()
+                    .map_or(Newest::Value, Newest::Failure),
+            };
+        }
+        let part = match self {
+            Self::Raw(raw) => match &raw.1 {
+                Read::Part(part) => Some(part),
+                Read::Whole(_) => None,
+            },
+            Self::Known(_) => None,
+        };
+        View {
+            seq: part.and_then(|part| part.seq),
+            hash: part.and_then(|part| part.hash.as_ref()),
+            checked_at: part.and_then(|part| part.checked_at),
+            newest: if part.is_some_and(|part| part.is_value) {
+                Newest::Value
+            } else {
+                Newest::Unreadable
+            },
+        }
+    }
+
+    /// Beside the value itself, in bytes.
+    fn heap(&self) -> usize {
+        let of_state = |state: &PluginState| {
+            let hash = state.hash.as_ref().map_or(0, |hash| hash.0.len());
+            let error = state.last_error.as_ref();
+            hash + error.map_or(0, |failure| failure.error.message.len())
+        };
+        match self {
+            Self::Known(state) => of_state(state),
+            Self::Raw(raw) => {
+                let read = match &raw.1 {
+                    Read::Whole(state) => of_state(state),
+                    Read::Part(part) => part.hash.as_ref().map_or(0, |hash| hash.0.len()),
+                };
+                size_of::<(Box<RawValue>, Read)>() + raw.0.get().len() + read
+            }
+        }
+    }
+}
+
+impl Part {
+    /// Each member for itself. Where the sequence cannot be read the time of collecting stands in for it: a client counts
+    /// microseconds.
+    fn read(raw: &RawValue) -> Self {
+        fn member<T: serde::de::DeserializeOwned>(members: &Members, name: &str) -> Option<T> {
+            serde_json::from_str(members.get(name)?.get()).ok()
+        }
+        let members: Members = serde_json::from_str(raw.get()).unwrap_or_default();
+        let collected = || {
+            let collected_at = member::<Timestamp>(&members, "collected_at")?;
+            Some(Seq::after(Seq(0), collected_at))
+        };
+        let last_error = members.get("last_error").map(RawValue::get);
+        Self {
+            seq: member(&members, "seq").or_else(collected),
+            hash: member::<Option<ContentHash>>(&members, "hash").flatten(),
+            checked_at: member(&members, "checked_at"),
+            is_value: last_error.is_none_or(|error| error == "null"),
+        }
+    }
+}
+
+impl Serialize for Kept {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Known(state) => state.serialize(serializer),
+            Self::Raw(raw) => raw.0.serialize(serializer),
+        }
     }
 }
 
 impl Serialize for PluginStates {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter())
+        let mut map = serializer.serialize_map(Some(self.states.len() + self.others.0.len()))?;
+        for (plugin, kept) in &self.states {
+            map.serialize_entry(plugin, kept)?;
+        }
+        for (name, raw) in &self.others.0 {
+            map.serialize_entry(name, raw)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for PluginStates {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut states = Self::default();
+        for (name, raw) in Members::deserialize(deserializer)?.0 {
+            match PluginName::new(&name) {
+                Ok(plugin) => states.put(plugin, Kept::read(raw)),
+                Err(_) => states.others.set(name, raw),
+            }
+        }
+        Ok(states)
+    }
+}
+
+/// Compares what is written.
+impl PartialEq for PluginStates {
+    fn eq(&self, other: &Self) -> bool {
+        let text = |states: &Self| serde_json::to_string::<Self>(states).ok();
+        text(self) == text(other)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -87,7 +290,7 @@ mod tests {
             run: None,
             hash: None,
             duration_ms: None,
-            format: Format::Json,
+            format: Format::Json.into(),
             last_error: None,
         }
     }
@@ -109,7 +312,9 @@ mod tests {
             }
             let json = serde_json::to_string(&states).unwrap();
             prop_assert_eq!(&json, &serde_json::to_string(&model).unwrap());
-            prop_assert_eq!(serde_json::from_str::<PluginStates>(&json).unwrap(), states);
+            let read = serde_json::from_str::<PluginStates>(&json).unwrap();
+            prop_assert!(read.states.iter().all(|(_, kept)| matches!(kept, Kept::Known(_))));
+            prop_assert_eq!(read, states);
         }
     }
 }

@@ -65,7 +65,7 @@ fn a_first_result_makes_the_document_of_the_design() {
             "doc_type": "SystemRecord", "system_name": "web01.example.com",
             "created_at": "2027-01-15T08:00:00Z", "updated_at": "2027-01-15T08:00:01Z",
             "rpms": ["bash-5.1.8"],
-            "vogeler": {"plugins": {"rpms": {
+            "vogeler": {"v": 1, "plugins": {"rpms": {
                 "seq": 7, "collected_at": "2027-01-15T08:00:00Z", "checked_at": "2027-01-15T08:00:00Z",
                 "run": null, "hash": hash, "duration_ms": 3, "format": "json", "last_error": null,
             }}},
@@ -90,16 +90,53 @@ fn foreign_members_survive_untouched() {
     );
 }
 
-/// Goal: broken bookkeeping is replaced, nothing else is lost, and nothing crashes.
+fn parse(json: &str) -> NodeDocument {
+    let raw = RawValue::from_string(json.to_owned()).unwrap();
+    NodeDocument::parse(&node(), &raw).unwrap()
+}
+
+/// A sequence of so many seconds after the tests' beginning.
+fn seq(second: i64) -> u64 {
+    Seq::after(Seq(0), at(second)).0
+}
+
+/// Goal: bookkeeping that somebody broke stays in the document, and lets in what was collected after the document's last
+/// write: of older results nobody knows whether they are older than what is stored, before and after the mending.
 #[test]
-fn broken_bookkeeping_counts_as_none() {
-    let raw = RawValue::from_string(r#"{"vogeler":5,"owner":"me"}"#.to_owned()).unwrap();
-    let mut document = NodeDocument::parse(&node(), &raw).unwrap();
-    assert_eq!(
-        document.apply(&value("rpms", 7, &json!([])), at(0), FRESHNESS),
-        Applied::Changed
-    );
-    assert_eq!(stored(&mut document)["owner"], "me");
+fn broken_bookkeeping_lets_only_newer_results_in() {
+    for broken in ["5", "[]", r#"{"plugins":[1]}"#, r#"{"a":1,"plugins":"x"}"#] {
+        let json = format!(
+            r#"{{"vogeler":{broken},"owner":"me","rpms":["new"],"updated_at":"{}"}}"#,
+            at(100)
+        );
+        let mut document = parse(&json);
+        assert!(document.unreadable().is_all);
+        let apply = |document: &mut NodeDocument, plugin: &str, second, content| {
+            document.apply(
+                &value(plugin, seq(second), &json!([content])),
+                at(300),
+                FRESHNESS,
+            )
+        };
+        assert_eq!(apply(&mut document, "rpms", 99, "old"), Applied::Unordered);
+        assert_eq!(apply(&mut document, "rpms", 101, "newer"), Applied::Changed);
+        let written = stored(&mut document);
+        assert_eq!(written["vogeler"]["unreadable"].to_string(), broken);
+        assert_eq!(
+            (&written["owner"], &written["rpms"]),
+            (&json!("me"), &json!(["newer"]))
+        );
+        // The last write is later now, and the floor where it was.
+        let mut document = parse(&written.to_string());
+        assert!(!document.unreadable().is_all);
+        assert_eq!(apply(&mut document, "dpkg", 99, "old"), Applied::Unordered);
+        assert_eq!(apply(&mut document, "dpkg", 102, "new"), Applied::Changed);
+        assert_eq!(apply(&mut document, "rpms", 100, "old"), Applied::Stale);
+    }
+    for none in [r#"{"vogeler":null}"#, "{}", r#"{"vogeler":5}"#] {
+        let applied = parse(none).apply(&value("rpms", 7, &json!([])), at(0), FRESHNESS);
+        assert_eq!(applied, Applied::Changed, "{none}");
+    }
     let not_an_object = RawValue::from_string("[]".to_owned()).unwrap();
     assert!(NodeDocument::parse(&node(), &not_an_object).is_err());
 }
@@ -223,6 +260,175 @@ proptest! {
         for (index, plugin) in plugins.iter().enumerate() {
             let newest = arrivals.iter().filter(|(p, _)| *p == index).map(|(_, seq)| *seq).max();
             prop_assert_eq!(written.get(*plugin).cloned(), newest.map(Value::from));
+        }
+    }
+}
+
+/// Goal: a state of which something cannot be read still tells what is older, and is replaced by what is newer.
+#[test]
+fn what_can_be_read_of_a_state_counts() {
+    let known = seq(100);
+    let hash = value("rpms", 1, &json!([1])).content;
+    let Content::Value { hash, .. } = hash else {
+        panic!("no value")
+    };
+    let hash = serde_json::to_string(&hash).unwrap();
+    let checked = at(100);
+    let states = [
+        format!(r#"{{"seq":{known},"hash":{hash},"checked_at":"{checked}","format":"toml"}}"#),
+        format!(
+            r#"{{"seq":{known},"hash":{hash},"checked_at":"{checked}","format":{{"a":1}},"run":7}}"#
+        ),
+        format!(
+            r#"{{"seq":"many","collected_at":"{checked}","hash":{hash},"checked_at":"{checked}"}}"#
+        ),
+        format!(
+            r#"{{"seq":{known},"collected_at":"{checked}","checked_at":"{checked}","run":null,"hash":{hash},"duration_ms":1,"format":"later","last_error":null,"more":[1.50]}}"#
+        ),
+    ];
+    for state in states {
+        let json = format!(r#"{{"rpms":[1],"vogeler":{{"v":9,"plugins":{{"rpms":{state}}}}}}}"#);
+        let judge = |seq, content: &Value| {
+            parse(&json).judge(&value("rpms", seq, content), at(150), FRESHNESS)
+        };
+        assert_eq!(judge(known - 1, &json!([2])), Applied::Stale, "{state}");
+        assert_eq!(judge(known, &json!([1])), Applied::Present, "{state}");
+        assert_eq!(judge(known + 1, &json!([1])), Applied::Unchanged, "{state}");
+        assert_eq!(judge(known + 1, &json!([2])), Applied::Changed, "{state}");
+        let mut document = parse(&json);
+        document.apply(&value("rpms", known + 1, &json!([2])), at(150), FRESHNESS);
+        let written = stored(&mut document);
+        assert_eq!(written["vogeler"]["plugins"]["rpms"]["seq"], known + 1);
+        assert_eq!(
+            written["vogeler"]["v"], 9,
+            "a later version keeps its number"
+        );
+    }
+    // One without any order: the document's last write stands in for it.
+    let json = format!(
+        r#"{{"updated_at":"{}","vogeler":{{"plugins":{{"rpms":5}}}}}}"#,
+        at(100)
+    );
+    let judge = |seq| parse(&json).judge(&value("rpms", seq, &json!([2])), at(150), FRESHNESS);
+    assert_eq!(
+        (judge(seq(100)), judge(seq(101))),
+        (Applied::Unordered, Applied::Changed)
+    );
+}
+
+/// Goal: this release reads the documents of all releases, and a merge loses nothing of them that it does not replace.
+#[test]
+fn documents_of_all_releases_are_read_and_kept() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/documents");
+    let mut read = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut document = parse(text.trim_end());
+        assert!(!document.unreadable().is_all, "{path:?}");
+        let newest = seq(400 * 24 * 3600);
+        let later = at(400 * 24 * 3600);
+        let applied = document.apply(&value("other", newest, &json!(1)), later, FRESHNESS);
+        assert_eq!(applied, Applied::Changed, "{path:?}");
+        let written = document.to_json(&node(), later).unwrap();
+        // Byte for byte, what is not ours to change.
+        let before: Members = serde_json::from_str(&text).unwrap();
+        let after: Members = serde_json::from_str(written.get()).unwrap();
+        let ours = ["_id", "_rev", "updated_at", "vogeler"];
+        for (key, value) in before
+            .0
+            .iter()
+            .filter(|(key, _)| !ours.contains(&key.as_str()))
+        {
+            assert_eq!(
+                after.get(key).map(RawValue::get),
+                Some(value.get()),
+                "{path:?} {key}"
+            );
+        }
+        let members = |members: &Members, key: &str| {
+            let raw = members.get(key).map_or("{}", RawValue::get);
+            serde_json::from_str::<Members>(raw).unwrap()
+        };
+        let (book, book_after) = (members(&before, "vogeler"), members(&after, "vogeler"));
+        for (key, value) in book.0.iter().filter(|(key, _)| key != "plugins") {
+            assert_eq!(
+                book_after.get(key).map(RawValue::get),
+                Some(value.get()),
+                "{path:?} {key}"
+            );
+        }
+        let (states, states_after) = (members(&book, "plugins"), members(&book_after, "plugins"));
+        for (key, value) in &states.0 {
+            assert_eq!(
+                states_after.get(key).map(RawValue::get),
+                Some(value.get()),
+                "{path:?} {key}"
+            );
+            // Whatever is there, an older result does not replace it.
+            if PluginName::new(key).is_ok() {
+                let old = document.judge(&value_of(key, 1), later, FRESHNESS);
+                assert_eq!(old, Applied::Stale, "{path:?} {key}");
+            }
+        }
+        assert_eq!(states_after.0.len(), states.0.len() + 1, "{path:?}");
+        read += 1;
+    }
+    assert!(read >= 6);
+}
+
+fn value_of(plugin: &str, seq: u64) -> PluginResult {
+    value(plugin, seq, &json!("x"))
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-z0-9:TZ-]{0,25}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 5, |inner| {
+        let names = prop_oneof![
+            "seq|hash|checked_at|collected_at|format|last_error|run|duration_ms"
+                .prop_map(String::from),
+            "[a-z]{1,4}",
+        ];
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::btree_map(names, inner, 0..8)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// Any JSON in a plugin's state, and beside it, survives the merge of another plugin's result byte for byte, and
+    /// never lets in a result that is not newer than what it tells.
+    #[test]
+    fn any_state_survives_the_merge_of_another_result(state in any_json(), beside in any_json()) {
+        let json = json!({
+            "updated_at": at(100), "mine": 1,
+            "vogeler": {"beside": beside, "plugins": {"mine": state}},
+        });
+        let mut document = parse(&json.to_string());
+        document.apply(&value("other", seq(200), &json!(2)), at(200), FRESHNESS);
+        let written = document.to_json(&node(), at(200)).unwrap();
+        let raw = |json: &str| -> String {
+            let members: Members = serde_json::from_str(json).unwrap();
+            let book: Members = serde_json::from_str(members.get("vogeler").unwrap().get()).unwrap();
+            let states: Members = serde_json::from_str(book.get("plugins").unwrap().get()).unwrap();
+            let state = states.get("mine").unwrap().get();
+            format!("{} {state}", book.get("beside").unwrap().get())
+        };
+        prop_assert_eq!(raw(written.get()), raw(&json.to_string()));
+        let known = state["seq"].as_u64().unwrap_or(0);
+        if known > 0 && known < seq(0) {
+            let applied = document.judge(&value("mine", known - 1, &json!(3)), at(200), FRESHNESS);
+            prop_assert_eq!(applied, Applied::Stale);
         }
     }
 }

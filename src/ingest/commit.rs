@@ -5,6 +5,7 @@
 //! written is read again before it is written again; a foreign edit is read and merged, never overwritten.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,15 +18,17 @@ use tracing::warn;
 use super::cache::{DocumentCache, Known, Times};
 use super::coalesce::{Marks, Pending, marks_of, raise};
 use super::dead_letter::{DeadLetter, DeadLetters};
+use super::fit::Fit;
 use super::gate::StoreGate;
 use super::isolate::{BLAMES_MAX, Group};
 use super::node::Claim;
 use super::pace::Went;
 use super::ticket::{Ticket, log_again};
 use crate::backoff::Backoff;
-use crate::document::{Applied, DocumentError, NodeDocument};
+use crate::document::{Applied, DocumentError, NodeDocument, Unreadable};
+use crate::store::rules::DOCUMENT_TOO_LARGE;
 use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
-use crate::telemetry::{self, SplitReason, StoreRequest};
+use crate::telemetry::{self, SplitReason, StoreRequest, catalogue};
 use crate::wire::{NodeName, Outcome};
 
 /// First pause after a conflict or failure; it doubles from there.
@@ -48,6 +51,9 @@ const STORE_TROUBLES: [&str; 9] = [
     "unauthorized_request",
 ];
 
+/// Why a result is a dead letter that may be older than what is stored.
+const UNORDERED: &str = "what the document tells of this plugin's last result cannot be read, and this one was not collected after the document's last write: it may be older than what is stored";
+
 /// What commits go by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CommitSettings {
@@ -69,6 +75,8 @@ pub(super) struct Committer {
     cache: Mutex<DocumentCache>,
     /// The drain is over: what is not written by now goes back to the broker.
     give_up: CancellationToken,
+    /// Whether the log has a line on bookkeeping that cannot be read.
+    is_unreadable_told: AtomicBool,
 }
 
 /// One node's share of a batch.
@@ -87,6 +95,21 @@ struct Work {
     attempts: u32,
     /// Failures in a row after which the store took the document without these results.
     blames: u32,
+    /// The search for the results that fit, once the store found the document too large.
+    fit: Option<Fit>,
+    /// Results that are not tried now: the next time all are pending again.
+    left_out: Vec<Pending<Ticket>>,
+    /// Size of the document when it was last refused for its size, in bytes.
+    refused_bytes: usize,
+}
+
+/// What one pass of merging made.
+#[derive(Debug, Default)]
+struct Merge {
+    writes: Vec<Write>,
+    merged: Vec<Merged>,
+    /// What needs another pass.
+    open: Vec<Work>,
 }
 
 /// A document as it would be after the merge.
@@ -114,6 +137,7 @@ impl Committer {
             settings,
             cache: Mutex::new(DocumentCache::new(settings.document_cache_bytes_max)),
             give_up,
+            is_unreadable_told: AtomicBool::new(false),
         }
     }
 
@@ -233,7 +257,7 @@ impl Committer {
         let Ok(mut loaded) = self.load(std::slice::from_ref(&work.node)).await else {
             return false;
         };
-        let Ok(mut known) = read(&work.node, loaded.remove(&work.node), now) else {
+        let Ok(mut known) = self.read(&work.node, loaded.remove(&work.node), now) else {
             return false;
         };
         let Ok(json) = known.document.to_json(&work.node, now) else {
@@ -274,9 +298,16 @@ impl Committer {
             }
         };
         let now = Timestamp::now();
-        let (writes, merged) = self.merge(open, &mut known, loaded, now).await;
+        let Merge {
+            writes,
+            merged,
+            mut open,
+        } = self.merge(open, &mut known, loaded, now).await;
         if writes.is_empty() {
-            return Attempt::default();
+            return Attempt {
+                open,
+                failure: None,
+            };
         }
         telemetry::record_write(merged.iter().map(|merged| merged.bytes).sum());
         let started = Instant::now();
@@ -288,13 +319,14 @@ impl Committer {
         match written {
             Ok(verdicts) => {
                 self.gate.open();
+                open.extend(self.settle(merged, verdicts).await);
                 Attempt {
-                    open: self.settle(merged, verdicts).await,
+                    open,
                     failure: None,
                 }
             }
             Err(error) => {
-                let open = merged.into_iter().map(|merged| merged.work).collect();
+                open.extend(merged.into_iter().map(|merged| merged.work));
                 Attempt {
                     open,
                     failure: Some(Failure {
@@ -370,15 +402,14 @@ impl Committer {
         known: &mut HashMap<NodeName, Known>,
         mut loaded: HashMap<NodeName, StoredDocument>,
         now: Timestamp,
-    ) -> (Vec<Write>, Vec<Merged>) {
-        let mut writes = Vec::with_capacity(open.len());
-        let mut merged = Vec::with_capacity(open.len());
+    ) -> Merge {
+        let mut merge = Merge::default();
         for mut work in open {
             let stored = loaded.remove(&work.node);
             let known = if let Some(known) = known.remove(&work.node) {
                 Ok(known)
             } else {
-                read(&work.node, stored, now)
+                self.read(&work.node, stored, now)
             };
             let Known {
                 mut document,
@@ -391,6 +422,7 @@ impl Committer {
                     continue;
                 }
             };
+            self.choose(&mut work, &document, now).await;
             let freshness = self.settings.freshness;
             let applied: Vec<Applied> = work
                 .pending
@@ -404,7 +436,7 @@ impl Committer {
                     applied,
                     bytes: 0,
                 };
-                self.settle_all(merged, revision);
+                merge.open.extend(self.settle_all(merged, revision));
                 continue;
             }
             let json = match document.to_json(&work.node, now) {
@@ -416,7 +448,7 @@ impl Committer {
                 }
             };
             let bytes = json.get().len();
-            writes.push(Write {
+            merge.writes.push(Write {
                 id: work.node.clone(),
                 revision,
                 json,
@@ -425,14 +457,53 @@ impl Committer {
             if work.attempts > 1 {
                 telemetry::record_retry();
             }
-            merged.push(Merged {
+            merge.merged.push(Merged {
                 work,
                 document,
                 applied,
                 bytes,
             });
         }
-        (writes, merged)
+        merge
+    }
+
+    /// Chooses which results to merge now. Those whose order cannot be read, and those that are too large for the
+    /// document, are dead letters.
+    async fn choose(&self, work: &mut Work, document: &NodeDocument, now: Timestamp) {
+        work.pending.append(&mut work.left_out);
+        let judge = |pending: &Pending<Ticket>| {
+            document.judge(&pending.result, now, self.settings.freshness)
+        };
+        let is_unordered = |pending: &mut Pending<Ticket>| judge(pending) == Applied::Unordered;
+        for pending in work
+            .pending
+            .extract_if(.., is_unordered)
+            .collect::<Vec<_>>()
+        {
+            self.refuse_one(work, pending, "bad_bookkeeping", UNORDERED)
+                .await;
+        }
+        let Some(fit) = work.fit else { return };
+        let growth = |pending: &Pending<Ticket>| match judge(pending) {
+            Applied::Changed => document.growth(&pending.result),
+            _ => i64::MIN,
+        };
+        work.pending.sort_by_cached_key(growth);
+        let shrinking = work.pending.iter().filter(|pending| growth(pending) <= 0);
+        match fit.next(shrinking.count()) {
+            Some(count) => work.left_out = work.pending.split_off(count.min(work.pending.len())),
+            None => {
+                for pending in std::mem::take(&mut work.pending) {
+                    let detail = format!(
+                        "it adds {} bytes to a document that the store refused at {} bytes",
+                        growth(&pending),
+                        work.refused_bytes
+                    );
+                    self.refuse_one(work, pending, DOCUMENT_TOO_LARGE, &detail)
+                        .await;
+                }
+            }
+        }
     }
 
     /// Settles row by row; conflicts and failed rows come back to be read, merged and written again.
@@ -442,7 +513,11 @@ impl Committer {
             match verdicts.remove(&merged.work.node) {
                 Some(Verdict::Stored(revision)) => {
                     telemetry::record_document(merged.bytes);
-                    self.settle_all(merged, Some(revision));
+                    open.extend(self.settle_all(merged, Some(revision)));
+                }
+                Some(verdict) if verdict.is_too_large() => {
+                    telemetry::record_refusal();
+                    open.push(merged.refused_for_size());
                 }
                 Some(Verdict::Refused { error, reason }) => {
                     telemetry::record_refusal();
@@ -484,17 +559,19 @@ impl Committer {
     }
 
     /// Settles all results of a document that stands as merged, tells the node what is known now, and keeps the
-    /// document for the node's next write.
-    fn settle_all(&self, merged: Merged, revision: Option<Revision>) {
+    /// document for the node's next write. What was left out for the document's size comes back.
+    fn settle_all(&self, merged: Merged, revision: Option<Revision>) -> Option<Work> {
         let Merged {
-            work,
+            mut work,
             document,
             applied,
             bytes: _,
         } = merged;
         let times = work.times();
         let mut marks = marks_of(&document);
-        for (pending, applied) in work.pending.into_iter().zip(applied) {
+        let pending = std::mem::take(&mut work.pending);
+        work.fit = work.fit.map(|fit| fit.stored(pending.len()));
+        for (pending, applied) in pending.into_iter().zip(applied) {
             if let (Applied::Unchanged, Some(plugin)) = (applied, &pending.result.plugin) {
                 raise(&mut marks, plugin, pending.result.seq);
             }
@@ -508,7 +585,8 @@ impl Committer {
                     self.gate.open();
                     Outcome::Stored
                 }
-                Applied::Stale | Applied::Present => Outcome::Stale,
+                // What is unordered was taken out before the merge.
+                Applied::Stale | Applied::Present | Applied::Unordered => Outcome::Stale,
             };
             if outcome == Outcome::Stale {
                 pending.ticket.settle_stale(applied == Applied::Present);
@@ -524,9 +602,14 @@ impl Committer {
         }
         let known = Known { document, revision };
         // Before the node hears of it: its next claim may be taken at once.
-        self.cache().put(work.node, times, known);
+        self.cache().put(work.node.clone(), times, known);
+        if !work.left_out.is_empty() {
+            work.attempts = 0;
+            return Some(work);
+        }
         // The node's actor may be gone; then nobody needs to know.
         drop(work.finished.send((marks, times.era)));
+        None
     }
 
     fn may_try_again(&self, work: &Work) -> bool {
@@ -545,18 +628,68 @@ impl Committer {
 
     /// The store will not have the document: its results are dead letters. What they overtook was never tried
     /// alone and goes back to the broker.
-    async fn refuse(&self, work: Work, error: &str, reason: &str) {
-        for pending in work.pending {
-            let letter = DeadLetter {
-                ticket: pending.ticket,
-                reason: error.to_owned(),
-                detail: reason.to_owned(),
-                node: Some(work.node.clone()),
-                plugin: pending.result.plugin,
-                attempts: work.attempts.max(1),
-            };
-            self.dead_letters.send(letter).await;
+    async fn refuse(&self, mut work: Work, error: &str, reason: &str) {
+        work.pending.append(&mut work.left_out);
+        for pending in std::mem::take(&mut work.pending) {
+            self.refuse_one(&work, pending, error, reason).await;
         }
+    }
+
+    async fn refuse_one(&self, work: &Work, pending: Pending<Ticket>, error: &str, reason: &str) {
+        let letter = DeadLetter {
+            ticket: pending.ticket,
+            reason: error.to_owned(),
+            detail: reason.to_owned(),
+            node: Some(work.node.clone()),
+            plugin: pending.result.plugin,
+            attempts: work.attempts.max(1),
+        };
+        self.dead_letters.send(letter).await;
+    }
+
+    /// A node's document as it was read, or a new one.
+    fn read(
+        &self,
+        node: &NodeName,
+        stored: Option<StoredDocument>,
+        now: Timestamp,
+    ) -> Result<Known, DocumentError> {
+        let Some(stored) = stored else {
+            return Ok(Known {
+                document: NodeDocument::new(node, now),
+                revision: None,
+            });
+        };
+        let document = NodeDocument::parse(node, &stored.json)?;
+        self.note_unreadable(node, document.unreadable());
+        Ok(Known {
+            document,
+            revision: Some(stored.revision),
+        })
+    }
+
+    /// The first such document of this server's life is news; the metric counts them all.
+    fn note_unreadable(&self, node: &NodeName, unreadable: Unreadable) {
+        if !unreadable.is_all && unreadable.plugins == 0 {
+            return;
+        }
+        catalogue::BOOKKEEPING_UNREADABLE.get().increment(1);
+        if !self.is_unreadable_told.swap(true, Ordering::Relaxed) {
+            let Unreadable { is_all, plugins } = unreadable;
+            warn!(target: "vogeler::ingest::commit", %node, is_all, plugins, "a document's bookkeeping cannot all be read: did another program or a later version write it? What cannot be read stays in it; further such documents are counted only");
+        }
+    }
+}
+
+impl Merged {
+    /// The work again, after the store found the document too large.
+    fn refused_for_size(self) -> Work {
+        let mut work = self.work;
+        work.fit = Some(Fit::refused(work.fit, work.pending.len()));
+        work.refused_bytes = self.bytes;
+        // Nothing was written, and what is there is read again.
+        work.attempts = 0;
+        work
     }
 }
 
@@ -621,24 +754,9 @@ impl From<Claim> for Work {
             is_known: claim.is_known,
             attempts: 0,
             blames: 0,
+            fit: None,
+            left_out: Vec::new(),
+            refused_bytes: 0,
         }
     }
-}
-
-/// A node's document as it was read, or a new one.
-fn read(
-    node: &NodeName,
-    stored: Option<StoredDocument>,
-    now: Timestamp,
-) -> Result<Known, DocumentError> {
-    Ok(match stored {
-        Some(stored) => Known {
-            document: NodeDocument::parse(node, &stored.json)?,
-            revision: Some(stored.revision),
-        },
-        None => Known {
-            document: NodeDocument::new(node, now),
-            revision: None,
-        },
-    })
 }

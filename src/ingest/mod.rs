@@ -16,6 +16,7 @@ mod coalesce;
 mod commit;
 mod dead_letter;
 mod decode;
+mod fit;
 mod flow;
 mod forward;
 mod gate;

@@ -11,7 +11,8 @@ use super::coalesce::{Coalescer, Marks, Overtake};
 use super::{decode, ticket::Origin};
 use crate::broker::Properties;
 use crate::config;
-use crate::wire::{DecodeError, PluginResult};
+use crate::dead::header;
+use crate::wire::{DecodeError, Decoded, PluginResult};
 
 struct NoTicket;
 
@@ -56,6 +57,8 @@ pub fn decode(
         body: Bytes::copy_from_slice(body),
         properties: Properties {
             content_encoding: encoding.map(str::to_owned),
+            // As after its first arrival: with its place in its node's order.
+            headers: [(header::ARRIVED.to_owned(), now.as_microsecond().to_string())].into(),
             ..Properties::default()
         },
         exchange: String::new(),
@@ -65,7 +68,12 @@ pub fn decode(
         bytes_max: server.message_bytes_max,
         amplification_max: server.amplification_max,
     };
-    decode::decode(&origin, bounds, now)
+    match decode::decode(&origin, bounds, now)? {
+        Decoded::Result(result) => Ok(result),
+        Decoded::Unordered(node) => Err(DecodeError::Shape {
+            problem: format!("{node} has no place in its order"),
+        }),
+    }
 }
 
 /// Unpacks zstd; none where it has more than `bytes_max` bytes.

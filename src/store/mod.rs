@@ -8,7 +8,7 @@ pub mod couch;
 pub(crate) mod facts;
 pub mod memory;
 pub mod query;
-mod rules;
+pub(crate) mod rules;
 pub mod sqlite;
 
 use std::collections::HashMap;
@@ -133,6 +133,14 @@ pub enum Verdict {
         /// The store's reason.
         reason: String,
     },
+}
+
+impl Verdict {
+    /// Whether the store refuses the document for its size: with less in it, it may take it.
+    pub fn is_too_large(&self) -> bool {
+        let too_large = [rules::DOCUMENT_TOO_LARGE, rules::REQUEST_TOO_LARGE];
+        matches!(self, Self::Refused { error, .. } if too_large.contains(&error.as_str()))
+    }
 }
 
 /// What a store is.

@@ -10,6 +10,8 @@ use super::{Revision, Verdict, Verdicts, Write};
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 8_000_000;
 /// CouchDB's word for a document that is too large, ours too.
 pub(crate) const DOCUMENT_TOO_LARGE: &str = "document_too_large";
+/// CouchDB's word for a request that is too large, also if there is one document in it.
+pub(crate) const REQUEST_TOO_LARGE: &str = "too_large";
 /// Room that [`splice`] needs beyond the document's own text, in bytes: id, revision, keys.
 pub(crate) const ENVELOPE_BYTES: usize = 320;
 const REVISION_HEX_DIGITS: usize = 32;

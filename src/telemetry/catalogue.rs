@@ -76,6 +76,7 @@ catalogue! {
     DOCUMENT_BYTES_WRITTEN: Counter = "vogeler_document_bytes_written_total", Bytes, Server, "Bytes of JSON of the documents written";
     DOCUMENT_CONFLICTS: Counter = "vogeler_document_conflicts_total", Count, Server, "Documents whose write conflicted and was merged again";
     DOCUMENTS_REFUSED: Counter = "vogeler_documents_refused_total", Count, Server, "Documents the store refused for good";
+    BOOKKEEPING_UNREADABLE: Counter = "vogeler_bookkeeping_unreadable_total", Count, Server, "Documents read whose bookkeeping this version cannot read all of: another program or a later version wrote it; it stays as it is";
     DOCUMENTS_FAILED: Counter = "vogeler_documents_failed_total", Count, Server, "Documents at which the store failed; they are read and written again";
     DOCUMENTS_RETRIED: Counter = "vogeler_documents_retried_total", Count, Server, "Documents written again after a conflict, a failure or a write of unknown end";
     RESULTS_READ_BACK: Counter = "vogeler_results_read_back_total", Count, Server, "Results found stored when read back after a write of unknown end";

@@ -309,7 +309,7 @@ label_words! {
     /// Why a delivery became a dead letter: a reason of the decoder, or the store's word for a document.
     "reason" DeadLetterReason = &[
         "too_large", "amplification", "nesting", "bad_encoding", "bad_compression", "not_json", "bad_shape", "bad_version",
-        "bad_node_name", "bad_plugin_name", "bad_value", "slot", "not_a_document", "store_error", "forbidden", "unauthorized", "document_too_large",
+        "bad_node_name", "bad_plugin_name", "bad_value", "slot", "not_a_document", "bad_bookkeeping", "store_error", "forbidden", "unauthorized", "document_too_large",
         "bad_request", "doc_validation", "unknown_error", OTHER,
     ]
 }

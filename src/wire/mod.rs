@@ -18,8 +18,8 @@ pub use nesting::{DEPTH_MAX, levels};
 pub use receipt::{Outcome, Receipt, ReceiptBatch};
 pub(crate) use result::brief;
 pub use result::{
-    AMPLIFIED_BYTES_FREE, Arrival, Content, ContentHash, DecodeError, Decoded,
-    ERROR_MESSAGE_BYTES_MAX, ErrorKind, Format, PluginError, PluginResult, Seq, truncate,
+    Arrival, Content, ContentHash, DecodeError, Decoded, ERROR_MESSAGE_BYTES_MAX, ErrorKind,
+    Format, PluginError, PluginResult, Seq, truncate,
 };
 
 /// The `v` member of every message of ours; the messages of 2010 have none.

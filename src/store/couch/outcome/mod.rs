@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::{CouchError, Reply, is_database_missing};
-use super::rules::{DOCUMENT_TOO_LARGE, refused};
+use super::rules::{DOCUMENT_TOO_LARGE, REQUEST_TOO_LARGE, refused};
 use super::{NodeName, Verdicts};
 use crate::store::Verdict;
 use crate::wire::brief;
@@ -133,7 +133,7 @@ fn too_large(error: &CouchError, sent: &[&NodeName]) -> Answer {
         &error.reason
     };
     Answer::TooLarge {
-        verdict: refused("too_large", reason),
+        verdict: refused(REQUEST_TOO_LARGE, reason),
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn documents() -> Row {
                 .ask(rate("vogeler_document_conflicts_total"), "conflict")
                 .ask(rate("vogeler_documents_refused_total"), "refused")
                 .ask(rate("vogeler_documents_failed_total"), "failed")
+                .ask(rate("vogeler_bookkeeping_unreadable_total"), "bookkeeping not all readable")
                 .runbook("VogelerConflictStorm"),
             graph("Share of conflicts", "percentunit", "Conflicts in all writes of documents. Much: another program writes the same documents.")
                 .ask(
