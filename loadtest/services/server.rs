@@ -277,10 +277,11 @@ pub(super) fn config(settings: &toml::Table) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The product's binary.
+/// The product's binary: beside this one, or beside cargo's folder `deps`, where this one's tests run.
 pub(crate) fn vogeler_program() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("where am I?")?;
-    let program = own.with_file_name(PROGRAM);
+    let folder = own.parent().filter(|folder| folder.ends_with("deps"));
+    let program = folder.unwrap_or(&own).with_file_name(PROGRAM);
     if !program.is_file() {
         let (program, own) = (program.display(), own.display());
         bail!(
