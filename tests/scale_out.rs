@@ -492,6 +492,7 @@ fn apart(a: &Member, b: &Member, partitions: u16) -> (String, String) {
 /// Goal: results of one node that come by another slot's queue, or by the queue of an earlier number of partitions,
 /// never reach the store past the owner's back: the newest in order stands.
 #[test]
+#[ignore = "its dead letter does not come within the patience in some runs, nobody knows why yet: issue 10, point 11"]
 #[allow(clippy::too_many_lines, reason = "one story, told in order")]
 fn one_server_alone_judges_a_node() {
     in_system(async {

@@ -18,7 +18,7 @@ const BIN: &str = "/usr/lib/rabbitmq/bin";
 /// So many of the last lines of its logs are shown when it does not start.
 const LOG_LINES: usize = 30;
 /// Virtual hosts `t0`, `t1`, … that exist from the start.
-const VHOSTS: usize = 64;
+const VHOSTS: usize = 128;
 /// Starting takes 5 to 20 s on two cores, and took over 2 minutes on two that were busy with six times their load.
 const START_PATIENCE: Duration = Duration::from_mins(5);
 const STOP_PATIENCE: Duration = Duration::from_mins(1);

@@ -120,7 +120,7 @@ fn plugins() -> Row {
                 "What is wrong in plugin files, or refused, the ten worst clients. The document of the node says what: the key client.",
             )
             .ask(
-                "topk(10, vogeler_client_plugin_problems{@} > 0)",
+                "topk(10, vogeler_client_plugin_problems{@})",
                 "{{instance}}",
             ),
             graph(
