@@ -1,6 +1,6 @@
 //! The command line: one file a subcommand, arguments and wiring, no logic.
 //!
-//! Answers go to stdout, everything else to stderr; both through [`terminal`](crate::terminal), but for `--json`. Exit codes: 0 done, 1 the answer is "no" or not all answered,
+//! Answers go to stdout, everything else to stderr; both through [`terminal`], but for `--json`. Exit codes: 0 done, 1 the answer is "no" or not all answered,
 //! 2 an error, printed on one line as `vogeler: what: why: …`. Invariant: a reader that goes away (`| head`) is no error.
 
 pub mod admin;
