@@ -98,6 +98,10 @@ mod tests {
         };
         assert!(finds("Debian", r#""Debian""#));
         assert!(finds("12", "12") && finds("12", "12.0") && finds("12", r#""12""#));
+        assert!(finds(
+            "1.1234567890923457e+30",
+            "1123456789092345678901234567890"
+        ));
         assert!(finds("true", "true") && finds("null", "null") && finds("true", r#""true""#));
         assert!(
             !finds("12", r#""12.0""#) && !finds("[1]", "[1]") && !finds("debian", r#""Debian""#)
