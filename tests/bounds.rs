@@ -255,3 +255,110 @@ fn memory_is_flat_while_the_store_is_away() {
         scene.end().await;
     });
 }
+
+/// Size of a large result, how many there are, and the budget of the server that takes them.
+const LARGE_BYTES: usize = 1_000_000;
+const LARGE: u32 = 400;
+const BUDGET: u64 = 32 * 1024 * 1024;
+/// What the server may have: twice the budget, and what it has without any result.
+const RESIDENT_MAX: u64 = 2 * BUDGET + 100 * 1024 * 1024;
+
+async fn large_scene() -> Scene {
+    let budget = BUDGET.to_string();
+    Scene::new(&[("SERVER_BYTES_IN_FLIGHT_MAX", &budget)]).await
+}
+
+/// Publishes large results of as many nodes, and waits until the server's memory stays. Gives the most it was.
+async fn fill_with_large_results(scene: &Scene) -> u64 {
+    let text = json!("x".repeat(LARGE_BYTES));
+    let rss = || scene.server.as_ref().unwrap().rss_bytes();
+    let mut most = rss();
+    for first in (0..LARGE).step_by(20) {
+        let results = (first..first + 20)
+            .map(|number| value(&format!("large{number}"), "rpms", 1, &text))
+            .collect::<Vec<_>>();
+        futures::future::join_all(results.iter().map(|result| scene.publish(result))).await;
+        most = most.max(rss());
+    }
+    for _ in 0..40 {
+        scene.pass(Duration::from_millis(250)).await;
+        most = most.max(rss());
+    }
+    most
+}
+
+/// Goal: 400 results of 1 MB are waiting and the store is away: the server holds twice its byte budget at most, whatever the
+/// prefetch would allow. All are stored when the store is back.
+#[test]
+fn large_results_stay_within_the_byte_budget() {
+    in_system(async {
+        let scene = large_scene().await;
+        scene.store.refuse(true);
+        let most = fill_with_large_results(&scene).await;
+        let in_flight = scene.metric("vogeler_results_in_flight");
+        println!(
+            "{} MB resident at most, {in_flight} in flight",
+            most / 1_000_000
+        );
+        assert!(in_flight > 1.0 && most < RESIDENT_MAX, "{most}");
+        scene.store.refuse(false);
+        let all = f64::from(LARGE);
+        eventually_within(Duration::from_mins(5), "all are stored", async || {
+            scene.pass(Duration::from_millis(250)).await;
+            (scene.ended("stored") >= all && scene.waiting().await == 0).then_some(())
+        })
+        .await;
+        scene.end().await;
+    });
+}
+
+/// Goal: a prefetch that has grown with small results does not let large ones in beyond the budget either.
+#[test]
+fn a_grown_prefetch_shrinks_for_large_results() {
+    in_system(async {
+        let scene = large_scene().await;
+        let prefetch = || scene.of_partitions("vogeler_queue_prefetch");
+        let first = prefetch();
+        let mut seq = 0;
+        eventually_within(Duration::from_mins(2), "the prefetch grows", async || {
+            seq += 1;
+            let small =
+                (0..600).map(|number| value(&format!("small{number}"), "rpms", seq, &json!(seq)));
+            let small: Vec<_> = small.collect();
+            futures::future::join_all(small.iter().map(|result| scene.publish(result))).await;
+            (prefetch() >= 1_000.0).then_some(())
+        })
+        .await;
+        let grown = prefetch();
+        eventually_within(Duration::from_mins(2), "nothing is left", async || {
+            let idle = scene.metric("vogeler_results_in_flight") < 0.5;
+            (idle && scene.waiting().await == 0).then_some(())
+        })
+        .await;
+        scene.store.refuse(true);
+        let most = fill_with_large_results(&scene).await;
+        let (shrunk, changes) = (prefetch(), scene.metric("vogeler_prefetch_changes_total"));
+        println!(
+            "prefetch {first}, {grown}, {shrunk}, {changes} changes; {} MB resident at most",
+            most / 1_000_000
+        );
+        assert!(most < RESIDENT_MAX, "{most}");
+        assert!(
+            shrunk < grown / 4.0 && changes < 9.0,
+            "{shrunk} after {grown}, {changes} changes"
+        );
+        scene.store.refuse(false);
+        let all = f64::from(LARGE);
+        eventually_within(Duration::from_mins(5), "all are stored", async || {
+            scene.pass(Duration::from_millis(250)).await;
+            let idle = scene.metric("vogeler_results_in_flight") < 0.5;
+            (idle && scene.ended("stored") >= all && scene.waiting().await == 0).then_some(())
+        })
+        .await;
+        for number in (0..LARGE).step_by(37) {
+            let document = scene.document(&format!("large{number}")).await;
+            assert_eq!(document["vogeler"]["plugins"]["rpms"]["seq"], json!(1));
+        }
+        scene.end().await;
+    });
+}

@@ -304,8 +304,14 @@ fn the_original_waits_for_its_dead_letter() {
         let mut config = quick_config();
         config.server.drain_timeout = Duration::from_millis(200);
         let mut pipeline = Pipeline::start_with(config, MemoryStore::new()).await;
-        // Without the queue a mandatory message has nowhere to go: the publish fails, again and again.
+        // Without the queue a mandatory message has nowhere to go: the publish fails, again and again. Another one in its
+        // place, of another type, keeps the server from making its own.
         pipeline.broker.delete(DEAD_QUEUE);
+        let other = topology::Queue {
+            bindings: Vec::new(),
+            ..topology::dead_queue(QueueType::Classic)
+        };
+        pipeline.broker.declare(&[other]).await.unwrap();
         pipeline.publish_bytes(b"not json").await;
         eventually("it is received", async || {
             (pipeline.ledger.counts().received == 1).then_some(())
@@ -319,6 +325,7 @@ fn the_original_waits_for_its_dead_letter() {
             1,
             "the original is in its queue again"
         );
+        pipeline.broker.delete(DEAD_QUEUE);
         pipeline.start_server().await;
         pipeline.settled(1).await;
         let letters = list(&*pipeline.broker).await;

@@ -160,7 +160,7 @@ fn expected() -> Vec<(&'static dyn Declared, f64)> {
         (&c::MAILBOX_WAIT_SECONDS, 5.0),
         (&c::PARTITIONS, 2.0),
         (&c::PARTITIONS_OWNED, 2.0),
-        (&c::PREFETCH_LIMIT, 4000.0),
+        (&c::PREFETCH_LIMIT, 256.0),
         (&c::SERVERS, 1.0),
         (&c::DRAINING, 0.0),
         (&c::NODE_ACTORS, 0.0),

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use vogeler::broker::topology::{Binding, Exchange, Queue};
-use vogeler::broker::{Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth};
+use vogeler::broker::{
+    Broker, BrokerError, Consumer, Link, Message, Missing, QueueBrowser, QueueDepth,
+};
 use vogeler::wire::{Content, PluginResult};
 
 use super::{Fleet, Start};
@@ -97,6 +99,10 @@ impl Broker for Tap {
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {
         self.inner.depth(queues).await
+    }
+
+    async fn missing(&self, queues: &[&str]) -> Result<Vec<Missing>, BrokerError> {
+        self.inner.missing(queues).await
     }
 
     fn link(&self) -> watch::Receiver<Link> {

@@ -14,12 +14,12 @@ pub mod topology;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -59,8 +59,25 @@ pub trait Broker: fmt::Debug + Send + Sync {
         turn: &Queue,
     ) -> Result<Box<dyn QueueBrowser>, BrokerError>;
 
+    /// Like [`consume`](Self::consume), with as many deliveries unsettled as `bytes_max` is expected to hold by the sizes of
+    /// those that came, `prefetch_max` at most. When more bytes than that wait in front of the consumer, what is unsettled
+    /// goes back, and may come again beside what was taken. A broker that has the messages in memory anyway need not bound
+    /// them here.
+    async fn consume_bounded(
+        &self,
+        queue: &Queue,
+        prefetch_max: u16,
+        bytes_max: usize,
+    ) -> Result<Consumer, BrokerError> {
+        let _ = bytes_max;
+        self.consume(queue, prefetch_max).await
+    }
+
     /// Depth of the named queues, in the order asked for; none for a queue that does not exist.
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError>;
+
+    /// Which exchanges, and which of the named queues, do not exist. Changes nothing.
+    async fn missing(&self, queues: &[&str]) -> Result<Vec<Missing>, BrokerError>;
 
     /// Whether the broker can be used now; changes are sent once per change.
     fn link(&self) -> watch::Receiver<Link>;
@@ -217,6 +234,59 @@ pub struct Consumer {
     deliveries: mpsc::Receiver<Delivery>,
     cancel: CancellationToken,
     supervisor: JoinHandle<()>,
+    load: Arc<ConsumerLoad>,
+}
+
+/// What waits in front of a consumer, and how much may be unsettled.
+#[derive(Debug)]
+pub struct ConsumerLoad {
+    prefetch: AtomicU16,
+    waiting_bytes: AtomicUsize,
+    taken: Notify,
+}
+
+impl ConsumerLoad {
+    /// Nothing waits.
+    pub fn new(prefetch: u16) -> Self {
+        Self {
+            prefetch: AtomicU16::new(prefetch),
+            waiting_bytes: AtomicUsize::new(0),
+            taken: Notify::new(),
+        }
+    }
+
+    /// Deliveries that may be unsettled now; 0 where nobody says.
+    pub fn prefetch(&self) -> u16 {
+        self.prefetch.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the deliveries that wait to be taken.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until one more is taken, or was since the last call.
+    pub(crate) async fn taken(&self) {
+        self.taken.notified().await;
+    }
+
+    /// So many may be unsettled from now on. Says whether that is news.
+    pub(crate) fn has_prefetch(&self, prefetch: u16) -> bool {
+        self.prefetch.swap(prefetch, Ordering::Relaxed) != prefetch
+    }
+
+    pub(crate) fn comes(&self, bytes: usize) {
+        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn goes(&self, bytes: usize) {
+        let less = |waiting: usize| Some(waiting.saturating_sub(bytes));
+        // The function always gives a value.
+        self.waiting_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .ok();
+        self.taken.notify_one();
+    }
 }
 
 impl Consumer {
@@ -231,7 +301,19 @@ impl Consumer {
             deliveries,
             cancel,
             supervisor,
+            load: Arc::new(ConsumerLoad::new(0)),
         }
+    }
+
+    /// The same consumer, whose supervisor tells `load`.
+    #[must_use]
+    pub fn with_load(self, load: Arc<ConsumerLoad>) -> Self {
+        Self { load, ..self }
+    }
+
+    /// What waits in front of it, as far as its broker tells.
+    pub fn load(&self) -> Arc<ConsumerLoad> {
+        Arc::clone(&self.load)
     }
 
     /// The next delivery; none once cancelled. Safe to drop while it waits.
@@ -239,7 +321,14 @@ impl Consumer {
         if self.cancel.is_cancelled() {
             return None;
         }
-        self.deliveries.recv().await
+        loop {
+            let delivery = self.deliveries.recv().await?;
+            self.load.goes(delivery.body.len());
+            // The broker has it again, and it comes once more.
+            if !delivery.settler.is_void() {
+                return Some(delivery);
+            }
+        }
     }
 
     /// Stops pulling. What was delivered and not yet taken goes back to the broker; what was taken can still be
@@ -270,6 +359,24 @@ pub struct QueueDepth {
     pub ready: u64,
     /// Consumers, waiting ones of a single active consumer included.
     pub consumers: u64,
+}
+
+/// Something that should be at the broker, and is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// An exchange.
+    Exchange(Exchange),
+    /// A queue of this name.
+    Queue(String),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange(exchange) => write!(f, "exchange {}", exchange.name()),
+            Self::Queue(name) => write!(f, "queue {name}"),
+        }
+    }
 }
 
 /// Why a broker's call failed.

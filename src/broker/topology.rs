@@ -10,6 +10,14 @@ use crate::wire::{Group, NodeName, RunId};
 
 /// How many slots results are spread over; a client knows only this, never the number of partitions.
 pub const SLOTS: u16 = 256;
+/// The exchanges that servers send probes through. Receipts need none: each runner binds its own queue for one run, and who
+/// listens to all of them should hear receipts only.
+pub const PROBED: [Exchange; 4] = [
+    Exchange::Results,
+    Exchange::Commands,
+    Exchange::Dead,
+    Exchange::Servers,
+];
 /// The queue that 2010 and this version's dead letters end in.
 pub const DEAD_QUEUE: &str = "vogeler.dead";
 /// Whoever reads dead letters holds this queue, so that two commands do not see half of them each.
@@ -231,10 +239,15 @@ pub fn server_queue(server: &str) -> Queue {
         lifetime: Lifetime::Exclusive,
         queue_type: QueueType::Classic,
         consumers: Consumers::Shared,
-        bindings: vec![Binding {
-            exchange: Exchange::Servers,
-            key: String::new(),
-        }],
+        // What is for all servers, and of each exchange what is for this one: whoever publishes that learns whether the
+        // server is there, and the server whether an exchange lost its bindings.
+        bindings: std::iter::once((Exchange::Servers, ""))
+            .chain(PROBED.map(|exchange| (exchange, server)))
+            .map(|(exchange, key)| Binding {
+                exchange,
+                key: key.to_owned(),
+            })
+            .collect(),
     }
 }
 

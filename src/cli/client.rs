@@ -12,11 +12,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{self, Link};
-use crate::client::Client;
 use crate::client::execute::{Limits, Supervisor, execute};
 use crate::client::plugin::{Plugin, Registry};
-use crate::config::{Config, span};
-use crate::http;
+use crate::client::{Client, host_name};
+use crate::config::{Config, HttpHost, span};
+use crate::http::{self, Hosts};
 use crate::shutdown;
 use crate::status::client::settings;
 use crate::telemetry::{Part, Role, Telemetry, record_up};
@@ -70,7 +70,10 @@ pub async fn run(
     let broker = broker::open(&config.broker);
     // The metrics come first: what is recorded before them is lost.
     let endpoints = match config.client.http_listen {
-        Some(listen) => Some(Endpoints::open(listen, broker.link()).await?),
+        Some(listen) => {
+            let hosts = config.http.hosts.clone();
+            Some(Endpoints::open(listen, hosts, broker.link()).await?)
+        }
         None => None,
     };
     let settings = settings(&config);
@@ -83,6 +86,7 @@ pub async fn run(
             endpoints.listener,
             telemetry,
             probe,
+            endpoints.hosts,
             http_stop.clone(),
         ))
     });
@@ -90,7 +94,7 @@ pub async fn run(
     broker.close().await;
     http_stop.cancel();
     if let Some(http) = http
-        && let Ok(Err(error)) = http.await
+        && let Err(error) = http.await
     {
         tracing::warn!(target: "vogeler::client", %error, "http ended early");
     }
@@ -102,10 +106,15 @@ pub async fn run(
 struct Endpoints {
     listener: TcpListener,
     telemetry: Telemetry,
+    hosts: Hosts,
 }
 
 impl Endpoints {
-    async fn open(listen: SocketAddr, broker: watch::Receiver<Link>) -> anyhow::Result<Self> {
+    async fn open(
+        listen: SocketAddr,
+        hosts: Vec<HttpHost>,
+        broker: watch::Receiver<Link>,
+    ) -> anyhow::Result<Self> {
         let telemetry = Telemetry::install(Role::Client).context("cannot set up the metrics")?;
         let telemetry =
             telemetry.observing(move || record_up(Part::Broker, *broker.borrow() == Link::Up));
@@ -114,9 +123,11 @@ impl Endpoints {
             .with_context(|| format!("cannot listen on client.http_listen = {listen}"))?;
         let address = listener.local_addr().unwrap_or(listen);
         tracing::info!(target: "vogeler::client", http = %address, "metrics and probes");
+        let machine = host_name().map_or_else(|_| String::new(), |host| host.to_string());
         Ok(Self {
             listener,
             telemetry,
+            hosts: Hosts::new(listen.ip(), &machine, hosts),
         })
     }
 }

@@ -11,7 +11,7 @@ use tracing::info;
 
 use crate::client::host_name;
 use crate::config::Config;
-use crate::http;
+use crate::http::{self, Hosts};
 use crate::ingest;
 use crate::shutdown;
 use crate::status::About;
@@ -36,6 +36,7 @@ pub(super) async fn run(
     .context("cannot listen for SIGHUP")?;
     let ledger = Arc::new(Ledger::default());
     let host = host_name().map_or_else(|_| String::new(), |host| host.to_string());
+    let hosts = Hosts::new(config.http.listen.ip(), &host, config.http.hosts.clone());
     let about = About::new(Role::Server, host, settings(&config));
     let endpoints = if config.http.enabled {
         Some(open_endpoints(config.http.listen).await?)
@@ -64,6 +65,7 @@ pub(super) async fn run(
         broker: broker.link(),
         store: server.store_link(),
         dead_letters: server.dead_letter_link(),
+        topology: server.topology(),
         agreement: server.agreement(),
         stopping: stop.clone(),
     };
@@ -72,8 +74,14 @@ pub(super) async fn run(
         let telemetry = telemetry
             .observing(move || ledger.export())
             .observing(move || gauges.export());
-        let served = http::serve(listener, telemetry, Arc::new(health), http_stop.clone());
-        tokio::spawn(served)
+        let health = Arc::new(health);
+        tokio::spawn(http::serve(
+            listener,
+            telemetry,
+            health,
+            hosts,
+            http_stop.clone(),
+        ))
     });
 
     stop.cancelled().await;
@@ -83,7 +91,7 @@ pub(super) async fn run(
     store.close().await;
     http_stop.cancel();
     if let Some(http) = http
-        && let Ok(Err(error)) = http.await
+        && let Err(error) = http.await
     {
         tracing::warn!(target: "vogeler::server", %error, "http ended early");
     }

@@ -65,6 +65,7 @@ const LIMITS: &[(&str, Limit)] = &[
     // Past RabbitMQ's consumer timeout of 30 min the channel would be closed.
     ("server.hold_max", Limit::Span(SECOND, 25 * MINUTE)),
     ("server.drain_timeout", Limit::Span(0, HOUR)),
+    ("server.redeclare_every", Limit::Span(SECOND, HOUR)),
     ("server.receipt_linger", Limit::Span(0, MINUTE)),
     ("server.stale_after", Limit::Span(MINUTE, 365 * DAY)),
     ("client.concurrency", Limit::Count(1, 256)),

@@ -6,6 +6,7 @@
 
 mod dsn;
 mod error;
+mod hosts;
 mod keys;
 mod limits;
 mod listen;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use dsn::{AmqpUrl, BrokerDsn, CouchUrl, DsnError, StoreDsn};
 pub use error::{ConfigError, Origin};
+pub use hosts::HttpHost;
 pub use limits::validate;
 pub use load::{DEFAULT_FILE, Loaded, Override, load};
 
@@ -125,13 +127,15 @@ impl Default for Store {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Deliveries that may be unsettled in each partition queue's channel, 1 to 2,000 (the most a quorum queue
-    /// allows). Must cover `batch_count_max × writes_in_flight` over all partitions. Default 2,000: the more a server
-    /// holds, the more of a backlog's results of one node meet and are one write.
+    /// Deliveries that may be unsettled in each partition queue's channel at most, 1 to 2,000 (the most a quorum queue
+    /// allows). It begins with few and follows the sizes that come, as far as `bytes_in_flight_max` allows. Must cover
+    /// `batch_count_max × writes_in_flight` over all partitions. Default 2,000: the more a server holds, the more of a
+    /// backlog's results of one node meet and are one write.
     pub prefetch: u16,
-    /// Bytes of messages that results in work hold at once; past it nothing more is taken in. Default 256 MiB. RabbitMQ has no
-    /// prefetch by bytes, so up to `prefetch` messages a partition wait beside it as they came: a fleet whose results are
-    /// 100 KB and more wants a lower `prefetch`.
+    /// Bytes of messages that results in work hold at once; past it nothing more is taken in. Default 256 MiB. As many may
+    /// wait beside it as they came, an even share for each partition: the prefetch of a partition is what its share holds by
+    /// the sizes seen, so a partition of 16 has the whole `prefetch` up to 8 KB a message. The process stays within twice
+    /// this and 100 MB.
     pub bytes_in_flight_max: usize,
     /// Largest message taken, unpacked, in bytes; larger ones are dead letters. Default 8,000,000, CouchDB's
     /// `max_document_size`.
@@ -186,6 +190,10 @@ pub struct Server {
     /// below systemd's 90 s and Kubernetes' 30 s.
     #[serde(with = "span")]
     pub drain_timeout: Duration,
+    /// How often the server looks whether exchanges, queues and bindings are at the broker, and declares them again: what
+    /// somebody deleted is back after so long. Default 30 s; a look takes the broker some milliseconds.
+    #[serde(with = "span")]
+    pub redeclare_every: Duration,
     /// How long receipts wait for company. Default 100 ms.
     #[serde(with = "span")]
     pub receipt_linger: Duration,
@@ -216,6 +224,7 @@ impl Default for Server {
             refused_pause: Duration::from_secs(30),
             hold_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(25),
+            redeclare_every: Duration::from_secs(30),
             receipt_linger: Duration::from_millis(100),
             stale_after: Duration::from_hours(24),
         }
@@ -282,6 +291,11 @@ pub struct Http {
     /// takes a free one, which is logged.
     #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
+    /// Names under which server and client may be asked, besides `localhost` and their addresses: what Prometheus or a
+    /// reverse proxy sends as `Host`. `*.example.com` is all names of a domain, `*` any name. On loopback only loopback
+    /// addresses count, elsewhere any address and the machine's host name. Default none: a web page whose name is made to
+    /// point at this machine (DNS rebinding) must not read the answers.
+    pub hosts: Vec<HttpHost>,
 }
 
 impl Default for Http {
@@ -289,6 +303,7 @@ impl Default for Http {
         Self {
             enabled: true,
             listen: SocketAddr::from(([127, 0, 0, 1], 9877)),
+            hosts: Vec::new(),
         }
     }
 }

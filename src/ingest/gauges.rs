@@ -26,7 +26,6 @@ pub struct Gauges {
     router: Weak<Router>,
     budget: (Arc<Semaphore>, usize),
     stop: CancellationToken,
-    prefetch: u16,
     partitions: u16,
 }
 
@@ -47,7 +46,6 @@ impl Gauges {
             router: downstream.intake.router(),
             budget: downstream.intake.budget(),
             stop: downstream.stop.clone(),
-            prefetch: config.server.prefetch,
             partitions: config.broker.partitions,
         }
     }
@@ -62,38 +60,48 @@ impl Gauges {
             .get()
             .set(f64::from(u8::from(is_draining)));
         catalogue::PARTITIONS.get().set(f64::from(self.partitions));
-        let (owned, servers) = {
-            let agreement = self.agreement.borrow();
-            (float(agreement.owned().len()), float(agreement.servers()))
-        };
-        catalogue::PARTITIONS_OWNED.get().set(owned);
-        catalogue::SERVERS.get().set(servers);
-        let limit = owned * f64::from(self.prefetch);
-        catalogue::PREFETCH_LIMIT.get().set(limit);
+        let agreement = self.agreement.borrow().clone();
+        let owned = agreement.owned();
+        catalogue::PARTITIONS_OWNED.get().set(float(owned.len()));
+        catalogue::SERVERS.get().set(float(agreement.servers()));
+        catalogue::SERVERS_LEFT_OUT
+            .get()
+            .set(float(agreement.left_out()));
         let known = self.router.upgrade().map_or(0, |router| router.known());
         catalogue::KNOWN_NODES.get().set(float(known));
         let last_write = last_write().map_or(0.0, |at| at.as_duration().as_secs_f64());
         catalogue::LAST_WRITE_TIMESTAMP_SECONDS
             .get()
             .set(last_write);
-        self.export_held();
+        self.export_held(&owned);
     }
 
-    fn export_held(&self) {
+    fn export_held(&self, owned: &[u16]) {
         let (budget, total) = &self.budget;
         let in_flight = total.saturating_sub(budget.available_permits());
         catalogue::BYTES_IN_FLIGHT.get().set(float(in_flight));
         catalogue::BYTES_IN_FLIGHT_LIMIT.get().set(float(*total));
         let now = Instant::now();
-        for (partition, (count, oldest)) in (0..).map(Partition).zip(self.held.all()) {
-            let age = oldest.map(|taken| now.saturating_duration_since(taken));
+        let (mut limit, mut waiting) = (0, 0);
+        for (partition, held) in (0..).zip(self.held.all()) {
+            waiting += held.waiting_bytes;
+            limit += usize::from(held.prefetch) * usize::from(owned.contains(&partition));
+            let partition = Partition(partition);
+            let age = held
+                .oldest
+                .map(|taken| now.saturating_duration_since(taken));
             catalogue::QUEUE_MESSAGES_UNACKED
                 .of(partition)
-                .set(float(count));
+                .set(float(held.count));
             catalogue::QUEUE_LAG_SECONDS
                 .of(partition)
                 .set(age.unwrap_or_default().as_secs_f64());
+            catalogue::QUEUE_PREFETCH
+                .of(partition)
+                .set(f64::from(held.prefetch));
         }
+        catalogue::PREFETCH_LIMIT.get().set(float(limit));
+        catalogue::BYTES_WAITING.get().set(float(waiting));
     }
 }
 

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::broker::ConsumerLoad;
+
 /// All partitions. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Held(Arc<[Arc<Mutex<Line>>]>);
@@ -22,6 +24,21 @@ struct Line {
     /// When each was taken; none once it is settled.
     entries: VecDeque<Option<Instant>>,
     count: usize,
+    /// Of the consumer, while there is one.
+    load: Option<Arc<ConsumerLoad>>,
+}
+
+/// What is held of one partition.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PartitionHeld {
+    /// Deliveries taken and not settled.
+    pub(super) count: usize,
+    /// When the oldest of them was taken.
+    pub(super) oldest: Option<Instant>,
+    /// Deliveries that may be unsettled now.
+    pub(super) prefetch: u16,
+    /// Bytes of those that wait to be taken.
+    pub(super) waiting_bytes: usize,
 }
 
 /// Says, when dropped, that a delivery is settled.
@@ -51,11 +68,24 @@ impl Held {
         }
     }
 
-    /// How many are held of each partition, and when the oldest was taken.
-    pub(super) fn all(&self) -> Vec<(usize, Option<Instant>)> {
+    /// Who consumes `partition` from now on, or nobody.
+    pub(super) fn consumed(&self, partition: Option<u16>, load: Option<Arc<ConsumerLoad>>) {
+        if let Some(line) = partition.and_then(|partition| self.0.get(usize::from(partition))) {
+            lock(line).load = load;
+        }
+    }
+
+    /// What is held of each partition.
+    pub(super) fn all(&self) -> Vec<PartitionHeld> {
         let look = |line: &Arc<Mutex<Line>>| {
             let line = lock(line);
-            (line.count, line.oldest())
+            let load = line.load.as_ref();
+            PartitionHeld {
+                count: line.count,
+                oldest: line.oldest(),
+                prefetch: load.map_or(0, |load| load.prefetch()),
+                waiting_bytes: load.map_or(0, |load| load.waiting_bytes()),
+            }
         };
         self.0.iter().map(look).collect()
     }

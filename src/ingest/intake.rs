@@ -1,7 +1,7 @@
 //! The intake: takes a delivery, makes its ticket, decodes it, and brings it to its node.
 //!
 //! Invariant: past here no more bytes are held than the budget allows; waiting for the budget stops the pulling,
-//! and the backlog stays in the broker.
+//! and the backlog stays in the broker. One large result at a time is unpacked and waits for its share.
 
 use std::sync::{Arc, Weak};
 
@@ -28,6 +28,9 @@ use crate::wire::{Content, DecodeError, Decoded, PluginResult};
 
 /// Large messages decoded at once: one takes up to seconds of a processor (8 MB of YAML), and the others serve the rest.
 const HEAVY_DECODES_MAX: usize = 1;
+
+/// What a message is, or why it is nothing.
+type Decoding = Result<Decoded, DecodeError>;
 
 /// Shared by all consumers. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -97,24 +100,31 @@ impl Intake {
         let is_stamped = delivery.properties.headers.contains_key(header::ARRIVED);
         let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
         let ticket = Ticket::new(delivery, taken, ledger, receipts);
-        let Some(decoded) = self.decode(&ticket).await else {
+        // Kept until it has its share: what is unpacked is in no budget yet.
+        let Some((decoded, turn)) = self.decode(&ticket).await else {
             return;
         };
         match decoded {
             Ok(Decoded::Result(result)) => {
                 match entrance.place(&result.node, is_stamped, self.partitions) {
-                    Place::Here => self.bring(ticket, result, session).await,
+                    Place::Here => self.bring(ticket, result, session, turn).await,
                     Place::Queue(partition) => {
+                        drop(turn);
                         self.forward(ticket, &entrance, partition, false).await;
                     }
-                    Place::Nowhere(why) => self.refuse_place(ticket, result, why).await,
+                    Place::Nowhere(why) => {
+                        drop(turn);
+                        self.refuse_place(ticket, result, why).await;
+                    }
                 }
             }
             Ok(Decoded::Unordered(node)) => {
+                drop(turn);
                 let home = partition_of(&node, self.partitions);
                 self.forward(ticket, &entrance, home, true).await;
             }
             Err(error) => {
+                drop(turn);
                 telemetry::record_decode_error(&error);
                 let (reason, detail) = (error.reason(), error.to_string());
                 self.refuse(ticket, reason, detail, None).await;
@@ -123,13 +133,20 @@ impl Intake {
     }
 
     /// Brings a result to its node.
-    async fn bring(&self, mut ticket: Ticket, result: PluginResult, session: u64) {
+    async fn bring(
+        &self,
+        mut ticket: Ticket,
+        result: PluginResult,
+        session: u64,
+        turn: Option<OwnedSemaphorePermit>,
+    ) {
         ticket.begin_span(result.run);
         self.record(&result);
         // The budget is never closed; if it were, the ticket would give the delivery back.
         let Some(permit) = self.permit(held_bytes(&ticket, &result)).await else {
             return;
         };
+        drop(turn);
         ticket.admit(&result, permit);
         self.router
             .route(Incoming {
@@ -143,18 +160,16 @@ impl Intake {
 
     /// Decodes here what is small, and on a thread of its own what may take long: the other partitions share this one. None if
     /// that thread died; the ticket then gives the delivery back.
-    async fn decode(&self, ticket: &Ticket) -> Option<Result<Decoded, DecodeError>> {
+    async fn decode(&self, ticket: &Ticket) -> Option<(Decoding, Option<OwnedSemaphorePermit>)> {
         let (bounds, now) = (self.bounds, Timestamp::now());
         if !is_heavy(ticket.origin()) {
-            return Some(decode(ticket.origin(), bounds, now));
+            return Some((decode(ticket.origin(), bounds, now), None));
         }
         let permit = Arc::clone(&self.heavy).acquire_owned().await.ok()?;
         let origin = ticket.origin().clone();
-        let decoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            decode(&origin, bounds, now)
-        });
-        decoded.await.ok()
+        let decoded = tokio::task::spawn_blocking(move || (decode(&origin, bounds, now), permit));
+        let (decoded, permit) = decoded.await.ok()?;
+        Some((decoded, Some(permit)))
     }
 
     /// Has it put into the queue of `partition`; a result of 2010 gets its sequence, in the order of this queue.

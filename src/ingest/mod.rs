@@ -30,6 +30,7 @@ mod pace;
 mod partitions;
 mod place;
 mod receipts;
+mod reconcile;
 mod router;
 mod runs;
 #[doc(hidden)]
@@ -63,6 +64,8 @@ use intake::Intake;
 use pace::PaceBounds;
 pub use partitions::Agreement;
 use partitions::{Downstream, Partitions};
+pub use reconcile::Topology;
+use reconcile::{LookNow, Reconciler};
 use router::{NodeSettings, Router};
 pub use runs::{RunSeen, Runs};
 use writer::{Drain, WriterActor};
@@ -81,12 +84,13 @@ pub struct Server {
     router: Arc<Router>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
-    /// What never ends by itself: the keeper of the store's gate, the survey, the sweeper of idle actors.
-    watchers: [JoinHandle<()>; 3],
+    /// What need not end by itself: the keeper of the store's gate, the survey, the sweeper of idle actors, the reconciler.
+    watchers: [JoinHandle<()>; 4],
     publishers: [JoinHandle<()>; 3],
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
     dead_letter_link: watch::Receiver<Link>,
+    topology: watch::Receiver<Topology>,
     gauges: Arc<Gauges>,
     runs: Runs,
     drain_timeout: Duration,
@@ -129,8 +133,13 @@ impl Server {
         let (receipts, receipt_publisher) =
             receipts::start(Arc::clone(&broker), settings.receipt_linger);
         let (stop, give_up) = (CancellationToken::new(), CancellationToken::new());
-        let (dead_letters, dead_letter_publisher, dead_letter_link) =
-            dead_letter::start(Arc::clone(&broker), settings.hold_max, stop.clone());
+        let look_now = LookNow::default();
+        let (dead_letters, dead_letter_publisher, dead_letter_link) = dead_letter::start(
+            Arc::clone(&broker),
+            settings.hold_max,
+            stop.clone(),
+            look_now.clone(),
+        );
         let gate = StoreGate::new(settings.retry_max, settings.refused_pause);
         let keeper = keeper::keep(gate.clone(), Arc::clone(&store), settings.hold_max);
         let keeper = tokio::task::spawn_local(keeper);
@@ -172,6 +181,16 @@ impl Server {
             give_up: give_up.clone(),
         };
         let partitions = Partitions::start(config, &broker, &downstream);
+        let (topology, reconciler) = Reconciler {
+            queues,
+            own_queue: partitions.own_queue(),
+            own_key: partitions.own_key(),
+            every: settings.redeclare_every,
+            now: look_now,
+            stop: stop.clone(),
+            broker: Arc::clone(&broker),
+        }
+        .start();
         let gauges = Gauges::new(config, &downstream, &partitions, &broker, gate.link());
         Ok(Self {
             stop,
@@ -180,11 +199,12 @@ impl Server {
             router,
             writer,
             arbiters,
-            watchers: [keeper, survey, sweeper],
+            watchers: [keeper, survey, sweeper, reconciler],
             publishers: [receipt_publisher, dead_letter_publisher, forwarder],
             ledger,
             store_link: gate.link(),
             dead_letter_link,
+            topology,
             gauges: Arc::new(gauges),
             runs: downstream.intake.runs(),
             drain_timeout: settings.drain_timeout,
@@ -199,6 +219,11 @@ impl Server {
     /// Whether the broker takes dead letters, and every change of that.
     pub fn dead_letter_link(&self) -> watch::Receiver<Link> {
         self.dead_letter_link.clone()
+    }
+
+    /// What is known of exchanges and queues, and every change of that.
+    pub fn topology(&self) -> watch::Receiver<Topology> {
+        self.topology.clone()
     }
 
     /// Which partitions this server and the others agreed on, and every change of that.

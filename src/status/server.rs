@@ -12,7 +12,7 @@ use super::{About, Column, Figure, Report, Seen, Table, Watched, text};
 use crate::broker::Link;
 use crate::config::{Config, span};
 use crate::http::{Probe, part};
-use crate::ingest::{Agreement, RunSeen, Runs};
+use crate::ingest::{Agreement, RunSeen, Runs, Topology};
 use crate::telemetry::{self, Partition, Snapshot, catalogue as c};
 use crate::wire::Outcome;
 
@@ -39,6 +39,8 @@ pub struct Health {
     pub store: watch::Receiver<Link>,
     /// Whether the broker takes dead letters.
     pub dead_letters: watch::Receiver<Link>,
+    /// What is known of exchanges and queues.
+    pub topology: watch::Receiver<Topology>,
     /// Which partitions this server should own.
     pub agreement: watch::Receiver<Agreement>,
     /// The last runs.
@@ -49,14 +51,19 @@ pub struct Health {
 
 impl Probe for Health {
     fn readiness(&self) -> (bool, Value) {
+        let topology = self.topology.borrow();
         let (is_ready, mut body) = readiness(
             &self.broker.borrow(),
             &self.store.borrow(),
             &self.dead_letters.borrow(),
+            topology.is_well(),
             self.stopping.is_cancelled(),
         );
+        body["topology"] = topology_part(&topology);
         let agreement = self.agreement.borrow();
-        body["partitions"] = json!({"owned": agreement.owned(), "servers": agreement.servers()});
+        body["partitions"] = json!({
+            "owned": agreement.owned(), "servers": agreement.servers(), "left_out": agreement.left_out(),
+        });
         body["last_write"] = json!({"at": telemetry::last_write()});
         (is_ready, body)
     }
@@ -83,9 +90,15 @@ impl Probe for Health {
 }
 
 /// Whether the server is ready, and the reasons, a member a part.
-fn readiness(broker: &Link, store: &Link, dead_letters: &Link, is_draining: bool) -> (bool, Value) {
+fn readiness(
+    broker: &Link,
+    store: &Link,
+    dead_letters: &Link,
+    is_topology_well: bool,
+    is_draining: bool,
+) -> (bool, Value) {
     let parts = [broker, store, dead_letters];
-    let is_ready = parts.iter().all(|link| **link == Link::Up) && !is_draining;
+    let is_ready = parts.iter().all(|link| **link == Link::Up) && is_topology_well && !is_draining;
     (
         is_ready,
         json!({
@@ -96,6 +109,20 @@ fn readiness(broker: &Link, store: &Link, dead_letters: &Link, is_draining: bool
             "draining": is_draining,
         }),
     )
+}
+
+/// What `/readyz` says of exchanges and queues.
+fn topology_part(topology: &Topology) -> Value {
+    let mut part = json!({"ok": topology.is_well()});
+    if !topology.is_well() {
+        let reason = topology.reason.as_deref();
+        part["reason"] = json!(reason.unwrap_or("gone from the broker; declaring it again"));
+        part["missing"] = json!(topology.missing);
+    }
+    if let Some((names, at)) = &topology.restored {
+        part["restored"] = json!({"names": names, "at": at});
+    }
+    part
 }
 
 /// The settings that the page shows. DSNs show no password.
@@ -152,6 +179,11 @@ fn figures(seen: &Seen<'_>) -> Vec<Figure> {
             text::count(metrics.sum(&c::SERVERS)),
             "share the partitions, this one included",
         ),
+        figure(
+            "Left out",
+            text::count(metrics.sum(&c::SERVERS_LEFT_OUT)),
+            "announce themselves as servers and are not there",
+        ),
     ]
 }
 
@@ -177,6 +209,7 @@ fn partitions(metrics: &Snapshot, owned: &[u16]) -> Table {
             of(&c::QUEUE_MESSAGES_READY),
             of(&c::QUEUE_MESSAGES_UNACKED),
             text::seconds(lag),
+            of(&c::QUEUE_PREFETCH),
             of(&c::QUEUE_CONSUMERS),
         ]
     };
@@ -189,6 +222,7 @@ fn partitions(metrics: &Snapshot, owned: &[u16]) -> Table {
             Number("Backlog"),
             Number("Held here"),
             Number("Lag"),
+            Number("Prefetch"),
             Number("Consumers"),
         ],
         rows: (0..).take(count).map(row).collect(),
@@ -265,16 +299,18 @@ mod tests {
         let down = Link::Down {
             reason: "connection refused".to_owned(),
         };
-        assert!(readiness(&Link::Up, &Link::Up, &Link::Up, false).0);
-        for (broker, store, dead_letters, is_draining) in [
-            (&down, &Link::Up, &Link::Up, false),
-            (&Link::Up, &Link::Unknown, &Link::Up, false),
-            (&Link::Up, &Link::Up, &down, false),
-            (&Link::Up, &Link::Up, &Link::Up, true),
+        let up = &Link::Up;
+        assert!(readiness(up, up, up, true, false).0);
+        for (broker, store, dead_letters, is_topology_well, is_draining) in [
+            (&down, up, up, true, false),
+            (up, &Link::Unknown, up, true, false),
+            (up, up, &down, true, false),
+            (up, up, up, false, false),
+            (up, up, up, true, true),
         ] {
-            assert!(!readiness(broker, store, dead_letters, is_draining).0);
+            assert!(!readiness(broker, store, dead_letters, is_topology_well, is_draining).0);
         }
-        let (_, body) = readiness(&down, &Link::Up, &down, true);
+        let (_, body) = readiness(&down, up, &down, true, true);
         assert_eq!(body["dead_letters"]["reason"], "connection refused");
         assert_eq!(body["broker"]["reason"], "connection refused");
         assert_eq!(body["draining"], true);

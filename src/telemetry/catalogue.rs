@@ -8,8 +8,9 @@ use metrics::Unit;
 use super::label::{Partition, Plugin, Version};
 use super::metric::{Counter, Declared, Entry, Gauge, Histogram, Metric, Role};
 use super::words::{
-    CommandOutcome, DeadLetterReason, DecodeReason, FlushReason, ForwardReason, NodeState, Part,
-    PluginOutcome, PublishOutcome, ResultStatus, SplitReason, SpoolLoss, StoreRequest, StoreStatus,
+    CommandOutcome, DeadLetterReason, DecodeReason, FlushReason, ForwardReason, HttpRefusal,
+    NodeState, Part, PluginOutcome, PublishOutcome, ResultStatus, SplitReason, SpoolLoss,
+    StoreRequest, StoreStatus,
 };
 use crate::wire::Outcome;
 
@@ -41,10 +42,13 @@ catalogue! {
     // The queues.
     QUEUE_MESSAGES_READY: Gauge<Partition> = "vogeler_queue_messages_ready", Count, Server, "Results that wait in the partition's queue, as the broker counts them; every server reports every partition";
     QUEUE_MESSAGES_UNACKED: Gauge<Partition> = "vogeler_queue_messages_unacked", Count, Server, "Deliveries of the partition that this server took and has not settled";
-    QUEUE_CONSUMERS: Gauge<Partition> = "vogeler_queue_consumers", Count, Server, "Consumers of the partition's queue, those standing by included";
+    QUEUE_CONSUMERS: Gauge<Partition> = "vogeler_queue_consumers", Count, Server, "Consumers of the partition's queue: of a quorum queue RabbitMQ counts the active one alone, of a classic one those standing by, too";
     QUEUE_LAG_SECONDS: Gauge<Partition> = "vogeler_queue_lag_seconds", Seconds, Server, "Age of the partition's oldest delivery that this server took and has not settled; 0 when there is none";
     PUBLISHED_TO_STORED_SECONDS: Histogram = "vogeler_published_to_stored_seconds", Seconds, Server, "From the client's publish to stored, unchanged or superseded, by the client's clock and the server's";
-    PREFETCH_LIMIT: Gauge = "vogeler_prefetch_limit", Count, Server, "Deliveries that this server may hold: prefetch times the partitions it should own";
+    QUEUE_PREFETCH: Gauge<Partition> = "vogeler_queue_prefetch", Count, Server, "Deliveries of the partition that this server may hold now: it follows the sizes that come, at most server.prefetch; 0 while it does not stand at the queue";
+    PREFETCH_LIMIT: Gauge = "vogeler_prefetch_limit", Count, Server, "Deliveries that this server may hold now of the partitions that it should own";
+    PREFETCH_CHANGES: Counter = "vogeler_prefetch_changes_total", Count, Server, "Times that a partition's prefetch followed the sizes of its messages; each takes a new channel";
+    BYTES_WAITING: Gauge = "vogeler_bytes_waiting", Bytes, Server, "Messages that this server has from the broker and that wait for room in the budget";
     BYTES_IN_FLIGHT: Gauge = "vogeler_bytes_in_flight", Bytes, Server, "Memory that results in flight hold of the budget";
     BYTES_IN_FLIGHT_LIMIT: Gauge = "vogeler_bytes_in_flight_limit", Bytes, Server, "The budget: server.bytes_in_flight_max";
 
@@ -93,6 +97,9 @@ catalogue! {
     PARTITIONS: Gauge = "vogeler_partitions", Count, Server, "Partitions there are: broker.partitions";
     PARTITIONS_OWNED: Gauge = "vogeler_partitions_owned", Count, Server, "Partitions that this server should own";
     REBALANCES: Counter = "vogeler_rebalances_total", Count, Server, "Times that the servers agreed anew on who owns which partitions";
+    SERVERS_LEFT_OUT: Gauge = "vogeler_servers_left_out", Count, Server, "Servers that announce themselves and have no queue of their own: they own no partition";
+    TOPOLOGY_MISSING: Gauge = "vogeler_topology_missing", Count, Server, "Exchanges and queues that are missing at the broker, or are other than they should be, and could not be restored";
+    TOPOLOGY_RESTORED: Counter = "vogeler_topology_restored_total", Count, Server, "Exchanges, their bindings, and queues that were gone from the broker and that this server declared again";
     SERVERS: Gauge = "vogeler_servers", Count, Server, "Servers that share the partitions, this one included";
     DRAINING: Gauge = "vogeler_draining", Count, Server, "Whether this server is stopping: 1 or 0";
     NODES: Gauge<NodeState> = "vogeler_nodes", Count, Server, "Nodes in the store, by whether one was heard of within server.stale_after; looked at every minute, less often where that takes the store long";
@@ -117,6 +124,7 @@ catalogue! {
     RECONNECTS: Counter<Part> = "vogeler_reconnects_total", Count, Both, "Times that broker or store came back after they were away";
     BROKER_LOGINS_REFUSED: Counter = "vogeler_broker_logins_refused_total", Count, Both, "Logins that the broker refused: user, password or virtual host";
     MESSAGES_TRIMMED: Counter = "vogeler_messages_trimmed_total", Count, Both, "Messages that came with properties that cannot be read, or are too large, and were taken without those";
+    HTTP_REFUSED: Counter<HttpRefusal> = "vogeler_http_refused_total", Count, Both, "HTTP requests not answered, by reason: for another host, too slow, or on the oldest of too many connections";
     BUILD_INFO: Gauge<Version> = "vogeler_build_info", Count, Both, "Always 1; the version is a label";
 
     // The process, as metrics-process tells it.

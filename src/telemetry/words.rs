@@ -282,6 +282,18 @@ label_enum! {
     }
 }
 
+label_enum! {
+    /// Why an HTTP request was not answered.
+    "reason" HttpRefusal {
+        /// It asked for another host.
+        Host = "host",
+        /// Its head did not come whole in time.
+        Slow = "slow",
+        /// Its connection was the oldest of too many.
+        Crowded = "crowded",
+    }
+}
+
 label_words! {
     /// Why a message is no result.
     "reason" DecodeReason = &DecodeError::REASONS

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use vogeler::broker::memory::MemoryBroker;
 use vogeler::broker::topology::{Binding, Exchange, Queue};
 use vogeler::broker::{
-    Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth, Settlement, Settler,
+    Broker, BrokerError, Consumer, Link, Message, Missing, QueueBrowser, QueueDepth, Settlement,
+    Settler,
 };
 use vogeler::store::memory::MemoryStore;
 use vogeler::store::{
@@ -377,6 +378,10 @@ impl Broker for AuditedBroker {
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {
         self.inner.depth(queues).await
+    }
+
+    async fn missing(&self, queues: &[&str]) -> Result<Vec<Missing>, BrokerError> {
+        self.inner.missing(queues).await
     }
 
     fn link(&self) -> watch::Receiver<Link> {

@@ -19,12 +19,14 @@ enum Entry<A> {
 #[derive(Debug)]
 pub(super) struct AckTracker<A> {
     entries: VecDeque<(u64, Entry<A>)>,
+    held: usize,
 }
 
 impl<A> Default for AckTracker<A> {
     fn default() -> Self {
         Self {
             entries: VecDeque::new(),
+            held: 0,
         }
     }
 }
@@ -34,6 +36,7 @@ impl<A> AckTracker<A> {
     pub(super) fn delivered(&mut self, tag: u64, acker: A) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < tag));
         self.entries.push_back((tag, Entry::Held(acker)));
+        self.held += 1;
     }
 
     /// Delivery `tag` was settled. Gives back the acker to requeue it through at once, before the next ack: an ack of
@@ -44,6 +47,7 @@ impl<A> AckTracker<A> {
             .binary_search_by_key(&tag, |(tag, _)| *tag)
             .ok()?;
         let entry = &mut self.entries.get_mut(index)?.1;
+        self.held -= usize::from(matches!(entry, Entry::Held(_)));
         match std::mem::replace(entry, Entry::Requeued) {
             Entry::Held(acker) if settlement == Settlement::Requeue => Some(acker),
             Entry::Held(acker) | Entry::Acked(acker) => {
@@ -64,6 +68,16 @@ impl<A> AckTracker<A> {
             }
         }
         last
+    }
+
+    /// How many are not settled.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// How many the broker counts as unsettled: up to the oldest unfinished one all are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// Whether every delivery is settled and taken off.
@@ -151,7 +165,7 @@ mod tests {
                     peer.ack_up_to(acker);
                 }
             }
-            prop_assert!(tracker.is_empty() && peer.waiting.is_empty());
+            prop_assert!(tracker.is_empty() && peer.waiting.is_empty() && tracker.held() == 0);
             peer.requeued.sort_unstable();
             let of = |wish| wanted.iter().filter(|(_, s)| **s == wish).map(|(tag, _)| *tag).collect::<Vec<_>>();
             prop_assert_eq!(peer.acked, of(Settlement::Ack));

@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Connector;
 use super::session::{End, Session};
 use super::streak::{Progress, Streak};
+use super::window::Window;
 use crate::backoff::Backoff;
 use crate::broker::topology::{Lifetime, Queue};
-use crate::broker::{BrokerError, Consumer, Delivery};
+use crate::broker::{BrokerError, Consumer, ConsumerLoad, Delivery};
+use crate::telemetry::catalogue;
 
 /// Deliveries that wait in front of the consumer; the prefetch bounds all that are unsettled. Few, since those that
 /// wait when a session ends are handed out once more.
@@ -28,21 +30,22 @@ const FIRST_PAUSE_PART: u32 = 100;
 pub(super) async fn consume(
     connector: Arc<Connector>,
     queue: Queue,
-    prefetch: u16,
+    window: Window,
     closed: CancellationToken,
 ) -> Result<Consumer, BrokerError> {
-    // AMQP takes a prefetch of 0 for no limit.
-    let prefetch = prefetch.max(1);
-    let first = match Session::open(&connector, &queue, prefetch).await {
+    let first = match Session::open(&connector, &queue, window.prefetch()).await {
         Ok(session) => Some(session),
         Err(error) if error.is_retryable() && !is_taken(&error) => None,
         Err(error) => return Err(error),
     };
-    let (out, deliveries) = mpsc::channel(usize::from(prefetch).min(DELIVERIES_WAITING_MAX));
+    let room = usize::from(window.prefetch_max()).min(DELIVERIES_WAITING_MAX);
+    let (out, deliveries) = mpsc::channel(room);
+    let load = Arc::new(ConsumerLoad::new(window.prefetch()));
     let supervisor = Supervisor {
         connector,
         queue,
-        prefetch,
+        window,
+        load: Arc::clone(&load),
         out,
         is_well: true,
         streak: Streak::default(),
@@ -55,11 +58,8 @@ pub(super) async fn consume(
         }
     };
     let supervisor = tokio::spawn(run);
-    Ok(Consumer::new(
-        deliveries,
-        CancellationToken::new(),
-        supervisor,
-    ))
+    let consumer = Consumer::new(deliveries, CancellationToken::new(), supervisor);
+    Ok(consumer.with_load(load))
 }
 
 fn is_taken(error: &BrokerError) -> bool {
@@ -69,7 +69,8 @@ fn is_taken(error: &BrokerError) -> bool {
 struct Supervisor {
     connector: Arc<Connector>,
     queue: Queue,
-    prefetch: u16,
+    window: Window,
+    load: Arc<ConsumerLoad>,
     out: mpsc::Sender<Delivery>,
     is_well: bool,
     streak: Streak,
@@ -83,7 +84,7 @@ impl Supervisor {
         let mut backoff = Backoff::new(longest / FIRST_PAUSE_PART, longest);
         while !self.out.is_closed() {
             let started = Instant::now();
-            let trouble = match first.take() {
+            let ended = match first.take() {
                 Some(session) => self.serve(session).await,
                 None => match self.open().await {
                     Ok(session) => self.serve(session).await,
@@ -92,11 +93,16 @@ impl Supervisor {
                         tracing::warn!(target: "vogeler::broker", queue = self.queue.name, %error, "another one consumes now; this consumer ends");
                         break;
                     }
-                    Err(error) => Some(error.to_string()),
+                    Err(error) => End::Lost(error.to_string()),
                 },
             };
-            let Some(reason) = trouble else {
-                break;
+            let reason = match ended {
+                End::Drained => break,
+                End::Resized => {
+                    tracing::debug!(target: "vogeler::broker", queue = self.queue.name, prefetch = self.window.prefetch(), "the prefetch follows the sizes of messages");
+                    continue;
+                }
+                End::Lost(reason) => reason,
             };
             self.note_trouble(&reason);
             // A session that held for long was a success; one that fails at once must not be tried in a tight loop.
@@ -121,7 +127,8 @@ impl Supervisor {
         let connector = self.aside.as_ref().unwrap_or(&self.connector);
         let channel = Session::channel(connector, &self.queue).await?;
         // Deliveries may come, and break it, before it is all set up.
-        let opened = Session::on(channel, connector, &self.queue, self.prefetch).await;
+        let prefetch = self.window.prefetch();
+        let opened = Session::on(channel, connector, &self.queue, prefetch).await;
         if let Err(error) = &opened
             && error.is_retryable()
             && !is_taken(error)
@@ -135,21 +142,25 @@ impl Supervisor {
         self.connector.links.set_stuck(&self.queue.name, why);
     }
 
-    /// Runs one session; says why it was lost, or nothing once it is drained.
-    async fn serve(&mut self, session: Session) -> Option<String> {
+    /// Runs one session to its end.
+    async fn serve(&mut self, session: Session) -> End {
         if !std::mem::replace(&mut self.is_well, true) {
             tracing::info!(target: "vogeler::broker", queue = self.queue.name, "consuming again");
         }
+        if self.load.has_prefetch(self.window.prefetch()) {
+            catalogue::PREFETCH_CHANGES.get().increment(1);
+        }
         let progress = Progress::default();
-        let mut run = Box::pin(session.run(&self.out, &progress));
+        let run = session.run(&self.out, &mut self.window, &self.load, &progress);
+        let mut run = Box::pin(run);
         let broke = tokio::select! {
             end = &mut run => Err(end),
             () = progress.holds() => Ok(()),
         };
-        let end = match broke {
+        match broke {
             Ok(()) => {
                 self.streak.end();
-                self.set_stuck(None);
+                self.connector.links.set_stuck(&self.queue.name, None);
                 run.await
             }
             Err(end) => {
@@ -159,10 +170,6 @@ impl Supervisor {
                 }
                 end
             }
-        };
-        match end {
-            End::Drained => None,
-            End::Lost(reason) => Some(reason),
         }
     }
 

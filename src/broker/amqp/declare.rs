@@ -12,7 +12,7 @@ use super::connection::Connector;
 use super::properties::milliseconds;
 use super::trouble::Trouble;
 use crate::broker::topology::{Binding, Consumers, Exchange, Lifetime, Queue, QueueType};
-use crate::broker::{BrokerError, QueueDepth};
+use crate::broker::{BrokerError, Missing, QueueDepth};
 
 /// How often a quorum queue may deliver a message before it drops it. RabbitMQ 4 takes 20 unless told otherwise, and
 /// looking at dead letters, or a store that is away for long, would lose messages; "unlimited" (-1) is refused before
@@ -70,14 +70,63 @@ pub(super) async fn declare_exchanges(
     Ok(())
 }
 
+/// Which exchanges and queues do not exist.
+pub(super) async fn missing(
+    connector: &Connector,
+    queues: &[&str],
+) -> Result<Vec<Missing>, BrokerError> {
+    let mut missing = Vec::new();
+    let mut open: Option<Channel> = None;
+    for exchange in Exchange::ALL {
+        let step = async {
+            // As with queues, the answer that it is missing closes the channel.
+            let channel = match open.take() {
+                Some(channel) => channel,
+                None => connector.channel().await?.1,
+            };
+            let look = ask_exchange(&channel, exchange, true);
+            match connector
+                .target
+                .within("asking for an exchange", look)
+                .await
+            {
+                Ok(()) => {
+                    open = Some(channel);
+                    Ok(true)
+                }
+                Err(Trouble::Missing(_)) => Ok(false),
+                Err(trouble) => Err(trouble),
+            }
+        };
+        let exists = step.await.map_err(|trouble: Trouble| {
+            trouble.into_error(&connector.target.address, exchange.name())
+        })?;
+        if !exists {
+            missing.push(Missing::Exchange(exchange));
+        }
+    }
+    let depths = depths(connector, queues).await?;
+    let absent = queues
+        .iter()
+        .zip(depths)
+        .filter(|(_, depth)| depth.is_none());
+    missing.extend(absent.map(|(name, _)| Missing::Queue((*name).to_owned())));
+    Ok(missing)
+}
+
 async fn declare_exchange(channel: &Channel, exchange: Exchange) -> Result<(), Trouble> {
+    ask_exchange(channel, exchange, false).await
+}
+
+/// Makes `exchange` exist, or asks whether it does.
+async fn ask_exchange(channel: &Channel, exchange: Exchange, passive: bool) -> Result<(), Trouble> {
     let kind = if exchange.is_topic() {
         ExchangeKind::Topic
     } else {
         ExchangeKind::Direct
     };
     let options = ExchangeDeclareOptions {
-        passive: false,
+        passive,
         durable: true,
         auto_delete: false,
         internal: false,

@@ -26,6 +26,7 @@ pub(crate) mod sieve;
 mod streak;
 mod transport;
 mod trouble;
+mod window;
 
 use std::sync::Arc;
 
@@ -38,8 +39,9 @@ use self::browser::AmqpBrowser;
 use self::connection::{Connector, Target};
 use self::links::{Links, Role};
 use self::publisher::Publisher;
+use self::window::Window;
 use super::topology::{Binding, Queue};
-use super::{Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth};
+use super::{Broker, BrokerError, Consumer, Link, Message, Missing, QueueBrowser, QueueDepth};
 
 /// A RabbitMQ broker or cluster.
 #[derive(Debug)]
@@ -73,6 +75,17 @@ impl AmqpBroker {
     }
 }
 
+impl AmqpBroker {
+    async fn consume_through(
+        &self,
+        queue: &Queue,
+        window: Window,
+    ) -> Result<Consumer, BrokerError> {
+        let connector = Arc::clone(&self.consume);
+        consumer::consume(connector, queue.clone(), window, self.closed.clone()).await
+    }
+}
+
 #[async_trait]
 impl Broker for AmqpBroker {
     async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError> {
@@ -89,8 +102,18 @@ impl Broker for AmqpBroker {
     }
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError> {
-        let connector = Arc::clone(&self.consume);
-        consumer::consume(connector, queue.clone(), prefetch, self.closed.clone()).await
+        self.consume_through(queue, Window::new(prefetch, None))
+            .await
+    }
+
+    async fn consume_bounded(
+        &self,
+        queue: &Queue,
+        prefetch_max: u16,
+        bytes_max: usize,
+    ) -> Result<Consumer, BrokerError> {
+        let window = Window::new(prefetch_max, Some(bytes_max));
+        self.consume_through(queue, window).await
     }
 
     async fn browse(
@@ -104,6 +127,10 @@ impl Broker for AmqpBroker {
 
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError> {
         declare::depths(&self.consume, queues).await
+    }
+
+    async fn missing(&self, queues: &[&str]) -> Result<Vec<Missing>, BrokerError> {
+        declare::missing(&self.consume, queues).await
     }
 
     fn link(&self) -> watch::Receiver<Link> {

@@ -1,10 +1,14 @@
 //! One session of a consumer: a channel, what came on it, and what of it is settled.
 //!
 //! Deliveries flow out while there is room, settlements flow in; all that are ready are read before the broker is
-//! told, so that acks grow together under load without a timer. Invariant: settlements reach only the channel their
-//! delivery came on; when that is gone they go nowhere, and the broker redelivers.
+//! told, so that acks grow together under load without a timer. What waits for room is counted in bytes: when the
+//! [`Window`] says that it is too much, or that more could be had at once, the session ends for one of another size.
+//! Invariant: settlements reach only the channel their delivery came on; when that is gone they go nowhere, and the broker
+//! redelivers.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,24 +19,32 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel, Connection};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::ack::AckTracker;
 use super::connection::{Connector, WATCHDOG_EVERY};
 use super::streak::Progress;
 use super::trouble::Trouble;
+use super::window::Window;
 use super::{declare, properties};
 use crate::broker::topology::{Consumers, Queue};
-use crate::broker::{BrokerError, Delivery, Settlement, Settler, next_session};
+use crate::broker::{BrokerError, ConsumerLoad, Delivery, Settlement, Settler, next_session};
 
 /// How often, and how long apart, a session that is to end looks whether all that was taken is settled.
 const RELEASE_LOOKS: usize = 20;
 const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(1);
+/// How long a session that is to become larger passes nothing on, so that what was passed on is settled.
+const GROWTH_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the broker may take to say that a channel is closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a session ended.
 #[derive(Debug)]
 pub(super) enum End {
     /// Stopped, and all that was taken is settled.
     Drained,
+    /// For a session of another size.
+    Resized,
     /// The channel is gone, and why: the broker redelivers what was unsettled.
     Lost(String),
 }
@@ -99,10 +111,17 @@ impl Session {
     }
 
     /// Passes deliveries to `out` until that is closed, then waits for the settlements of what was taken.
-    /// `progress` is told what came of them.
-    pub(super) async fn run(self, out: &mpsc::Sender<Delivery>, progress: &Progress) -> End {
+    /// `progress` is told what came of them, `window` their sizes, `load` what waits.
+    pub(super) async fn run(
+        self,
+        out: &mpsc::Sender<Delivery>,
+        window: &mut Window,
+        load: &Arc<ConsumerLoad>,
+        progress: &Progress,
+    ) -> End {
         let (settle, settlements) = mpsc::channel(usize::from(self.prefetch));
         let (connection, channel) = (Arc::clone(&self.connection), self.channel.clone());
+        let is_closing = AtomicBool::new(false);
         let pump = Pump {
             tag: self.stream.tag(),
             channel: self.channel,
@@ -111,14 +130,17 @@ impl Session {
             settle,
             settlements,
             batch: Vec::new(),
-            waiting: None,
+            waiting: Waiting::new(load),
+            window,
+            grows_until: None,
             is_stopping: false,
+            is_closing: &is_closing,
             number: next_session(),
             progress,
         };
         tokio::select! {
             end = Box::pin(pump.run(out)) => end,
-            () = broken(&connection, &channel) => End::Lost("the connection or channel broke".to_owned()),
+            () = broken(&connection, &channel, &is_closing) => End::Lost("the connection or channel broke".to_owned()),
         }
     }
 }
@@ -137,10 +159,61 @@ pub(super) async fn consume(channel: &Channel, queue: &Queue) -> Result<lapin::C
         .await?)
 }
 
-/// Waits until the connection or the channel does not stand any more, announced or not.
-async fn broken(connection: &Connection, channel: &Channel) {
-    while connection.status().connected() && channel.status().connected() {
+/// Waits until the connection, or a channel that we do not close, does not stand any more, announced or not.
+async fn broken(connection: &Connection, channel: &Channel, is_closing: &AtomicBool) {
+    let stands = || channel.status().connected() || is_closing.load(Ordering::Relaxed);
+    while connection.status().connected() && stands() {
         tokio::time::sleep(WATCHDOG_EVERY).await;
+    }
+}
+
+/// Deliveries that wait for room in front of the consumer, as many as the prefetch at most. They are counted as long as they
+/// are here; what was passed on is counted until it is taken.
+struct Waiting {
+    deliveries: VecDeque<Delivery>,
+    bytes: usize,
+    load: Arc<ConsumerLoad>,
+}
+
+impl Waiting {
+    fn new(load: &Arc<ConsumerLoad>) -> Self {
+        Self {
+            deliveries: VecDeque::new(),
+            bytes: 0,
+            load: Arc::clone(load),
+        }
+    }
+
+    fn push(&mut self, delivery: Delivery) {
+        self.load.comes(delivery.body.len());
+        self.bytes += delivery.body.len();
+        self.deliveries.push_back(delivery);
+    }
+
+    /// The oldest, to be passed on.
+    fn pop(&mut self) -> Option<Delivery> {
+        let delivery = self.deliveries.pop_front()?;
+        self.bytes -= delivery.body.len();
+        Some(delivery)
+    }
+
+    /// Bytes that were passed on and not taken, by this session or an earlier one.
+    fn passed_bytes(&self) -> usize {
+        self.load.waiting_bytes().saturating_sub(self.bytes)
+    }
+
+    /// Gives back all of them.
+    fn clear(&mut self) {
+        for delivery in self.deliveries.drain(..) {
+            self.load.goes(delivery.body.len());
+        }
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -153,9 +226,13 @@ struct Pump<'a> {
     settle: mpsc::Sender<(u64, Settlement)>,
     settlements: mpsc::Receiver<(u64, Settlement)>,
     batch: Vec<(u64, Settlement)>,
-    /// A delivery that waits for room in front of the consumer.
-    waiting: Option<Delivery>,
+    waiting: Waiting,
+    window: &'a mut Window,
+    /// Nothing is passed on until all is settled, and no longer than this: a larger session comes then.
+    grows_until: Option<Instant>,
     is_stopping: bool,
+    /// Tells the watchdog that a channel that ends is no loss.
+    is_closing: &'a AtomicBool,
     number: u64,
     progress: &'a Progress,
 }
@@ -164,24 +241,35 @@ impl Pump<'_> {
     async fn run(mut self, out: &mpsc::Sender<Delivery>) -> End {
         let mut is_ended = false;
         loop {
-            if is_ended && self.waiting.is_none() && self.tracker.is_empty() {
-                return self.close().await;
+            if is_ended && self.waiting.deliveries.is_empty() && self.tracker.is_empty() {
+                return self.close(End::Drained).await;
+            }
+            if self.is_resized() {
+                return self.give_back(End::Resized).await;
             }
             let batch_max = self.settle.max_capacity();
+            let (passes, is_held_up) = self.passes();
+            let patience = self.grows_until.unwrap_or_else(Instant::now);
             let step = tokio::select! {
                 biased;
                 () = out.closed(), if !self.is_stopping => {
                     if self.is_released().await {
-                        return self.give_back().await;
+                        return self.give_back(End::Drained).await;
                     }
                     self.stop().await
                 }
                 _ = self.settlements.recv_many(&mut self.batch, batch_max) => self.tell().await,
-                room = out.reserve(), if self.waiting.is_some() && !self.is_stopping => {
+                () = tokio::time::sleep_until(patience), if self.grows_until.is_some() => {
+                    self.grows_until = None;
+                    self.window.put_off(patience);
+                    Ok(())
+                }
+                room = out.reserve(), if passes => {
                     self.pass_on(room);
                     Ok(())
                 }
-                next = self.stream.next(), if self.waiting.is_none() && !is_ended => match next {
+                () = self.waiting.load.taken(), if is_held_up => Ok(()),
+                next = self.stream.next(), if !is_ended => match next {
                     Some(Ok(delivery)) => {
                         self.receive(delivery);
                         Ok(())
@@ -203,6 +291,7 @@ impl Pump<'_> {
     fn receive(&mut self, delivery: lapin::message::Delivery) {
         self.tracker
             .delivered(delivery.delivery_tag, delivery.acker);
+        let bytes = delivery.data.len();
         let delivery = Delivery {
             body: Bytes::from(delivery.data),
             properties: properties::from_amqp(&delivery.properties),
@@ -212,21 +301,62 @@ impl Pump<'_> {
             session: self.number,
             settler: Settler::new(delivery.delivery_tag, self.settle.clone()),
         };
-        // Once stopping, dropping it gives it back.
-        self.waiting = (!self.is_stopping).then_some(delivery);
+        if self.is_stopping {
+            // Dropping it gives it back.
+            return;
+        }
+        self.waiting.push(delivery);
+        self.window.received(bytes, self.tracker.len());
     }
 
     fn pass_on(&mut self, room: Result<mpsc::Permit<'_, Delivery>, mpsc::error::SendError<()>>) {
-        // No room any more means that nobody takes: dropping the delivery gives it back.
-        if let (Ok(room), Some(delivery)) = (room, self.waiting.take()) {
+        // No room any more means that nobody takes: dropping what waits gives it back.
+        if let (Ok(room), Some(delivery)) = (room, self.waiting.pop()) {
             room.send(delivery);
         }
+    }
+
+    /// Whether the next delivery is passed on, and otherwise whether that is for the bytes of those before it.
+    fn passes(&self) -> (bool, bool) {
+        let next = self.waiting.deliveries.front();
+        let Some(next) = next.filter(|_| !self.is_stopping && self.grows_until.is_none()) else {
+            return (false, false);
+        };
+        let passed = self.waiting.passed_bytes();
+        let passes = self.window.passes(passed, next.body.len());
+        (passes, !passes)
+    }
+
+    /// Whether a session of another size should follow now. Too much that waits does not wait for settlements: what was
+    /// passed on comes once more, and is known by its sequence.
+    fn is_resized(&mut self) -> bool {
+        if self.is_stopping {
+            return false;
+        }
+        let now = Instant::now();
+        let waiting = &self.waiting;
+        if self.window.is_over(waiting.load.waiting_bytes()) {
+            let sizes = (waiting.bytes, waiting.deliveries.len());
+            self.window.shrink(sizes, waiting.passed_bytes(), now);
+            return true;
+        }
+        if self.grows_until.is_none() {
+            if !self.window.may_grow(now) {
+                return false;
+            }
+            self.grows_until = Some(now + GROWTH_PATIENCE);
+        }
+        let is_settled = self.tracker.held() == self.waiting.deliveries.len();
+        if is_settled {
+            self.window.grow();
+        }
+        is_settled
     }
 
     /// Whether everything that was taken is settled. What was passed on and not taken is dropped by the consumer right
     /// after it closed its queue, so a moment is given to that.
     async fn is_released(&mut self) -> bool {
-        self.waiting = None;
+        self.waiting.clear();
         for _ in 0..RELEASE_LOOKS {
             // Every settler that is still to be used holds one.
             if self.settle.strong_count() == 1 {
@@ -237,9 +367,10 @@ impl Pump<'_> {
         false
     }
 
-    /// Ends the session at once, when all that was taken is settled: a closing channel puts the rest back in its old
+    /// Ends the session at once, without a cancel: a closing channel puts what is not settled back in its old
     /// place before the next consumer becomes active, where a cancel would let it have what came later first.
-    async fn give_back(mut self) -> End {
+    async fn give_back(mut self, end: End) -> End {
+        self.waiting.clear();
         while let Ok(settlement) = self.settlements.try_recv() {
             self.batch.push(settlement);
         }
@@ -250,7 +381,7 @@ impl Pump<'_> {
         self.batch
             .retain(|(tag, settlement)| *settlement == Settlement::Ack || *tag < acked);
         match self.tell().await {
-            Ok(()) => self.close().await,
+            Ok(()) => self.close(end).await,
             Err(error) => End::Lost(error.to_string()),
         }
     }
@@ -258,7 +389,8 @@ impl Pump<'_> {
     /// Nobody takes deliveries any more: no new ones, and those on the way go back.
     async fn stop(&mut self) -> lapin::Result<()> {
         self.is_stopping = true;
-        self.waiting = None;
+        self.grows_until = None;
+        self.waiting.clear();
         let options = BasicCancelOptions { nowait: false };
         self.channel.basic_cancel(self.tag.clone(), options).await
     }
@@ -282,10 +414,13 @@ impl Pump<'_> {
     }
 
     /// Closes the channel in order: by then the broker has read every ack that went before.
-    async fn close(self) -> End {
-        match self.channel.close(200, "drained".into()).await {
-            Ok(()) => End::Drained,
-            Err(error) => End::Lost(error.to_string()),
+    async fn close(self, end: End) -> End {
+        self.is_closing.store(true, Ordering::Relaxed);
+        let close = self.channel.close(200, "drained".into());
+        match tokio::time::timeout(CLOSE_PATIENCE, close).await {
+            Ok(Ok(())) => end,
+            Ok(Err(error)) => End::Lost(error.to_string()),
+            Err(_) => End::Lost(format!("closing took longer than {CLOSE_PATIENCE:?}")),
         }
     }
 }

@@ -22,7 +22,10 @@ use self::browser::MemoryBrowser;
 use self::feed::Feed;
 use self::queue::{MemoryQueue, Stored};
 use super::topology::{Binding, Consumers, Queue};
-use super::{Broker, BrokerError, Consumer, Link, Message, QueueBrowser, QueueDepth, Settlement};
+use super::{
+    Broker, BrokerError, Consumer, ConsumerLoad, Link, Message, Missing, QueueBrowser, QueueDepth,
+    Settlement,
+};
 
 /// Messages a queue holds, ready or unsettled; publishing into a full one waits.
 pub const QUEUE_COUNT_MAX: usize = 100_000;
@@ -343,11 +346,9 @@ impl Broker for MemoryBroker {
                 () = closed.cancelled() => {}
             }
         });
-        Ok(Consumer::new(
-            deliveries,
-            CancellationToken::new(),
-            supervisor,
-        ))
+        let consumer = Consumer::new(deliveries, CancellationToken::new(), supervisor);
+        let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        Ok(consumer.with_load(Arc::new(ConsumerLoad::new(prefetch))))
     }
 
     /// One process has one operator: nobody asks for the turn here.
@@ -374,6 +375,17 @@ impl Broker for MemoryBroker {
             })
         };
         Ok(queues.iter().map(|name| depth(name)).collect())
+    }
+
+    async fn missing(&self, queues: &[&str]) -> Result<Vec<Missing>, BrokerError> {
+        self.check()?;
+        let state = self.shared.lock();
+        let absent = queues
+            .iter()
+            .filter(|name| !state.queues.contains_key(**name));
+        Ok(absent
+            .map(|name| Missing::Queue((*name).to_owned()))
+            .collect())
     }
 
     fn link(&self) -> watch::Receiver<Link> {

@@ -191,7 +191,7 @@ fn mistakes_in_the_file_are_named() {
         ),
         (
             "[http]\nzzzzzzzz = 5\n",
-            ":2: there is no setting http.zzzzzzzz; [http] has enabled, listen",
+            ":2: there is no setting http.zzzzzzzz; [http] has enabled, hosts, listen",
         ),
         (
             "\n[couchdb]\nx = 5\n",

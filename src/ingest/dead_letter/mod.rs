@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::reconcile::LookNow;
 use super::ticket::Ticket;
 use crate::broker::{Broker, Link};
 use crate::wire::{NodeName, PluginName};
@@ -91,14 +92,15 @@ impl DeadLetters {
 }
 
 /// Starts the publisher, and tells whether the broker takes dead letters. It ends, with all published, when all senders
-/// are gone. What the broker refuses goes back after `hold_max`, or at `stop`.
+/// are gone. What the broker refuses goes back after `hold_max`, or at `stop`; what finds no queue asks for a `look`.
 pub(super) fn start(
     broker: Arc<dyn Broker>,
     hold_max: Duration,
     stop: CancellationToken,
+    look: LookNow,
 ) -> (DeadLetters, JoinHandle<()>, watch::Receiver<Link>) {
     let (line, mut handed) = mpsc::channel(WAITING_MAX);
-    let publisher = Arc::new(Publisher::new(broker, hold_max, stop));
+    let publisher = Arc::new(Publisher::new(broker, hold_max, stop, look));
     let link = publisher.link();
     let letters = futures::stream::poll_fn(move |context| handed.poll_recv(context));
     let publishing = letters.for_each_concurrent(HELD_MAX, move |handed| {

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
+use super::super::reconcile::LookNow;
 use super::Handed;
 use super::message::message;
 use crate::backoff::Backoff;
@@ -35,6 +36,7 @@ pub(super) struct Publisher {
     broker: Arc<dyn Broker>,
     hold_max: Duration,
     stop: CancellationToken,
+    look: LookNow,
     publishes: Semaphore,
     retries: Semaphore,
     refusals: Refusals,
@@ -45,11 +47,13 @@ impl Publisher {
         broker: Arc<dyn Broker>,
         hold_max: Duration,
         stop: CancellationToken,
+        look: LookNow,
     ) -> Self {
         Self {
             broker,
             hold_max,
             stop,
+            look,
             publishes: Semaphore::new(PUBLISHES_MAX),
             retries: Semaphore::new(RETRIES_MAX),
             refusals: Refusals::default(),
@@ -92,7 +96,11 @@ impl Publisher {
     }
 
     async fn once(&self, message: &Message) -> Result<(), BrokerError> {
-        self.broker.publish(message.clone()).await
+        let published = self.broker.publish(message.clone()).await;
+        if let Err(BrokerError::Unroutable { .. }) = &published {
+            self.look.ask();
+        }
+        published
     }
 
     /// Waits until the letter may be tried again; none if it is to go back.

@@ -17,6 +17,7 @@ pub struct Agreement {
     me: ServerId,
     servers: BTreeSet<ServerId>,
     owners: Vec<ServerId>,
+    left_out: usize,
 }
 
 impl Agreement {
@@ -35,7 +36,18 @@ impl Agreement {
                 .map(|partition| owners.get(&partition).copied().unwrap_or(me))
                 .collect(),
             servers,
+            left_out: 0,
         }
+    }
+
+    /// The same, beside so many that announce themselves and are not there.
+    pub(super) fn leaving_out(self, left_out: usize) -> Self {
+        Self { left_out, ..self }
+    }
+
+    /// Whether other servers share the partitions.
+    pub(super) fn is_other_than(&self, before: &Self) -> bool {
+        self.servers != before.servers
     }
 
     /// Who should own `partition`.
@@ -56,6 +68,16 @@ impl Agreement {
             .filter(|(_, owner)| **owner == self.me)
             .map(|(partition, _)| partition)
             .collect()
+    }
+
+    /// Whether `server` is one of those that share the partitions.
+    pub(super) fn counts(&self, server: ServerId) -> bool {
+        self.servers.contains(&server)
+    }
+
+    /// How many announce themselves as servers and are not there: they own nothing.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// How many servers share the partitions, this one included.

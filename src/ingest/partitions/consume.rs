@@ -1,29 +1,30 @@
 //! One partition's consumer: active, standing by, or making room for the owner.
 //!
 //! The broker gives a partition to whoever consumed it first and never takes it away. So a server that is not the
-//! owner (any more) lets what it took be settled, cancels, lets the owner come first, and stands by behind it.
-//! Invariant: a partition is given up only after everything taken from it is settled, or given up as a whole.
+//! owner (any more) lets what it took be settled, closes the channel, lets the owner come first, and stands by behind it; at
+//! once, if nobody came. Invariants: a partition is given up only after everything taken from it is settled, or given up as
+//! a whole; and whatever others announce, one that nobody consumes is taken.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use super::Downstream;
 use super::agreement::{Agreement, ServerId};
+use super::substitution::Substitution;
 use crate::backoff::Backoff;
 use crate::broker::topology::Queue;
-use crate::broker::{Broker, BrokerError, Consumer, Delivery};
+use crate::broker::{Broker, BrokerError, Consumer};
 use crate::ingest::CLOSE_TIMEOUT;
 
 /// How long one that is not the owner stays away, so that the owner comes before it.
 const STANDBY_AFTER: Duration = Duration::from_secs(2);
-/// How long one that is not the owner serves a partition that the broker gave it. More than it takes to notice that
-/// the owner is gone: then it goes on, and nothing stands still meanwhile.
-const SUBSTITUTE_MAX: Duration = Duration::from_secs(5);
+/// How often it looks meanwhile whether anybody came.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// First pause before a refused consume is tried again; the longest is the broker's `reconnect_max`.
 const CONSUME_RETRY_BASE: Duration = Duration::from_millis(200);
 
@@ -35,7 +36,12 @@ pub(super) struct PartitionConsumer {
     /// None for a queue of an earlier number of partitions: it is drained by whom the broker chooses.
     pub(super) partition: Option<u16>,
     pub(super) agreement: watch::Receiver<Agreement>,
+    pub(super) substitution: Substitution,
+    /// Where owners are told that do not come.
+    pub(super) suspects: mpsc::Sender<ServerId>,
     pub(super) prefetch: u16,
+    /// Bytes that may wait in front of the intake.
+    pub(super) waiting_bytes_max: usize,
     pub(super) drain_timeout: Duration,
     pub(super) reconnect_max: Duration,
     pub(super) downstream: Downstream,
@@ -46,8 +52,8 @@ pub(super) struct PartitionConsumer {
 enum Left {
     /// The server stops.
     Stopping,
-    /// Somebody else should own the partition. What came for it meanwhile goes back.
-    Yielding(Option<Box<Delivery>>),
+    /// Somebody else should own the partition.
+    Yielding,
     /// Results are let go: the store stays away.
     LettingGo,
     /// The broker's side ended it.
@@ -69,14 +75,18 @@ impl PartitionConsumer {
                 consumed = async {
                     // The sender lives in the router as long as this does, so waiting cannot fail.
                     drop(letting_go.wait_for(|is| !*is).await);
-                    self.broker.consume(&self.queue, self.prefetch).await
+                    let bytes_max = self.waiting_bytes_max;
+                    self.broker
+                        .consume_bounded(&self.queue, self.prefetch, bytes_max)
+                        .await
                 } => consumed,
             };
             let pause = match consumed {
                 Ok(consumer) => match self.serve(consumer).await {
                     Left::Stopping => return,
                     Left::LettingGo => continue,
-                    Left::Yielding(_) => {
+                    Left::Yielding => {
+                        self.substitution.yields(Instant::now());
                         self.stay_away().await;
                         continue;
                     }
@@ -105,22 +115,25 @@ impl PartitionConsumer {
 
     /// Serves one subscription to its end, and says why it ended.
     async fn serve(&mut self, mut consumer: Consumer) -> Left {
-        info!(target: "vogeler::ingest", queue = self.queue.name, prefetch = self.prefetch, is_owner = self.is_owner(), "consuming");
+        let load = consumer.load();
+        info!(target: "vogeler::ingest", queue = self.queue.name, prefetch = load.prefetch(), is_owner = self.is_owner(), "consuming");
+        let held = self.downstream.held.clone();
+        held.consumed(self.partition, Some(load));
         let taken = TaskTracker::new();
-        let mut left = self.take(&mut consumer, &taken).await;
+        let left = self.take(&mut consumer, &taken).await;
         taken.close();
         tokio::select! {
             () = taken.wait() => {}
             () = self.downstream.give_up.cancelled() => {}
             // A server that stops has a deadline of its own.
-            () = tokio::time::sleep(self.drain_timeout), if matches!(left, Left::Yielding(_)) => {}
+            () = tokio::time::sleep(self.drain_timeout), if matches!(left, Left::Yielding) => {}
             () = std::future::ready(()), if matches!(left, Left::LettingGo | Left::Lost) => {}
         }
         consumer.cancel();
-        if let Left::Yielding(delivery) = &mut left {
+        if matches!(left, Left::Yielding) {
             info!(target: "vogeler::ingest", queue = self.queue.name, is_settled = taken.is_empty(), "left to another server");
-            drop(delivery.take());
         }
+        held.consumed(self.partition, None);
         if !consumer.close(CLOSE_TIMEOUT).await {
             warn!(target: "vogeler::ingest", queue = self.queue.name, "not all could be settled in time; the broker delivers the rest again");
         }
@@ -136,16 +149,16 @@ impl PartitionConsumer {
             stop,
             give_up,
         } = self.downstream.clone();
-        let mut substitute_since = None;
-        let mut owner = self.owner();
+        // One that owns it when we come has its turn when the first results come to us.
+        self.substitution.owned_by(self.other_owner());
         loop {
             let delivery = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Left::Stopping,
                 Ok(_) = letting_go.wait_for(|is| *is) => return Left::LettingGo,
                 Ok(()) = self.agreement.changed() => {
-                    if std::mem::replace(&mut owner, self.owner()) != owner && !self.is_owner() {
-                        return Left::Yielding(None);
+                    if self.substitution.owned_by(self.other_owner()) {
+                        return Left::Yielding;
                     }
                     continue;
                 }
@@ -154,18 +167,23 @@ impl PartitionConsumer {
             let Some(delivery) = delivery else {
                 return Left::Lost;
             };
-            if is_overdue(&mut substitute_since, self.is_owner(), Instant::now()) {
-                return Left::Yielding(Some(Box::new(delivery)));
-            }
             let taken = held.take(self.partition, taken.token());
             tokio::select! {
                 () = intake.accept(delivery, taken) => {}
                 () = give_up.cancelled() => return Left::Stopping,
             }
+            let now = Instant::now();
+            if let Some(owner) = self.substitution.suspect(now) {
+                // Whoever hears it has as many suspicions as it can look into.
+                self.suspects.try_send(owner).ok();
+            }
+            if self.substitution.is_due(now) {
+                return Left::Yielding;
+            }
         }
     }
 
-    /// Waits until the owner had its time to come first, or we are the owner.
+    /// Waits until the owner had its time to come first, or we are the owner, or nobody came.
     async fn stay_away(&self) {
         let mut agreement = self.agreement.clone();
         let partition = self.partition;
@@ -174,42 +192,33 @@ impl PartitionConsumer {
             () = self.downstream.stop.cancelled() => {}
             () = tokio::time::sleep(STANDBY_AFTER) => {}
             Ok(_) = agreement.wait_for(is_mine) => {}
+            () = self.until_nobody_consumes() => {
+                info!(target: "vogeler::ingest", queue = self.queue.name, "no other server came; taking it again");
+            }
         }
     }
 
-    fn owner(&self) -> Option<ServerId> {
-        self.partition.map(|p| self.agreement.borrow().owner(p))
+    async fn until_nobody_consumes(&self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let depths = self.broker.depth(&[&self.queue.name]).await;
+            if let Ok([Some(depth)]) = depths.as_deref()
+                && depth.consumers == 0
+            {
+                return;
+            }
+        }
+    }
+
+    /// The owner, where that is another server.
+    fn other_owner(&self) -> Option<ServerId> {
+        let agreed = self.agreement.borrow();
+        let partition = self.partition.filter(|p| !agreed.is_mine(*p))?;
+        Some(agreed.owner(partition))
     }
 
     fn is_owner(&self) -> bool {
         let agreed = self.agreement.borrow();
         self.partition.is_none_or(|p| agreed.is_mine(p))
-    }
-}
-
-/// Whether one that is not the owner has served for long enough. `since` remembers its first delivery.
-fn is_overdue(since: &mut Option<Instant>, is_owner: bool, now: Instant) -> bool {
-    if is_owner {
-        *since = None;
-        return false;
-    }
-    now.duration_since(*since.get_or_insert(now)) > SUBSTITUTE_MAX
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: who is not the owner fills in for a while from its first delivery on, and no longer; the owner stays.
-    #[test]
-    fn a_substitute_serves_for_a_while() {
-        let start = Instant::now();
-        let late = start + SUBSTITUTE_MAX + Duration::from_millis(1);
-        let mut since = None;
-        assert!(!is_overdue(&mut since, false, start));
-        assert!(!is_overdue(&mut since, false, start + SUBSTITUTE_MAX));
-        assert!(is_overdue(&mut since, false, late));
-        assert!(!is_overdue(&mut since, true, late));
-        assert!(!is_overdue(&mut since, false, late), "counted from anew");
     }
 }

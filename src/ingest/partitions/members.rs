@@ -1,7 +1,9 @@
-//! The members: which servers are there, by their announcements. Pure.
+//! The members: which servers are there, by their announcements and by their queues. Pure.
 //!
-//! Silence is measured in our own announcements that came back to us, not in time: while the broker is away we hear
-//! nobody, not even ourselves, and so nobody counts as gone.
+//! Anybody who may publish can announce servers. So a server counts only once its own queue took a greeting of ours: a
+//! server has one for as long as it is connected, and nobody else can have one of that name. Silence is measured in our own
+//! announcements that came back to us, not in time: while the broker is away we hear nobody, not even ourselves, and so
+//! nobody counts as gone. Invariant: whoever is announced, who is there is counted, and what is remembered is bounded.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +11,42 @@ use super::agreement::{Agreement, ServerId};
 
 /// A peer is gone when more of our own announcements than this came back since we last heard it.
 const SILENT_BEATS_MAX: u64 = 3;
-/// Peers at most; more than there can be partitions are of no use. Others are not listened to.
+/// Peers at most; more than there can be partitions are of no use. Who is there takes the place of who is not.
 const PEERS_MAX: usize = 255;
+/// One that is not there is greeted again after so many of our announcements: it may have been connecting anew.
+const GREET_AGAIN_BEATS: u64 = 10;
+/// One that said that it stops, and is heard again, never said so itself. It is believed this once.
+const LEAVES_MAX: u8 = 1;
 
-/// What one announcement told.
+/// What to do about one announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Somebody we did not know.
-    Newcomer,
-    /// Somebody we knew, or ourselves.
+    /// Greet it, and tell what came of it: it is not known whether it is there.
+    Greet,
+    /// Nothing: it is known, or ourselves, or one too many.
     Known,
+}
+
+/// One other server.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    /// Our echo when it was last heard.
+    heard: u64,
+    proof: Proof,
+    leaves: u8,
+}
+
+/// Whether it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// Its queue takes messages.
+    There,
+    /// It was greeted at this echo, and it is not known what came of it.
+    Greeted(u64),
+    /// At this echo it had no queue.
+    Missing(u64),
+    /// It said that it stops.
+    Left,
 }
 
 /// The servers that are there.
@@ -30,8 +58,7 @@ pub(super) struct Members {
     beat: u64,
     /// How many came back.
     echo: u64,
-    /// Peers, and the echo at which each was last heard.
-    peers: BTreeMap<ServerId, u64>,
+    peers: BTreeMap<ServerId, Peer>,
 }
 
 impl Members {
@@ -46,33 +73,95 @@ impl Members {
         }
     }
 
-    /// `server` is there. If it is ourselves, peers that were silent for too long are gone.
-    pub(super) fn hear(&mut self, server: ServerId, beat: u64) -> Heard {
-        if server == self.me {
-            self.echo += u64::from(beat > self.beat);
-            self.beat = self.beat.max(beat);
-            let echo = self.echo;
-            self.peers
-                .retain(|_, heard| echo.saturating_sub(*heard) <= SILENT_BEATS_MAX);
+    /// Our own announcement `beat` came back, of `said` that we made. Peers that were silent for too long are gone.
+    pub(super) fn hear_self(&mut self, beat: u64, said: u64) {
+        if beat <= self.beat || beat > said {
+            return;
+        }
+        self.beat = beat;
+        self.echo += 1;
+        let echo = self.echo;
+        self.peers
+            .retain(|_, peer| echo.saturating_sub(peer.heard) <= SILENT_BEATS_MAX);
+    }
+
+    /// Another server announced itself.
+    pub(super) fn hear(&mut self, server: ServerId) -> Heard {
+        let echo = self.echo;
+        if !self.peers.contains_key(&server) && !self.make_room() {
             return Heard::Known;
         }
-        if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&server) {
-            return Heard::Known;
-        }
-        match self.peers.insert(server, self.echo) {
-            Some(_) => Heard::Known,
-            None => Heard::Newcomer,
+        let peer = self.peers.entry(server).or_insert(Peer {
+            heard: echo,
+            proof: Proof::Left,
+            leaves: 0,
+        });
+        peer.heard = echo;
+        let is_greeted_late = |at: u64| echo.saturating_sub(at) >= GREET_AGAIN_BEATS;
+        match peer.proof {
+            Proof::There => Heard::Known,
+            Proof::Greeted(at) | Proof::Missing(at) if !is_greeted_late(at) => Heard::Known,
+            Proof::Greeted(_) | Proof::Missing(_) | Proof::Left => {
+                // One that is not there stays so until the opposite is known.
+                if !matches!(peer.proof, Proof::Missing(_)) {
+                    peer.proof = Proof::Greeted(echo);
+                }
+                Heard::Greet
+            }
         }
     }
 
-    /// `server` stops.
+    /// Our greeting to `server` was taken by its queue, or there is none.
+    pub(super) fn greeted(&mut self, server: ServerId, is_there: bool) {
+        let echo = self.echo;
+        if let Some(peer) = self.peers.get_mut(&server) {
+            peer.proof = if is_there {
+                Proof::There
+            } else {
+                Proof::Missing(echo)
+            };
+        }
+    }
+
+    /// `server` could not be greeted: at its next announcement.
+    pub(super) fn not_greeted(&mut self, server: ServerId) {
+        if let Some(peer) = self.peers.get_mut(&server)
+            && let Proof::Greeted(_) = peer.proof
+        {
+            peer.proof = Proof::Left;
+        }
+    }
+
+    /// `server` says that it stops.
     pub(super) fn leave(&mut self, server: ServerId) {
-        self.peers.remove(&server);
+        if let Some(peer) = self.peers.get_mut(&server)
+            && peer.leaves < LEAVES_MAX
+        {
+            peer.leaves += 1;
+            peer.proof = Proof::Left;
+        }
     }
 
     /// What those that are there agree on.
     pub(super) fn agreement(&self) -> Agreement {
-        Agreement::new(self.me, self.peers.keys().copied(), self.partitions)
+        let is_there = |peer: &Peer| peer.proof == Proof::There;
+        let there = self.peers.iter().filter(|(_, peer)| is_there(peer));
+        let there = there.map(|(server, _)| *server);
+        let is_missing = |peer: &&Peer| matches!(peer.proof, Proof::Missing(_));
+        let missing = self.peers.values().filter(is_missing).count();
+        Agreement::new(self.me, there, self.partitions).leaving_out(missing)
+    }
+
+    /// Room for one more, if need be in place of one that is not there. Says whether there is.
+    fn make_room(&mut self) -> bool {
+        if self.peers.len() < PEERS_MAX {
+            return true;
+        }
+        let mut peers = self.peers.iter();
+        let absent = peers.find(|(_, peer)| peer.proof != Proof::There);
+        absent
+            .map(|(server, _)| *server)
+            .is_some_and(|server| self.peers.remove(&server).is_some())
     }
 }
 
@@ -82,44 +171,84 @@ mod tests {
 
     use super::*;
 
-    /// Goal: a silent peer is gone after our beats came back often enough, and never while we do not hear ourselves.
+    fn id(number: u128) -> ServerId {
+        Uuid::from_u128(number)
+    }
+
+    fn members() -> Members {
+        Members::new(id(0), 8)
+    }
+
+    /// A server that is there, as its first announcement shows.
+    fn meet(members: &mut Members, server: ServerId) {
+        assert_eq!(members.hear(server), Heard::Greet);
+        members.greeted(server, true);
+    }
+
+    /// Goal: a silent peer is gone after our beats came back often enough, and never while we do not hear ourselves; beats
+    /// that we never made, or made before, are not ours.
     #[test]
     fn silence_counts_only_while_we_hear_ourselves() {
-        let (me, peer) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let mut members = Members::new(me, 8);
-        members.hear(me, 5);
-        assert_eq!(members.hear(peer, 1), Heard::Newcomer);
-        assert_eq!(members.hear(peer, 2), Heard::Known);
+        let (mut members, peer) = (members(), id(2));
+        members.hear_self(5, 5);
+        meet(&mut members, peer);
+        assert_eq!(members.hear(peer), Heard::Known);
         // Beats 7 to 98 were lost with the broker.
         for beat in [6, 99, 100] {
-            members.hear(me, beat);
-            // An answer to a newcomer repeats its beat, and is no further silence.
-            members.hear(me, beat);
+            for copy in [beat, beat, 1, beat + 1, u64::MAX] {
+                members.hear_self(copy, beat);
+            }
         }
         assert_eq!(members.agreement().servers(), 2);
-        members.hear(me, 101);
+        members.hear_self(101, 101);
         assert_eq!(members.agreement().servers(), 1);
         assert_eq!(members.agreement().owned().len(), 8);
     }
 
-    /// Goal: who says that it stops is gone at once, and is new when it comes again.
+    /// Goal: who says that it stops is gone at once; whoever says so in its name is believed once.
     #[test]
-    fn leaving_is_at_once() {
-        let (me, peer) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let mut members = Members::new(me, 8);
-        members.hear(peer, 1);
+    fn leaving_is_at_once_and_believed_once() {
+        let (mut members, peer) = (members(), id(2));
+        meet(&mut members, peer);
         members.leave(peer);
         assert_eq!(members.agreement().servers(), 1);
-        assert_eq!(members.hear(peer, 2), Heard::Newcomer);
+        assert_eq!(members.agreement().left_out(), 0);
+        meet(&mut members, peer);
+        members.leave(peer);
+        assert_eq!(members.agreement().servers(), 2);
     }
 
-    /// Goal: however many announce themselves, what is remembered is bounded.
+    /// Goal: who announces itself and has no queue owns nothing, is told of, and is greeted again after a while.
     #[test]
-    fn members_are_bounded() {
-        let mut members = Members::new(Uuid::from_u128(0), 8);
-        for server in 1..1000 {
-            members.hear(Uuid::from_u128(server), 1);
+    fn who_has_no_queue_is_left_out() {
+        let (mut members, peer) = (members(), id(2));
+        assert_eq!(members.hear(peer), Heard::Greet);
+        assert_eq!(members.hear(peer), Heard::Known);
+        assert_eq!(members.agreement().servers(), 1);
+        members.greeted(peer, false);
+        assert_eq!(members.agreement().left_out(), 1);
+        for beat in 1..=GREET_AGAIN_BEATS {
+            assert_eq!(members.hear(peer), Heard::Known);
+            members.hear_self(beat, beat);
         }
-        assert_eq!(members.agreement().servers(), PEERS_MAX + 1);
+        meet(&mut members, peer);
+        assert_eq!(members.agreement().servers(), 2);
+        assert_eq!(members.agreement().left_out(), 0);
+    }
+
+    /// Goal: however many are announced, what is remembered is bounded, and servers that are there count all the same.
+    #[test]
+    fn forged_members_are_bounded_and_hide_nobody() {
+        let mut members = members();
+        meet(&mut members, id(500));
+        for server in 1..500 {
+            if members.hear(id(server)) == Heard::Greet {
+                members.greeted(id(server), false);
+            }
+        }
+        meet(&mut members, id(501));
+        assert_eq!(members.peers.len(), PEERS_MAX);
+        assert_eq!(members.agreement().servers(), 3);
+        assert_eq!(members.agreement().left_out(), PEERS_MAX - 2);
     }
 }

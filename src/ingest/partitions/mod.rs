@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! announcements ─▶ members ─▶ agreement ─▶ a consumer a partition ─▶ intake
+//!      ▲ greetings ──┘                          └─ owners that do not come ─▶ members
 //! ```
 //!
 //! The agreement only balances. That one server at a time has a partition is the broker's promise (single active
@@ -11,19 +12,22 @@ mod agreement;
 mod announce;
 mod consume;
 mod members;
+mod substitution;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
 pub use agreement::Agreement;
-use announce::Announcer;
+use agreement::ServerId;
+use announce::{Announcer, SUSPECTS_MAX};
 use consume::PartitionConsumer;
+use substitution::Substitution;
 
 use super::CLOSE_TIMEOUT;
 use super::held::Held;
@@ -53,6 +57,7 @@ pub(super) struct Downstream {
 /// All consumers of results.
 #[derive(Debug)]
 pub(super) struct Partitions {
+    me: ServerId,
     agreement: watch::Receiver<Agreement>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -74,20 +79,37 @@ impl Partitions {
             reconnect_max: config.broker.reconnect_max,
             stop: downstream.stop.clone(),
         };
+        let (suspects, suspected) = mpsc::channel(SUSPECTS_MAX);
         let seats = Seats {
             broker: Arc::clone(broker),
             agreement: agreement.clone(),
+            suspects,
             queue_type: config.broker.queue_type,
             partitions,
             prefetch: config.server.prefetch,
+            waiting_bytes_max: config.server.bytes_in_flight_max / usize::from(partitions.max(1)),
             drain_timeout: config.server.drain_timeout,
             reconnect_max: config.broker.reconnect_max,
             downstream: downstream.clone(),
         };
-        let mut tasks = vec![tokio::spawn(announcer.run(agreed))];
+        let mut tasks = vec![tokio::spawn(announcer.run(agreed, suspected))];
         tasks.extend((0..partitions).map(|p| tokio::task::spawn_local(seats.partition(p).run())));
         tasks.push(tokio::task::spawn_local(seats.drain_old()));
-        Self { agreement, tasks }
+        Self {
+            me,
+            agreement,
+            tasks,
+        }
+    }
+
+    /// The queue in which this server hears the others.
+    pub(super) fn own_queue(&self) -> topology::Queue {
+        topology::server_queue(&self.own_key())
+    }
+
+    /// The routing key that leads there.
+    pub(super) fn own_key(&self) -> String {
+        self.me.to_string()
     }
 
     /// What is agreed, and every change of it.
@@ -113,9 +135,11 @@ impl Partitions {
 struct Seats {
     broker: Arc<dyn Broker>,
     agreement: watch::Receiver<Agreement>,
+    suspects: mpsc::Sender<ServerId>,
     queue_type: QueueType,
     partitions: u16,
     prefetch: u16,
+    waiting_bytes_max: usize,
     drain_timeout: Duration,
     reconnect_max: Duration,
     downstream: Downstream,
@@ -133,7 +157,10 @@ impl Seats {
             queue,
             partition,
             agreement: self.agreement.clone(),
+            substitution: Substitution::default(),
+            suspects: self.suspects.clone(),
             prefetch: self.prefetch,
+            waiting_bytes_max: self.waiting_bytes_max,
             drain_timeout: self.drain_timeout,
             reconnect_max: self.reconnect_max,
             downstream: self.downstream.clone(),

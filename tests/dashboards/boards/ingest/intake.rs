@@ -22,6 +22,9 @@ pub(super) fn queues() -> Row {
             graph("Consumers", "none", "Servers that stand at each partition queue; one of them is active. None is an alert.")
                 .ask(max_by("partition", "vogeler_queue_consumers"), "partition {{partition}}")
                 .runbook("VogelerPartitionUnowned"),
+            graph("Prefetch", "short", "Deliveries of each partition that a server may hold now: the prefetch follows the sizes of what comes, up to server.prefetch.")
+                .ask(max_by("partition", "vogeler_queue_prefetch"), "partition {{partition}}")
+                .columns(24),
         ],
     )
 }
@@ -57,6 +60,16 @@ pub(super) fn intake() -> Row {
             graph("Rebalances", "reqps", "Times that the servers agreed anew on who owns what. Without pause: servers come and go.")
                 .ask(rate_by("instance", "vogeler_rebalances_total"), "{{instance}}")
                 .columns(8),
+            graph("Bytes waiting", "bytes", "Messages that a server has from the broker and that wait for room in its byte budget.")
+                .ask(max_by("instance", "vogeler_bytes_waiting"), "{{instance}}"),
+            graph("Prefetch changes", "reqps", "Times that a partition's prefetch followed the sizes of its messages. Each takes a new channel: without pause is a fault.")
+                .ask(rate_by("instance", "vogeler_prefetch_changes_total"), "{{instance}}"),
+            graph("Servers left out", "none", "Servers that announce themselves and are not there. Any: who publishes to the exchange vogeler.servers?")
+                .ask(max_by("instance", "vogeler_servers_left_out"), "{{instance}}"),
+            graph("Exchanges and queues restored", "none", "What was gone from the broker and was declared again, within an hour, and what could not be.")
+                .ask("increase(vogeler_topology_restored_total{@}[1h])", "{{instance}} restored")
+                .ask(max_by("instance", "vogeler_topology_missing"), "{{instance}} missing")
+                .runbook("VogelerTopologyChanged"),
         ],
     )
 }

@@ -2,7 +2,7 @@
 
 use super::super::Row;
 use super::super::panel::{graph, stat};
-use super::super::query::{max, max_by, min_by, quantile, rate, sum};
+use super::super::query::{max, max_by, min_by, quantile, rate, rate_by, sum};
 use super::{SERVERS, row};
 
 pub(super) fn headline() -> Row {
@@ -111,8 +111,10 @@ pub(super) fn process() -> Row {
                 .ask(max_by("instance", "process_threads"), "{{instance}}"),
             graph("Broker and store, by server", "none", "1: usable, 0: away.")
                 .ask(min_by("instance, part", "vogeler_up"), "{{instance}} {{part}}")
-                .columns(18)
+                .columns(12)
                 .runbook("VogelerPartAway"),
+            graph("HTTP refused", "reqps", "Requests that were not answered: for a host that is not the server's (http.hosts), too slow, or on the oldest of too many connections.")
+                .ask(rate_by("reason", "vogeler_http_refused_total"), "{{reason}}"),
         ],
     )
 }

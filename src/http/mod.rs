@@ -1,15 +1,20 @@
 //! The HTTP side of server and client: `/metrics`, `/livez`, `/readyz` and the status page `/`.
 //!
 //! Reads what the process notes of itself, changes nothing. Invariant: alive as long as the process answers; ready as
-//! its [`Probe`] says.
+//! its [`Probe`] says; nobody is answered who asks for another host ([`Hosts`]).
+
+mod connections;
+mod hosts;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 use jiff::Timestamp;
@@ -23,7 +28,8 @@ use crate::status::journal::JOURNAL;
 use crate::status::page::{self, Page};
 use crate::status::rates::{Rates, SAMPLE_EVERY};
 use crate::status::{About, Report, Seen, Watched};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{HttpRefusal, Telemetry, catalogue};
+pub use hosts::Hosts;
 
 /// What a process tells of itself, asked anew for each request.
 pub trait Probe: fmt::Debug + Send + Sync + 'static {
@@ -48,29 +54,58 @@ struct Sources {
     rates: Arc<Mutex<Rates>>,
 }
 
-/// Answers on `listener` until `stop`. An error is one of the listener.
+/// Whom the endpoints answer.
+#[derive(Debug)]
+struct Door {
+    hosts: Hosts,
+    /// Whether a refusal was logged.
+    is_told: AtomicBool,
+}
+
+/// Answers on `listener` who asks for one of `hosts`, until `stop`.
 pub async fn serve(
     listener: TcpListener,
     telemetry: Telemetry,
     probe: Arc<dyn Probe>,
+    hosts: Hosts,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) {
     let sources = Sources {
         telemetry,
         probe,
         rates: Arc::default(),
     };
+    let door = Arc::new(Door {
+        hosts,
+        is_told: AtomicBool::new(false),
+    });
     let routes = Router::new()
         .route("/", get(status))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(sources.clone());
-    let server = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
+        .with_state(sources.clone())
+        .layer(middleware::from_fn_with_state(door, guard));
+    let served = connections::serve(listener, routes, connections::Bounds::default(), stop);
     tokio::select! {
-        served = server => served,
+        () = served => {}
         never = sample(sources) => match never {},
     }
+}
+
+/// Lets a request pass that asks for us.
+async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+    let (version, uri, headers) = (request.version(), request.uri(), request.headers());
+    if door.hosts.accepts(version, uri, headers) {
+        return next.run(request).await;
+    }
+    catalogue::HTTP_REFUSED.of(HttpRefusal::Host).increment(1);
+    if !door.is_told.swap(true, Ordering::Relaxed) {
+        let host = headers.get(header::HOST);
+        tracing::warn!(target: "vogeler::http", ?host, "a request for another host was refused, as all such are; if the name is ours, list it in http.hosts");
+    }
+    let why = "This is not the host that you asked for. If it is, list its name in http.hosts.\n";
+    (StatusCode::MISDIRECTED_REQUEST, why).into_response()
 }
 
 /// Takes the samples that rates are made of.

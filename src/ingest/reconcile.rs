@@ -1,0 +1,230 @@
+//! What the server needs at the broker, looked at now and then and declared again: exchanges, queues, bindings.
+//!
+//! An exchange that somebody deletes takes all its bindings with it, and no consumer notices: results would find no queue
+//! for ever. Whoever publishes next may make it anew, without them. So each look sends a probe through every exchange to
+//! the server's own queue. What is gone is told once, counted, and restored. AMQP cannot list bindings, so one that goes
+//! alone is restored without anybody noticing, except by a dead letter that finds no queue: that asks for a look at once.
+//! Invariant: a look that gets no answer changes nothing of what is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::broker::topology::{self, Exchange, Queue};
+use crate::broker::{Broker, BrokerError, Link, Message, Missing, Properties};
+use crate::telemetry::catalogue;
+
+/// Pause between two looks at least, however many ask for one.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// A probe that found no queue is sent again after so long: ours may just have been connecting anew.
+const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A probe that nobody took is of no use any more.
+const PROBE_EXPIRES: Duration = Duration::from_secs(10);
+
+/// Asks for a look at once. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LookNow(Arc<Notify>);
+
+impl LookNow {
+    /// Something was missing.
+    pub(super) fn ask(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// What a probe holds; who listens at our own queue takes it for nothing.
+const PROBE: &str = "probe";
+
+/// What is known of exchanges and queues.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// What is missing and could not be restored.
+    pub missing: Vec<String>,
+    /// Why not, or what is other than it should be.
+    pub reason: Option<String>,
+    /// What was restored last, and when.
+    pub restored: Option<(Vec<String>, Timestamp)>,
+}
+
+impl Topology {
+    /// Whether all is there.
+    pub fn is_well(&self) -> bool {
+        self.missing.is_empty() && self.reason.is_none()
+    }
+}
+
+/// Looks until the stop.
+#[derive(Debug)]
+pub(super) struct Reconciler {
+    pub(super) broker: Arc<dyn Broker>,
+    /// What must be there.
+    pub(super) queues: Vec<Queue>,
+    /// The server's own, as long as it is connected, and the key that leads there from every exchange.
+    pub(super) own_queue: Queue,
+    pub(super) own_key: String,
+    pub(super) every: Duration,
+    pub(super) now: LookNow,
+    pub(super) stop: CancellationToken,
+}
+
+impl Reconciler {
+    /// Begins; the receiver has what is known.
+    pub(super) fn start(self) -> (watch::Receiver<Topology>, JoinHandle<()>) {
+        let (told, known) = watch::channel(Topology::default());
+        (known, tokio::spawn(self.run(told)))
+    }
+
+    async fn run(self, told: watch::Sender<Topology>) {
+        // Servers that start together do not look together.
+        let mut pause = self.every.mul_f64(rand::random::<f64>());
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                () = self.now.0.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            if *self.broker.link().borrow() == Link::Up {
+                self.look(&told).await;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE_MIN) => {}
+            }
+            pause = self.every.saturating_sub(PAUSE_MIN);
+        }
+    }
+
+    async fn look(&self, told: &watch::Sender<Topology>) {
+        let missing = match self.missing().await {
+            Ok(missing) => missing,
+            // A publisher declares exchanges too, so a probe may be the first to hear that one is of another kind.
+            Err(error) => return note_refused(told, &error),
+        };
+        note_missing(told, &missing);
+        let all = [
+            self.queues.as_slice(),
+            std::slice::from_ref(&self.own_queue),
+        ]
+        .concat();
+        match self.broker.declare(&all).await {
+            Ok(()) => note_restored(told, missing),
+            Err(error) => note_refused(told, &error),
+        }
+    }
+
+    /// What is gone, or was.
+    async fn missing(&self) -> Result<Vec<String>, BrokerError> {
+        let names: Vec<_> = self
+            .queues
+            .iter()
+            .map(|queue| queue.name.as_str())
+            .collect();
+        let missing = self.broker.missing(&names).await?;
+        let mut all: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        for exchange in topology::PROBED {
+            let is_there = !missing.contains(&Missing::Exchange(exchange));
+            if is_there && self.has_lost_bindings(exchange).await? {
+                all.push(format!("bindings of {}", Missing::Exchange(exchange)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether our own queue is there, and the exchange does not lead to it.
+    async fn has_lost_bindings(&self, exchange: Exchange) -> Result<bool, BrokerError> {
+        for pause in [Some(PROBE_AGAIN_AFTER), None] {
+            if self.probe(exchange).await? || !self.is_heard().await? {
+                return Ok(false);
+            }
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether our own queue is there; a connection that broke takes it away for a while.
+    async fn is_heard(&self) -> Result<bool, BrokerError> {
+        let depths = self.broker.depth(&[&self.own_queue.name]).await?;
+        Ok(depths.iter().any(Option::is_some))
+    }
+
+    /// Whether a message for our own queue finds it.
+    async fn probe(&self, exchange: Exchange) -> Result<bool, BrokerError> {
+        let probe = Message {
+            exchange,
+            routing_key: self.own_key.clone(),
+            body: PROBE.into(),
+            properties: Properties {
+                expiration: Some(PROBE_EXPIRES),
+                ..Properties::default()
+            },
+            persistent: false,
+            mandatory: true,
+        };
+        match self.broker.publish(probe).await {
+            Ok(()) => Ok(true),
+            Err(BrokerError::Unroutable { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Tells what is missing, once.
+fn note_missing(told: &watch::Sender<Topology>, missing: &Vec<String>) {
+    if !missing.is_empty() && told.borrow().missing != *missing {
+        warn!(target: "vogeler::ingest::reconcile", ?missing, "gone from the broker; declaring it again. What else was bound to an exchange that is gone must be bound again: clients do so when they start");
+        told.send_modify(|known| known.missing.clone_from(missing));
+        export(&told.borrow());
+    }
+}
+
+/// All is there again. What an earlier look found missing, and half declared, counts as well.
+fn note_restored(told: &watch::Sender<Topology>, missing: Vec<String>) {
+    let mut restored = told.borrow().missing.clone();
+    restored.extend(missing);
+    restored.sort_unstable();
+    restored.dedup();
+    if restored.is_empty() && told.borrow().is_well() {
+        return;
+    }
+    catalogue::TOPOLOGY_RESTORED
+        .get()
+        .increment(restored.len() as u64);
+    info!(target: "vogeler::ingest::reconcile", ?restored, "all exchanges and queues are at the broker");
+    told.send_modify(|known| {
+        known.missing.clear();
+        known.reason = None;
+        if !restored.is_empty() {
+            known.restored = Some((restored, Timestamp::now()));
+        }
+    });
+    export(&told.borrow());
+}
+
+/// The broker does not let it be declared; where it is merely away, that is told elsewhere.
+fn note_refused(told: &watch::Sender<Topology>, refused: &BrokerError) {
+    if refused.is_retryable() {
+        debug!(target: "vogeler::ingest::reconcile", error = %refused, "exchanges and queues cannot be looked at now");
+        return;
+    }
+    let reason = refused.to_string();
+    if told.borrow().reason.as_ref() != Some(&reason) {
+        error!(target: "vogeler::ingest::reconcile", error = %refused, "exchanges and queues are not as they should be");
+        told.send_modify(|known| known.reason = Some(reason));
+        export(&told.borrow());
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+fn export(known: &Topology) {
+    let wrong = usize::from(known.reason.is_some());
+    let count = known.missing.len().max(wrong);
+    catalogue::TOPOLOGY_MISSING.get().set(count as f64);
+}
