@@ -265,7 +265,11 @@ const RESIDENT_MAX: u64 = 2 * BUDGET + 100 * 1024 * 1024;
 
 async fn large_scene() -> Scene {
     let budget = BUDGET.to_string();
-    Scene::new(&[("SERVER_BYTES_IN_FLIGHT_MAX", &budget)]).await
+    let settings = [
+        ("SERVER_BYTES_IN_FLIGHT_MAX", budget.as_str()),
+        ("BROKER_QUEUE_TYPE", "quorum"),
+    ];
+    Scene::new(&settings).await
 }
 
 /// Publishes large results of as many nodes, and waits until the server's memory stays. Gives the most it was.

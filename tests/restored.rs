@@ -8,6 +8,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
 use vogeler::broker::topology::{self, DEAD_QUEUE, result_key};
+use vogeler::wire::RunId;
 
 use crate::harness::pipeline::{eventually_within, in_system, message, value};
 use crate::harness::scene::Scene;
@@ -16,7 +17,8 @@ use crate::harness::scene::Scene;
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Looks every second, unless a test wants to see that one is asked for.
 const EVERY_SECOND: [(&str, &str); 1] = [("SERVER_REDECLARE_EVERY", "1s")];
-const SELDOM: [(&str, &str); 1] = [("SERVER_REDECLARE_EVERY", "10min")];
+/// The first look is at random within this.
+const SELDOM: [(&str, &str); 1] = [("SERVER_REDECLARE_EVERY", "24h")];
 
 /// A scene, and somebody with rights at its broker and no idea.
 struct Vandal {
@@ -83,6 +85,25 @@ impl Vandal {
             (self.scene.document(node).await["rpms"] == json!(seq)).then_some(())
         })
         .await;
+    }
+
+    /// Publishes results of a run until a receipt comes.
+    async fn receipts_flow(&self) {
+        let run = RunId::generate();
+        let queue = topology::receipts_queue(run);
+        let mut receipts = self.scene.broker.consume(&queue, 10).await.unwrap();
+        let mut seq = 0;
+        eventually_within(PATIENCE, "a receipt comes", async || {
+            seq += 1;
+            let mut result = value("n3", "rpms", seq, &json!(seq));
+            result.run = Some(run);
+            self.scene.publish(&result).await;
+            let receipt = tokio::time::timeout(Duration::from_secs(1), receipts.next()).await;
+            receipt.ok()??.settler.ack();
+            Some(())
+        })
+        .await;
+        receipts.close(Duration::from_secs(5)).await;
     }
 
     /// Publishes what is no result, and waits for so many dead letters.
@@ -178,6 +199,7 @@ fn every_exchange_is_restored() {
             })
             .await;
         vandal.flows("n1", 1).await;
+        vandal.receipts_flow().await;
         vandal.dead_letters(1).await;
         assert!(
             vandal
@@ -200,6 +222,29 @@ fn the_queue_of_dead_letters_is_restored() {
         vandal.delete_queue(DEAD_QUEUE).await;
         vandal.restored("queue vogeler.dead", 1.0).await;
         vandal.dead_letters(1).await;
+        vandal.scene.end().await;
+    });
+}
+
+/// Goal: a queue of results is deleted with what was in it: its consumer makes it anew before anybody looks, and still it is
+/// told and counted.
+#[test]
+fn a_deleted_queue_of_results_is_told() {
+    in_system(async {
+        let vandal = Vandal::new(&SELDOM).await;
+        vandal.flows("n1", 1).await;
+        for queue in ["vogeler.results.0", "vogeler.results.1"] {
+            vandal.delete_queue(queue).await;
+        }
+        vandal
+            .until("both are counted", || {
+                vandal.scene.metric("vogeler_topology_restored_total") >= 2.0
+            })
+            .await;
+        assert_eq!(vandal.scene.logged("what was in it is lost"), 2);
+        vandal.flows("n1", 2).await;
+        vandal.flows("n2", 1).await;
+        vandal.until_ready(true).await;
         vandal.scene.end().await;
     });
 }

@@ -135,6 +135,14 @@ pub struct Properties {
     pub headers: BTreeMap<String, String>,
 }
 
+impl Properties {
+    /// Memory that they take, in bytes: a stranger's headers may be larger than the message.
+    pub fn bytes(&self) -> usize {
+        let headers = self.headers.iter();
+        headers.map(|(name, text)| name.len() + text.len()).sum()
+    }
+}
+
 /// One message received, and the duty to settle it.
 #[derive(Debug)]
 pub struct Delivery {
@@ -153,6 +161,13 @@ pub struct Delivery {
     pub session: u64,
     /// Settles it, once.
     pub settler: Settler,
+}
+
+impl Delivery {
+    /// Memory that it takes, in bytes: the payload and the headers.
+    pub fn bytes(&self) -> usize {
+        self.body.len() + self.properties.bytes()
+    }
 }
 
 /// A number for a new subscription, see [`Delivery::session`].
@@ -323,7 +338,7 @@ impl Consumer {
         }
         loop {
             let delivery = self.deliveries.recv().await?;
-            self.load.goes(delivery.body.len());
+            self.load.goes(delivery.bytes());
             // The broker has it again, and it comes once more.
             if !delivery.settler.is_void() {
                 return Some(delivery);

@@ -95,6 +95,11 @@ pub(super) async fn run(
     {
         tracing::warn!(target: "vogeler::server", %error, "http ended early");
     }
+    tell_stopped(drained);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell_stopped(drained: ingest::Drained) {
     let counts = drained.counts;
     info!(
         target: "vogeler::server",
@@ -103,7 +108,6 @@ pub(super) async fn run(
         dead_lettered = counts.of(Outcome::DeadLettered), requeued = counts.of(Outcome::Requeued),
         given_back = drained.given_back, "stopped"
     );
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The recorder of the metrics, before anything is recorded, and the socket to serve them on.

@@ -26,7 +26,8 @@ impl FromStr for HttpHost {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let host = text.trim().to_ascii_lowercase();
+        // A name may end with the dot of the root; requests are compared without it.
+        let host = text.trim().trim_end_matches('.').to_ascii_lowercase();
         let bare = host.trim_matches(['[', ']']);
         if let Ok(address) = bare.parse::<IpAddr>() {
             return Ok(Self(address.to_string()));

@@ -121,14 +121,13 @@ async fn connection(stream: TcpStream, routes: Router, bounds: Bounds, stop: Can
         () = stop.cancelled() => None,
         () = tokio::time::sleep(bounds.age_max) => None,
     };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            served.as_mut().graceful_shutdown();
-            match tokio::time::timeout(bounds.end_timeout, served).await {
-                Ok(ended) => ended,
-                Err(_) => return,
-            }
+    let ended = if let Some(ended) = ended {
+        ended
+    } else {
+        served.as_mut().graceful_shutdown();
+        match tokio::time::timeout(bounds.end_timeout, served).await {
+            Ok(ended) => ended,
+            Err(_) => return,
         }
     };
     // One that was served and then kept silent is idle, as connections are.

@@ -112,7 +112,7 @@ mod tests {
             "127.0.0.1.evil.example",
             "0x7f.1",
         ];
-        let names = ["vogeler.example.com", "*.metrics.example.com"];
+        let names = ["vogeler.example.com.", "*.metrics.example.com"];
         for (listen, is_remote_ours) in [
             ("127.0.0.1", false),
             ("::1", false),

@@ -174,7 +174,7 @@ impl Intake {
 
     /// Has it put into the queue of `partition`; a result of 2010 gets its sequence, in the order of this queue.
     async fn forward(&self, mut ticket: Ticket, entrance: &Entrance, partition: u16, is_new: bool) {
-        let Some(permit) = self.permit(ticket.origin().body.len()).await else {
+        let Some(permit) = self.permit(ticket.origin().bytes()).await else {
             return;
         };
         ticket.hold(permit);
@@ -234,5 +234,5 @@ fn held_bytes(ticket: &Ticket, result: &PluginResult) -> usize {
         Content::Value { json, .. } => json.get().len(),
         Content::Error(error) => error.message.len(),
     };
-    ticket.origin().body.len() + value
+    ticket.origin().bytes() + value
 }

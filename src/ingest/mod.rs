@@ -119,6 +119,10 @@ impl Server {
 
     /// Like [`start`](Self::start), with node actors on these arbiters. Without any they run on the current thread, so
     /// that a test with paused time has one clock.
+    #[allow(
+        clippy::too_many_lines,
+        reason = "the pipeline, from its tail to its head"
+    )]
     pub async fn start_on(
         arbiters: Vec<Arbiter>,
         config: &Config,
@@ -181,7 +185,7 @@ impl Server {
             give_up: give_up.clone(),
         };
         let partitions = Partitions::start(config, &broker, &downstream);
-        let (topology, reconciler) = Reconciler {
+        let reconciler = Reconciler {
             queues,
             own_queue: partitions.own_queue(),
             own_key: partitions.own_key(),
@@ -189,8 +193,8 @@ impl Server {
             now: look_now,
             stop: stop.clone(),
             broker: Arc::clone(&broker),
-        }
-        .start();
+        };
+        let (topology, reconciler) = reconciler.start();
         let gauges = Gauges::new(config, &downstream, &partitions, &broker, gate.link());
         Ok(Self {
             stop,

@@ -28,6 +28,13 @@ pub(super) struct Origin {
     pub(super) routing_key: String,
 }
 
+impl Origin {
+    /// Memory that it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.body.len() + self.properties.bytes()
+    }
+}
+
 /// Owns one delivery until it is settled.
 #[must_use]
 #[derive(Debug)]
@@ -203,6 +210,7 @@ impl Overtake for Ticket {
     /// An overtaken message is never a dead letter: its bytes go, and with them its share of the budget.
     fn overtake(&mut self) {
         self.origin.body = Bytes::new();
+        self.origin.properties = Properties::default();
         self.permit = None;
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connector;
+use super::declare;
 use super::session::{End, Session};
 use super::streak::{Progress, Streak};
 use super::window::Window;
@@ -102,6 +103,11 @@ impl Supervisor {
                     tracing::debug!(target: "vogeler::broker", queue = self.queue.name, prefetch = self.window.prefetch(), "the prefetch follows the sizes of messages");
                     continue;
                 }
+                End::Cancelled => {
+                    self.note_deleted().await;
+                    "the broker ended the consumer: the queue was deleted, or its node is down"
+                        .to_owned()
+                }
                 End::Lost(reason) => reason,
             };
             self.note_trouble(&reason);
@@ -177,6 +183,17 @@ impl Supervisor {
     fn note_break(&mut self, reason: &str) {
         if let Some(breaks) = self.streak.broke() {
             self.set_stuck(Some(format!("its sessions broke {breaks} times in a row with nothing settled, the last time with {reason:?}")));
+        }
+    }
+
+    /// The one deletion that loses messages: whoever looks later finds the queue that the next session declares.
+    async fn note_deleted(&self) {
+        let name = self.queue.name.as_str();
+        if self.queue.lifetime == Lifetime::Durable
+            && let Ok([None]) = declare::depths(&self.connector, &[name]).await.as_deref()
+        {
+            catalogue::TOPOLOGY_RESTORED.get().increment(1);
+            tracing::error!(target: "vogeler::broker", queue = name, "the queue was deleted, and what was in it is lost; declaring it again");
         }
     }
 

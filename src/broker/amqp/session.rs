@@ -33,9 +33,10 @@ use crate::broker::{BrokerError, ConsumerLoad, Delivery, Settlement, Settler, ne
 /// How often, and how long apart, a session that is to end looks whether all that was taken is settled.
 const RELEASE_LOOKS: usize = 20;
 const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(1);
-/// How long a session that is to become larger passes nothing on, so that what was passed on is settled.
+/// How long a session that is to become larger passes nothing on, so that what was passed on is settled. What a slow store
+/// has not written by then is delivered once more, and is known by its sequence.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the broker may take to say that a channel is closed.
+/// How long the broker may be silent before it says that a channel is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a session ended.
@@ -45,6 +46,8 @@ pub(super) enum End {
     Drained,
     /// For a session of another size.
     Resized,
+    /// The broker ended the consumer: the queue is gone, or its node.
+    Cancelled,
     /// The channel is gone, and why: the broker redelivers what was unsettled.
     Lost(String),
 }
@@ -185,15 +188,16 @@ impl Waiting {
     }
 
     fn push(&mut self, delivery: Delivery) {
-        self.load.comes(delivery.body.len());
-        self.bytes += delivery.body.len();
+        let bytes = delivery.bytes();
+        self.load.comes(bytes);
+        self.bytes += bytes;
         self.deliveries.push_back(delivery);
     }
 
     /// The oldest, to be passed on.
     fn pop(&mut self) -> Option<Delivery> {
         let delivery = self.deliveries.pop_front()?;
-        self.bytes -= delivery.body.len();
+        self.bytes -= delivery.bytes();
         Some(delivery)
     }
 
@@ -205,7 +209,7 @@ impl Waiting {
     /// Gives back all of them.
     fn clear(&mut self) {
         for delivery in self.deliveries.drain(..) {
-            self.load.goes(delivery.body.len());
+            self.load.goes(delivery.bytes());
         }
         self.bytes = 0;
     }
@@ -259,11 +263,7 @@ impl Pump<'_> {
                     self.stop().await
                 }
                 _ = self.settlements.recv_many(&mut self.batch, batch_max) => self.tell().await,
-                () = tokio::time::sleep_until(patience), if self.grows_until.is_some() => {
-                    self.grows_until = None;
-                    self.window.put_off(patience);
-                    Ok(())
-                }
+                () = tokio::time::sleep_until(patience), if self.grows_until.is_some() => Ok(()),
                 room = out.reserve(), if passes => {
                     self.pass_on(room);
                     Ok(())
@@ -279,7 +279,7 @@ impl Pump<'_> {
                         is_ended = true;
                         Ok(())
                     }
-                    None => return End::Lost("the queue was deleted, or the broker cancelled its consumers".to_owned()),
+                    None => return End::Cancelled,
                 },
             };
             if let Err(error) = step {
@@ -291,7 +291,6 @@ impl Pump<'_> {
     fn receive(&mut self, delivery: lapin::message::Delivery) {
         self.tracker
             .delivered(delivery.delivery_tag, delivery.acker);
-        let bytes = delivery.data.len();
         let delivery = Delivery {
             body: Bytes::from(delivery.data),
             properties: properties::from_amqp(&delivery.properties),
@@ -305,6 +304,7 @@ impl Pump<'_> {
             // Dropping it gives it back.
             return;
         }
+        let bytes = delivery.bytes();
         self.waiting.push(delivery);
         self.window.received(bytes, self.tracker.len());
     }
@@ -323,7 +323,7 @@ impl Pump<'_> {
             return (false, false);
         };
         let passed = self.waiting.passed_bytes();
-        let passes = self.window.passes(passed, next.body.len());
+        let passes = self.window.passes(passed, next.bytes());
         (passes, !passes)
     }
 
@@ -340,17 +340,16 @@ impl Pump<'_> {
             self.window.shrink(sizes, waiting.passed_bytes(), now);
             return true;
         }
-        if self.grows_until.is_none() {
-            if !self.window.may_grow(now) {
-                return false;
-            }
-            self.grows_until = Some(now + GROWTH_PATIENCE);
+        if self.grows_until.is_none() && !self.window.may_grow(now) {
+            return false;
         }
+        let until = *self.grows_until.get_or_insert(now + GROWTH_PATIENCE);
         let is_settled = self.tracker.held() == self.waiting.deliveries.len();
-        if is_settled {
+        let grows = is_settled || now >= until;
+        if grows {
             self.window.grow();
         }
-        is_settled
+        grows
     }
 
     /// Whether everything that was taken is settled. What was passed on and not taken is dropped by the consumer right
@@ -413,14 +412,21 @@ impl Pump<'_> {
         Ok(())
     }
 
-    /// Closes the channel in order: by then the broker has read every ack that went before.
-    async fn close(self, end: End) -> End {
+    /// Closes the channel in order: by then the broker has read every ack that went before. What it had sent until then
+    /// still comes, as much as the old prefetch allows, and is dropped at once: nobody counts it.
+    async fn close(mut self, end: End) -> End {
         self.is_closing.store(true, Ordering::Relaxed);
-        let close = self.channel.close(200, "drained".into());
-        match tokio::time::timeout(CLOSE_PATIENCE, close).await {
-            Ok(Ok(())) => end,
-            Ok(Err(error)) => End::Lost(error.to_string()),
-            Err(_) => End::Lost(format!("closing took longer than {CLOSE_PATIENCE:?}")),
+        let mut close = std::pin::pin!(self.channel.close(200, "drained".into()));
+        let mut still_comes = true;
+        loop {
+            tokio::select! {
+                biased;
+                next = self.stream.next(), if still_comes => still_comes = matches!(next, Some(Ok(_))),
+                closed = &mut close => return closed.map_or_else(|error| End::Lost(error.to_string()), |()| end),
+                () = tokio::time::sleep(CLOSE_PATIENCE) => {
+                    return End::Lost(format!("closing took longer than {CLOSE_PATIENCE:?}"));
+                }
+            }
         }
     }
 }

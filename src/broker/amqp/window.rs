@@ -17,8 +17,6 @@ const GROWTH_MAX: u16 = 16;
 const GROWTH_MIN: u16 = 2;
 /// A window that shrank stays so for so long.
 const SHRUNK_FOR: Duration = Duration::from_mins(1);
-/// After a window could not be emptied it does not grow for so long.
-const PUT_OFF_FOR: Duration = Duration::from_secs(10);
 /// After so many windows what was seen before counts half.
 const WINDOWS_KEPT: usize = 4;
 /// The part of the bytes that may be passed on and not be taken: those wait on when a session ends.
@@ -118,11 +116,6 @@ impl Window {
     pub(super) fn grow(&mut self) {
         self.prefetch = self.fitting();
         self.begin();
-    }
-
-    /// It could not be emptied: later.
-    pub(super) fn put_off(&mut self, now: Instant) {
-        self.no_growth_until = Some(now + PUT_OFF_FOR);
     }
 
     /// How many fit, by what was seen; no change before a whole window was.

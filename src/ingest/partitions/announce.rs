@@ -68,7 +68,7 @@ struct Greetings {
 /// What the listener reacts to.
 #[derive(Debug)]
 enum Event {
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     Answer(ServerId, bool),
     Suspect(ServerId),
     Lost,
@@ -249,7 +249,7 @@ impl Listener {
         tokio::select! {
             Some((server, is_there)) = self.greetings.answers.recv() => Event::Answer(server, is_there),
             Some(server) = self.suspects.recv() => Event::Suspect(server),
-            delivery = consumer.next() => delivery.map_or(Event::Lost, Event::Delivery),
+            delivery = consumer.next() => delivery.map_or(Event::Lost, |delivery| Event::Delivery(Box::new(delivery))),
         }
     }
 
@@ -265,7 +265,10 @@ impl Listener {
             Event::Suspect(server) => self.greet(server),
             Event::Lost => {}
         }
-        update(&self.agreement, self.members.agreement());
+        // Anybody may announce as often as they like; who owns what is worked out when it changes.
+        if !self.members.agree_on(&self.agreement.borrow()) {
+            update(&self.agreement, self.members.agreement());
+        }
     }
 
     fn take_in(&mut self, heard: Announcement) {

@@ -87,7 +87,8 @@ impl PartitionConsumer {
                     Left::LettingGo => continue,
                     Left::Yielding => {
                         self.substitution.yields(Instant::now());
-                        self.stay_away().await;
+                        let is_stood_by = self.stay_away().await;
+                        self.substitution.returns(is_stood_by);
                         continue;
                     }
                     Left::Lost => {
@@ -183,17 +184,18 @@ impl PartitionConsumer {
         }
     }
 
-    /// Waits until the owner had its time to come first, or we are the owner, or nobody came.
-    async fn stay_away(&self) {
+    /// Waits until the owner had its time to come first, or we are the owner, or nobody came. Says whether anybody did.
+    async fn stay_away(&self) -> bool {
         let mut agreement = self.agreement.clone();
         let partition = self.partition;
         let is_mine = |agreed: &Agreement| partition.is_none_or(|p| agreed.is_mine(p));
         tokio::select! {
-            () = self.downstream.stop.cancelled() => {}
-            () = tokio::time::sleep(STANDBY_AFTER) => {}
-            Ok(_) = agreement.wait_for(is_mine) => {}
+            () = self.downstream.stop.cancelled() => true,
+            () = tokio::time::sleep(STANDBY_AFTER) => true,
+            Ok(_) = agreement.wait_for(is_mine) => true,
             () = self.until_nobody_consumes() => {
                 info!(target: "vogeler::ingest", queue = self.queue.name, "no other server came; taking it again");
+                false
             }
         }
     }

@@ -120,6 +120,14 @@ impl Members {
             } else {
                 Proof::Missing(echo)
             };
+        } else if is_there && self.make_room() {
+            // Others took its place before it could answer.
+            let peer = Peer {
+                heard: echo,
+                proof: Proof::There,
+                leaves: 0,
+            };
+            self.peers.insert(server, peer);
         }
     }
 
@@ -144,22 +152,42 @@ impl Members {
 
     /// What those that are there agree on.
     pub(super) fn agreement(&self) -> Agreement {
-        let is_there = |peer: &Peer| peer.proof == Proof::There;
-        let there = self.peers.iter().filter(|(_, peer)| is_there(peer));
-        let there = there.map(|(server, _)| *server);
-        let is_missing = |peer: &&Peer| matches!(peer.proof, Proof::Missing(_));
-        let missing = self.peers.values().filter(is_missing).count();
-        Agreement::new(self.me, there, self.partitions).leaving_out(missing)
+        Agreement::new(self.me, self.there(), self.partitions).leaving_out(self.missing())
     }
 
-    /// Room for one more, if need be in place of one that is not there. Says whether there is.
+    /// Whether that is `agreement`: a comparison costs less than a new one.
+    pub(super) fn agree_on(&self, agreement: &Agreement) -> bool {
+        let others = agreement.servers() - 1;
+        self.missing() == agreement.left_out()
+            && self.there().count() == others
+            && self.there().all(|server| agreement.counts(server))
+    }
+
+    fn there(&self) -> impl Iterator<Item = ServerId> {
+        let there = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.proof == Proof::There);
+        there.map(|(server, _)| *server)
+    }
+
+    fn missing(&self) -> usize {
+        let is_missing = |peer: &&Peer| matches!(peer.proof, Proof::Missing(_));
+        self.peers.values().filter(is_missing).count()
+    }
+
+    /// Room for one more, if need be in place of one that is not there: of those the one that was heard first. Says whether
+    /// there is.
     fn make_room(&mut self) -> bool {
         if self.peers.len() < PEERS_MAX {
             return true;
         }
-        let mut peers = self.peers.iter();
-        let absent = peers.find(|(_, peer)| peer.proof != Proof::There);
-        absent
+        let absent = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.proof != Proof::There);
+        let first = absent.min_by_key(|(_, peer)| peer.heard);
+        first
             .map(|(server, _)| *server)
             .is_some_and(|server| self.peers.remove(&server).is_some())
     }
@@ -246,9 +274,34 @@ mod tests {
                 members.greeted(id(server), false);
             }
         }
-        meet(&mut members, id(501));
+        // The answer of one that is there comes late, after more forgeries than there is room for.
+        assert_eq!(members.hear(id(501)), Heard::Greet);
+        for server in 1_000..1_000 + 2 * PEERS_MAX as u128 {
+            members.hear(id(server));
+        }
+        members.greeted(id(501), true);
         assert_eq!(members.peers.len(), PEERS_MAX);
         assert_eq!(members.agreement().servers(), 3);
-        assert_eq!(members.agreement().left_out(), PEERS_MAX - 2);
+        members.greeted(id(1), true);
+        assert_eq!(members.agreement().servers(), 4);
+    }
+
+    /// Goal: members know an agreement of theirs from another one, without working it out.
+    #[test]
+    fn an_agreement_is_compared() {
+        let mut members = members();
+        let alone = members.agreement();
+        assert!(members.agree_on(&alone));
+        meet(&mut members, id(2));
+        assert!(!members.agree_on(&alone) && members.agree_on(&members.agreement()));
+        let with_two = members.agreement();
+        members.leave(id(2));
+        meet(&mut members, id(3));
+        assert!(!members.agree_on(&with_two));
+        let with_three = members.agreement();
+        members.hear(id(4));
+        assert!(members.agree_on(&with_three));
+        members.greeted(id(4), false);
+        assert!(!members.agree_on(&with_three) && members.agree_on(&members.agreement()));
     }
 }

@@ -1,8 +1,9 @@
 //! When one that is not the owner makes room for the owner of a partition that the broker gave it. Pure.
 //!
 //! It makes room at once for a new owner, and soon for one that it fills in for. If the owner does not come, it makes room
-//! less and less often. Invariant: however often the broker gives it the partition, for an owner that never comes room
-//! is made a few times in the first minutes and every ten minutes then.
+//! less and less often; once another server took the results for a while, room was not made in vain. Invariant: however
+//! often the broker gives it the partition, for an owner that never comes room is made a few times in the first minutes
+//! and every ten minutes then.
 
 use std::time::Duration;
 
@@ -16,19 +17,22 @@ const FIRST_AFTER: Duration = Duration::from_millis(200);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 const AGAIN_FACTOR: u32 = 4;
 const AGAIN_AFTER_MAX: Duration = Duration::from_mins(10);
-/// Room that was made so long ago was not in vain.
-const FORGOTTEN_AFTER: Duration = Duration::from_mins(20);
+/// Somebody has taken the results if none came to us for so many times as long as we would have waited, and so long at least.
+const CAME_AFTER_FACTOR: u32 = 4;
+const CAME_AFTER_MIN: Duration = Duration::from_secs(5);
 /// One that has to be filled in for so long may not be there at all.
 const SUSPECT_AFTER: Duration = Duration::from_secs(5);
 
 /// One partition, as one server sees it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Substitution {
     /// The owner, where that is another server.
     owner: Option<ServerId>,
-    /// How often room was made for it, and when last.
+    /// How often room was made for it in vain, and when last.
     yields: u32,
     yielded_at: Option<Instant>,
+    /// Whether somebody else consumed when we came back.
+    is_stood_by: bool,
     /// Since when it is filled in for.
     since: Option<Instant>,
     suspected_at: Option<Instant>,
@@ -52,19 +56,35 @@ impl Substitution {
         if self.owner.is_none() {
             return false;
         }
-        if self
-            .yielded_at
-            .is_some_and(|at| now.duration_since(at) > FORGOTTEN_AFTER)
-        {
+        if self.since.is_none() && self.somebody_came(now) {
             self.yields = 0;
         }
-        let wait = match self.yields.checked_sub(1) {
+        now.duration_since(*self.since.get_or_insert(now)) >= self.wait()
+    }
+
+    /// Whether after room was made another one took the results until `now`.
+    fn somebody_came(&self, now: Instant) -> bool {
+        let enough = self.wait().saturating_mul(CAME_AFTER_FACTOR);
+        let enough = enough.max(CAME_AFTER_MIN);
+        self.is_stood_by
+            && self
+                .yielded_at
+                .is_some_and(|at| now.duration_since(at) >= enough)
+    }
+
+    /// How long it fills in before room is made.
+    fn wait(&self) -> Duration {
+        match self.yields.checked_sub(1) {
             None => FIRST_AFTER,
             Some(again) => AGAIN_AFTER
                 .saturating_mul(AGAIN_FACTOR.saturating_pow(again))
                 .min(AGAIN_AFTER_MAX),
-        };
-        now.duration_since(*self.since.get_or_insert(now)) >= wait
+        }
+    }
+
+    /// Back from making room, while somebody else consumes or nobody does.
+    pub(super) fn returns(&mut self, is_stood_by: bool) {
+        self.is_stood_by = is_stood_by;
     }
 
     /// The owner, if it has been filled in for so long that it may not be there; not again for a while.
@@ -92,8 +112,8 @@ mod tests {
 
     use super::*;
 
-    fn owner() -> Option<ServerId> {
-        Some(Uuid::from_u128(7))
+    fn owner() -> ServerId {
+        Uuid::from_u128(7)
     }
 
     /// Goal: room is made at once for a new owner, never by the owner, and not twice for the same.
@@ -101,7 +121,7 @@ mod tests {
     fn a_new_owner_gets_room_at_once() {
         let mut ours = Substitution::default();
         assert!(!ours.owned_by(None) && !ours.is_due(Instant::now()));
-        assert!(ours.owned_by(owner()) && !ours.owned_by(owner()));
+        assert!(ours.owned_by(Some(owner())) && !ours.owned_by(Some(owner())));
         assert!(!ours.owned_by(None));
     }
 
@@ -111,7 +131,7 @@ mod tests {
     fn an_owner_that_never_comes_gets_room_seldom() {
         let mut now = Instant::now();
         let mut ours = Substitution::default();
-        ours.owned_by(owner());
+        ours.owned_by(Some(owner()));
         let (start, mut yields, mut suspicions) = (now, Vec::new(), 0);
         while now.duration_since(start) < Duration::from_hours(2) {
             if ours.is_due(now) {
@@ -134,16 +154,23 @@ mod tests {
         assert!(suspicions > 100, "{suspicions}");
     }
 
-    /// Goal: room made long ago does not hold up the next hand-over.
+    /// Goal: once another server took the results for a while, its next absence is short again; while nobody came it is not.
     #[test]
-    fn old_yields_are_forgotten() {
+    fn an_owner_that_came_gets_room_soon_again() {
         let start = Instant::now();
         let mut ours = Substitution::default();
-        ours.owned_by(owner());
+        ours.owned_by(Some(owner()));
         for _ in 0..5 {
             ours.yields(start);
         }
-        let later = start + FORGOTTEN_AFTER + Duration::from_secs(1);
-        assert!(!ours.is_due(later) && ours.is_due(later + FIRST_AFTER));
+        let early = start + Duration::from_mins(15);
+        let mut in_vain = ours.clone();
+        in_vain.returns(false);
+        let long = Duration::from_hours(2);
+        assert!(!in_vain.is_due(start + long) && !in_vain.is_due(start + long + FIRST_AFTER));
+        ours.returns(true);
+        let mut too_early = ours.clone();
+        assert!(!too_early.is_due(early) && !too_early.is_due(early + FIRST_AFTER));
+        assert!(!ours.is_due(start + long) && ours.is_due(start + long + FIRST_AFTER));
     }
 }
