@@ -193,6 +193,38 @@ fn dead_letters_fit_a_frame() {
     });
 }
 
+/// Goal: whatever properties a stranger gives a dead letter, all of them are listed, shown, replayed as far as they name
+/// where they came from, and dropped.
+#[test]
+fn no_properties_disable_admin_dead() {
+    in_system(async {
+        let scene = Scene::new(&[]).await;
+        let letters = hostile();
+        for (what, properties) in &letters {
+            publish(&scene, Exchange::Dead, b"", properties, what.as_bytes()).await;
+        }
+        let dead = |args: &[&str]| scene.v.vogeler(&[&["admin", "dead"], args].concat());
+        let listed = eventually_within(PATIENCE, "the letters are listed", async || {
+            let run = dead(&["list", "--json"]);
+            // Without any it says "no".
+            let listed = if run.stdout.trim() == "[]" {
+                return None;
+            } else {
+                run.ok().json()
+            };
+            (listed.as_array()?.len() == letters.len()).then_some(listed)
+        })
+        .await;
+        for (letter, (what, _)) in listed.as_array().unwrap().iter().zip(&letters) {
+            let shown = dead(&["show", letter["id"].as_str().unwrap()]).ok().stdout;
+            assert!(shown.contains(what), "{shown}");
+        }
+        dead(&["drop", "--all"]).ok();
+        assert_eq!(dead(&["list", "--json"]).stdout, "[]\n");
+        scene.end().await;
+    });
+}
+
 /// What the cutter looks for.
 const POISON: &str = "POISON";
 

@@ -27,7 +27,8 @@ Examples:
 
 Answered means that the store has what the node gave: stored, unchanged (it had the same already), a copy (stored, and
 delivered twice) or superseded (a newer result overtook it). What is older than what is stored is no answer. A node is
-silent if it said nothing, and unknown if receipts may have been lost and the store tells nothing either.
+silent if it said nothing, whatever its schedule gave meanwhile, and unknown if receipts may have been lost, or the run
+was stopped, and the store tells nothing of this run either.
 
 Exit code: 0 if every node asked is answered, 1 if any is older, failed, refused, expired, silent or unknown, 2 on an error.";
 

@@ -10,6 +10,10 @@ use serde::Serialize;
 
 use crate::wire::{ErrorKind, NodeName, Outcome, PluginError, PluginName, Receipt, RunId};
 
+/// What is said of a silent node whose schedule, or whose other run, gave a result meanwhile.
+const OVERTAKEN: &str =
+    "no answer before the deadline; another run's newer result is stored meanwhile";
+
 /// Whom a run waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
@@ -22,7 +26,7 @@ pub enum Expected {
 /// What a node said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// What it gave is in the store, or something newer that came at the same time.
+    /// A receipt or the store says that what it gave is in the store, or something newer that came at the same time.
     Answered(Kept),
     /// It gave a value, and the store keeps a newer one.
     Older,
@@ -108,6 +112,8 @@ pub struct Run {
     expected: Expected,
     waiting: BTreeSet<NodeName>,
     answers: BTreeMap<NodeName, Answer>,
+    /// Of these the store has a newer result of another run. That is no answer to this one.
+    overtaken: BTreeSet<NodeName>,
     /// Why receipts may have been lost, if they may.
     doubt: Option<String>,
 }
@@ -125,6 +131,7 @@ impl Run {
             expected,
             waiting,
             answers: BTreeMap::new(),
+            overtaken: BTreeSet::new(),
             doubt: None,
         }
     }
@@ -160,7 +167,10 @@ impl Run {
             Trace::Ours(None) => Answer::Answered(Kept::Stored),
             // Stale means that the store has a result at least as new; this one is another run's.
             Trace::Newer | Trace::Nothing if is_stale => Answer::Older,
-            Trace::Newer => Answer::Answered(Kept::Superseded),
+            Trace::Newer => {
+                self.overtaken.insert(node);
+                return false;
+            }
             Trace::Nothing => return false,
         };
         self.record(node, answer)
@@ -203,9 +213,10 @@ impl Run {
     /// Calls all that are still waited for silent, or unknown where receipts may have been lost.
     pub fn end(&mut self) {
         for node in std::mem::take(&mut self.waiting) {
+            let overtaken = self.overtaken.contains(&node).then(|| OVERTAKEN.to_owned());
             let answer = match &self.doubt {
                 Some(reason) => Answer::Unknown(reason.clone()),
-                None => Answer::Silent(None),
+                None => Answer::Silent(overtaken),
             };
             self.answers.insert(node, answer);
         }
@@ -453,11 +464,18 @@ mod tests {
             }
             run.end();
             let counts = run.counts();
-            let open = if is_doubtful { (1, 1) } else { (2, 0) };
+            let open = if is_doubtful { (1, 2) } else { (3, 0) };
             assert_eq!(
                 (counts.answered, counts.silent, counts.unknown),
-                (2, open.0, open.1)
+                (1, open.0, open.1)
             );
+            let mut answers = run.answers();
+            let (_, overtaken) = answers.find(|(node, _)| node.as_str() == "b").unwrap();
+            match overtaken {
+                Answer::Silent(Some(reason)) => assert!(reason.contains("another run's newer")),
+                Answer::Unknown(reason) => assert_eq!(reason, "the connection broke"),
+                other => panic!("{other:?}"),
+            }
             assert!(!counts.is_complete());
         }
     }
@@ -535,8 +553,8 @@ mod tests {
         }
 
         /// Whatever comes in whatever order (receipts of old and new servers, what the store tells, doubt): a node is
-        /// answered only if a receipt or the store says that its value, or a newer one of the same moment, is stored; silent
-        /// only if nothing was said and nothing can be lost; and complete only if all are answered.
+        /// answered only if a receipt says so, or the store that this run's value is stored (another run's is no answer); silent
+        /// only if it said nothing and nothing can be lost; and complete only if all are answered.
         #[test]
         fn answers_are_never_made_up(
             events in prop::collection::vec(("[a-c]", 0..8_u8), 0..20),
@@ -570,11 +588,11 @@ mod tests {
                 let events = heard.get(node.as_str()).map_or(&[][..], Vec::as_slice);
                 let says = |wanted: &[u8]| events.iter().any(|event| wanted.contains(event));
                 match answer {
-                    Answer::Answered(_) => prop_assert!(says(&[0, 1, 2, 5, 6])),
+                    Answer::Answered(_) => prop_assert!(says(&[0, 1, 2, 5])),
                     Answer::Older => prop_assert!(says(&[3, 4])),
                     Answer::Stale => prop_assert!(says(&[4])),
-                    Answer::Silent(_) => prop_assert!(!is_doubtful && !says(&[0, 1, 2, 3, 4, 5, 6])),
-                    Answer::Unknown(_) => prop_assert!(is_doubtful && !says(&[0, 1, 2, 3, 4, 5, 6])),
+                    Answer::Silent(_) => prop_assert!(!is_doubtful && !says(&[0, 1, 2, 3, 4, 5])),
+                    Answer::Unknown(_) => prop_assert!(is_doubtful && !says(&[0, 1, 2, 3, 4, 5])),
                     other => prop_assert!(false, "{:?}", other),
                 }
             }

@@ -348,7 +348,10 @@ impl<'a> Receipts<'a> {
         while !run.is_settled() {
             let delivery = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Some("stopped before the deadline".to_owned()),
+                () = stop.cancelled() => {
+                    run.doubt("the run was stopped before the deadline".to_owned());
+                    return Some("stopped before the deadline".to_owned());
+                }
                 () = tokio::time::sleep_until(end) => return None,
                 delivery = self.consumer.next() => delivery,
             };
@@ -365,12 +368,25 @@ impl<'a> Receipts<'a> {
     /// whether some may have been lost.
     async fn read_out(&mut self, run: &mut Run, observer: &mut (dyn FnMut(&Run) + Send)) {
         let give_up = Instant::now() + READ_OUT_MAX;
-        while !run.is_settled() && Instant::now() < give_up {
+        while !run.is_settled() {
+            if Instant::now() >= give_up {
+                run.doubt(format!("receipts still came {READ_OUT_MAX:?} after the end of the run, and were not waited for"));
+                break;
+            }
             match tokio::time::timeout(QUIET, self.consumer.next()).await {
                 Ok(Some(delivery)) => self.take(run, delivery, observer),
-                Ok(None) => break,
-                Err(_) if self.is_empty().await => break,
-                Err(_) => {}
+                Ok(None) => {
+                    run.doubt("the broker ended the queue of receipts".to_owned());
+                    break;
+                }
+                Err(_) => match self.ready().await {
+                    Ok(0) => break,
+                    Ok(_) => {}
+                    Err(reason) => {
+                        run.doubt(reason);
+                        break;
+                    }
+                },
             }
         }
         if self.link.has_changed().unwrap_or(true) {
@@ -378,11 +394,15 @@ impl<'a> Receipts<'a> {
         }
     }
 
-    /// Whether the broker has no receipts for us, as far as it answers.
-    async fn is_empty(&self) -> bool {
-        let depths = self.broker.depth(&[&self.queue]).await;
-        let depth = depths.ok().and_then(|depths| depths.into_iter().next());
-        depth.flatten().is_none_or(|depth| depth.ready == 0)
+    /// How many receipts the broker has for us; an error says why nobody knows.
+    async fn ready(&self) -> Result<u64, String> {
+        let depths = self.broker.depth(&[&self.queue]).await.map_err(|error| {
+            format!("the broker cannot be asked whether it has more receipts: {error}")
+        })?;
+        let depth = depths.into_iter().next().flatten();
+        depth
+            .map(|depth| depth.ready)
+            .ok_or_else(|| "the queue of receipts is gone".to_owned())
     }
 
     fn take(&mut self, run: &mut Run, delivery: Delivery, observer: &mut (dyn FnMut(&Run) + Send)) {

@@ -38,9 +38,14 @@ async fn answer(broker: &MemoryBroker, client: &mut Consumer, nodes: &[&str]) ->
     let trace = TraceParent::of(&delivery.properties);
     assert_eq!(trace.map(|trace| trace.run), Some(run));
     delivery.settler.ack();
+    publish_receipts(broker, run, command.plugin.as_str(), nodes).await;
+    command
+}
+
+async fn publish_receipts(broker: &MemoryBroker, run: RunId, plugin: &str, nodes: &[&str]) {
     let receipts = nodes.iter().map(|name| Receipt {
         node: node(name),
-        plugin: command.plugin.clone(),
+        plugin: plugin.parse().unwrap(),
         outcome: Outcome::Stored,
         error: None,
         reason: None,
@@ -56,13 +61,23 @@ async fn answer(broker: &MemoryBroker, client: &mut Consumer, nodes: &[&str]) ->
         mandatory: true,
     };
     broker.publish(message).await.unwrap();
-    command
 }
 
 /// A node document that holds `rpms`, collected for `run`.
 fn known(store: &MemoryStore, name: &str, run: Option<RunId>, groups: &str, last_error: &str) {
+    known_at("2026-11-22T14:00:00Z", store, name, run, groups, last_error);
+}
+
+/// The same, collected and stored at `at`.
+fn known_at(
+    at: &str,
+    store: &MemoryStore,
+    name: &str,
+    run: Option<RunId>,
+    groups: &str,
+    last_error: &str,
+) {
     let run = run.map_or("null".to_owned(), |run| format!("\"{run}\""));
-    let at = "2026-11-22T14:00:00Z";
     let json = format!(
         r#"{{"doc_type":"SystemRecord","updated_at":"{at}","rpms":[],"client":{{"groups":{groups}}},"vogeler":{{"plugins":{{"rpms":
         {{"seq":1,"collected_at":"{at}","checked_at":"{at}","run":{run},"hash":"x","duration_ms":1,"format":"json","last_error":{last_error}}}}}}}}}"#
@@ -195,7 +210,10 @@ async fn a_stop_ends_with_the_report_so_far() {
         answer(&broker, &mut a, &["a"])
     );
     let report = report.unwrap();
-    assert_eq!((report.counts.answered, report.counts.silent), (1, 1));
+    assert_eq!((report.counts.answered, report.counts.silent), (1, 0));
+    // The deadline did not pass: nobody knows what it would have said.
+    let open = &report.nodes.unknown[0];
+    assert_eq!(open.reason, "the run was stopped before the deadline");
     assert_eq!(report.notes, ["stopped before the deadline"]);
 }
 
@@ -231,4 +249,52 @@ async fn a_lost_link_leaves_nobody_silent() {
         report.nodes.unknown[0].reason.contains("broke"),
         "{report:?}"
     );
+}
+
+/// Goal: a node is silent whose schedule gave a result while the run waited: it did not answer, and the reason says what
+/// is in the store.
+#[tokio::test(start_paused = true)]
+async fn a_scheduled_result_is_no_answer() {
+    let (broker, store) = (MemoryBroker::new(), MemoryStore::new());
+    let now = Timestamp::now() + Duration::from_hours(1);
+    known_at(&now.to_string(), &store, "a", None, "[]", "null");
+    let report = run_to_end(&broker, &store, &request("all")).await;
+    assert_eq!((report.counts.answered, report.counts.silent), (0, 1));
+    let reason = &report.nodes.silent[0].reason;
+    assert!(reason.contains("another run's newer result"), "{reason}");
+}
+
+/// What a run of `a` knows after reading out, while `meanwhile` happens at the broker.
+async fn read_out(broker: &MemoryBroker, meanwhile: impl AsyncFnOnce(RunId)) -> Counts {
+    let request = request("a");
+    let expected = Expected::Nodes([node("a")].into());
+    let mut run = Run::new(request.run, request.plugin.clone(), expected);
+    let end = Instant::now() + LONG;
+    let mut receipts = Receipts::listen(broker, &request, end).await.unwrap();
+    let mut observer = |_: &Run| {};
+    tokio::join!(
+        receipts.read_out(&mut run, &mut observer),
+        meanwhile(request.run)
+    );
+    run.end();
+    run.counts()
+}
+
+/// Goal: where the broker cannot say whether it has more receipts, or does not stop bringing them, nobody is silent.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_read_out_is_in_doubt() {
+    let quiet = read_out(&MemoryBroker::new(), async |_| {}).await;
+    assert_eq!((quiet.silent, quiet.unknown), (1, 0));
+    let broker = MemoryBroker::new();
+    let coming = read_out(&broker, async |run| {
+        for _ in 0..200 {
+            publish_receipts(&broker, run, "rpms", &["z"]).await;
+            tokio::time::sleep(QUIET / 2).await;
+        }
+    });
+    let coming = coming.await;
+    assert_eq!((coming.silent, coming.unknown), (0, 1));
+    let broker = MemoryBroker::new();
+    let gone = read_out(&broker, async |_| broker.close().await).await;
+    assert_eq!((gone.silent, gone.unknown), (0, 1));
 }

@@ -19,7 +19,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 
 use super::connection::Target;
 use super::trouble::Trouble;
-use super::{declare, properties, session};
+use super::{declare, properties, session, transport};
 use crate::broker::topology::Queue;
 use crate::broker::{BrokerError, Browsed, Place, QueueBrowser};
 
@@ -73,7 +73,7 @@ impl AmqpBrowser {
         let properties =
             ConnectionProperties::default().with_connection_name("vogeler browse".into());
         let uri = target.uri().map_err(explain)?;
-        let connect = async { Ok(Connection::connect_uri(uri, properties).await?) };
+        let connect = async { Ok(transport::connect(uri, properties).await?) };
         let connection = target.within("connecting", Box::pin(connect)).await;
         let connection = connection.map_err(explain)?;
         let take_turn = async {
