@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// Looks every second, unless a test wants to see that one is asked for.
 const EVERY_SECOND: [(&str, &str); 1] = [("SERVER_REDECLARE_EVERY", "1s")];
 /// The first look is at random within this.
-const SELDOM: [(&str, &str); 1] = [("SERVER_REDECLARE_EVERY", "24h")];
+const SELDOM: [(&str, &str); 1] = [("SERVER_REDECLARE_EVERY", "1h")];
 
 /// A scene, and somebody with rights at its broker and no idea.
 struct Vandal {

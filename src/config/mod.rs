@@ -135,7 +135,7 @@ pub struct Server {
     /// Bytes of messages that results in work hold at once; past it nothing more is taken in. Default 256 MiB. As many may
     /// wait beside it as they came, an even share for each partition: the prefetch of a partition is what its share holds by
     /// the sizes seen, so a partition of 16 has the whole `prefetch` up to 8 KB a message. The process stays within twice
-    /// this and 100 MB.
+    /// this and 100 MB, and one message a partition where a share is smaller than a message.
     pub bytes_in_flight_max: usize,
     /// Largest message taken, unpacked, in bytes; larger ones are dead letters. Default 8,000,000, CouchDB's
     /// `max_document_size`.

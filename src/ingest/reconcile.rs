@@ -179,7 +179,7 @@ impl Reconciler {
 /// Tells what is missing, once.
 fn note_missing(told: &watch::Sender<Topology>, missing: &Vec<String>) {
     if !missing.is_empty() && told.borrow().missing != *missing {
-        warn!(target: "vogeler::ingest::reconcile", ?missing, "gone from the broker; declaring it again. What else was bound to an exchange that is gone must be bound again: clients do so when they start");
+        warn!(target: "vogeler::ingest::reconcile", ?missing, "gone from the broker; declaring it again. What else was bound to an exchange that is gone must be bound again: clients do so within 15 minutes");
         told.send_modify(|known| known.missing.clone_from(missing));
         export(&told.borrow());
     }
