@@ -27,7 +27,10 @@ impl FromStr for HttpHost {
 
     fn from_str(text: &str) -> Result<Self, String> {
         // A name may end with the dot of the root; requests are compared without it.
-        let host = text.trim().trim_end_matches('.').to_ascii_lowercase();
+        let mut host = text.trim().to_ascii_lowercase();
+        if host.ends_with('.') && host != "*." {
+            host.pop();
+        }
         let bare = host.trim_matches(['[', ']']);
         if let Ok(address) = bare.parse::<IpAddr>() {
             return Ok(Self(address.to_string()));
