@@ -327,3 +327,31 @@ fn a_shell_computes_the_slot() {
         );
     }
 }
+
+/// Goal: a script publishes node, plugin and value, with an empty routing key: the results are stored in the order they came.
+#[test]
+fn the_shortest_result_of_a_script_is_stored() {
+    in_system(async {
+        let scene = Scene::new(&[]).await;
+        for count in 1..=3 {
+            for node in NODES {
+                let body = json!({"v": 2, "node": node, "plugin": "backup", "value": count});
+                let short = Message {
+                    routing_key: String::new(),
+                    ..plain(node, body.to_string(), None)
+                };
+                scene.broker.publish(short).await.unwrap();
+            }
+        }
+        scene
+            .until("all are settled", || {
+                scene.ended("stored") + scene.ended("superseded") >= 18.0
+            })
+            .await;
+        for node in NODES {
+            assert_eq!(scene.document(node).await["backup"], json!(3), "{node}");
+        }
+        assert_eq!(scene.ended("dead_lettered").to_string(), "0");
+        scene.end().await;
+    });
+}

@@ -419,7 +419,31 @@ mod tests {
         }
     }
 
-    /// Goal: a script needs node, plugin, sequence and value; the hash is the one that a client would have sent.
+    /// Goal: a script's result without a sequence has no place in the order before its first arrival is known, and then by that.
+    #[test]
+    fn a_missing_sequence_is_that_of_the_arrival() {
+        for seq in ["", r#""seq":null,"#] {
+            let body = format!(r#"{{"v":2,"node":"a","plugin":"p",{seq}"value":1}}"#);
+            let bounds = Bounds {
+                bytes_max: 1_000_000,
+                amplification_max: 100,
+            };
+            let new = decode(
+                &origin(body.as_bytes(), None),
+                bounds,
+                Timestamp::UNIX_EPOCH,
+            );
+            assert!(matches!(new, Ok(Decoded::Unordered(node)) if node.as_str() == "a"));
+            let now = Timestamp::from_microsecond(1_800_000_000_000_007).unwrap();
+            let result = stamped(&origin(body.as_bytes(), None), bounds, now).unwrap();
+            assert_eq!(
+                (result.seq.0, result.collected_at),
+                (1_800_000_000_000_007, now)
+            );
+        }
+    }
+
+    /// Goal: a script needs node, plugin and value; the hash is the one that a client would have sent.
     #[test]
     fn what_a_script_leaves_out_is_computed() {
         let short =

@@ -214,16 +214,16 @@ pub struct PluginResult {
 pub enum Decoded {
     /// A result with its place in its node's order.
     Result(PluginResult),
-    /// A result of 2010 that has none yet: it gets it when it first arrives. Not looked at but for whose it is.
+    /// A result of 2010, or a script's, that has none yet: it gets it when it first arrives. Only looked at for whose it is.
     Unordered(NodeName),
 }
 
 /// When a message arrived.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival {
-    /// The time; a result of 2010 takes it as its own.
+    /// The time; a result without one takes it as its own.
     pub at: Timestamp,
-    /// Whether that is the time of its first arrival. If not, a result of 2010 has no place in its node's order yet.
+    /// Whether that is the time of its first arrival. If not, a result without a sequence has no place in its node's order yet.
     pub is_first: bool,
 }
 
@@ -355,7 +355,9 @@ struct Envelope<'a> {
     node: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     plugin: std::borrow::Cow<'a, str>,
-    seq: Seq,
+    /// A script that has no place for a counter leaves it out, as clients of 2010 did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seq: Option<Seq>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     collected_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -408,7 +410,7 @@ impl PluginResult {
         }
     }
 
-    /// Like [`decode`](Self::decode), for a result of 2010 whose first arrival may not be known yet. The value that is
+    /// Like [`decode`](Self::decode), for a result without a sequence whose first arrival may not be known yet. The value that is
     /// made of one may have `value_bytes_max` bytes.
     pub fn decode_arrived(
         body: &[u8],
@@ -432,9 +434,7 @@ impl PluginResult {
             );
         }
         match serde_json::from_slice::<Envelope<'_>>(body) {
-            Ok(envelope) if envelope.v == WIRE_VERSION => {
-                Self::from_envelope(envelope, arrival.at).map(Decoded::Result)
-            }
+            Ok(envelope) if envelope.v == WIRE_VERSION => Self::from_envelope(envelope, arrival),
             Ok(envelope) => Err(DecodeError::Version {
                 version: envelope.v.into(),
             }),
@@ -461,8 +461,14 @@ impl PluginResult {
         }
     }
 
-    /// What a short script leaves out is computed here: the hash, the time, the format.
-    fn from_envelope(envelope: Envelope<'_>, now: Timestamp) -> Result<Self, DecodeError> {
+    /// What a short script leaves out is computed here: the hash, the time, the format, and by its first arrival the
+    /// sequence.
+    fn from_envelope(envelope: Envelope<'_>, arrival: Arrival) -> Result<Decoded, DecodeError> {
+        let node = NodeName::new(&envelope.node).map_err(DecodeError::NodeName)?;
+        if envelope.seq.is_none() && !arrival.is_first {
+            return Ok(Decoded::Unordered(node));
+        }
+        let now = arrival.at;
         let content = match (envelope.value, envelope.error) {
             (Some(value), None) => {
                 let hash = match envelope.hash {
@@ -488,16 +494,16 @@ impl PluginResult {
                 return Err(DecodeError::shape("it has neither \"value\" nor \"error\""));
             }
         };
-        Ok(Self {
-            node: NodeName::new(&envelope.node).map_err(DecodeError::NodeName)?,
+        Ok(Decoded::Result(Self {
+            node,
             plugin: Some(PluginName::new(&envelope.plugin).map_err(DecodeError::PluginName)?),
-            seq: envelope.seq,
+            seq: envelope.seq.unwrap_or_else(|| Seq::after(Seq(0), now)),
             collected_at: envelope.collected_at.unwrap_or(now),
             run: envelope.run,
             format: envelope.format,
             duration_ms: envelope.duration_ms,
             content,
-        })
+        }))
     }
 
     /// The form of 2010: `{"syskey":node,"format":…,"<plugin>":…}`, or `"last_error":{…}` in the plugin's place.
@@ -561,7 +567,7 @@ impl PluginResult {
             v: WIRE_VERSION,
             node: self.node.as_str().into(),
             plugin: plugin.as_str().into(),
-            seq: self.seq,
+            seq: Some(self.seq),
             collected_at: Some(self.collected_at),
             run: self.run,
             format: self.format,
