@@ -110,6 +110,37 @@ fn a_full_queue_of_dead_letters_is_waited_for() {
     });
 }
 
+/// Goal: a server that may not publish dead letters holds them, says why, stores results, and is no storm of log-ins or
+/// deliveries; once it may, they leave.
+#[test]
+fn a_missing_permission_is_waited_for() {
+    in_system(async {
+        let scene = Scene::new(&[]).await;
+        let user = scene.vhost.username().to_owned();
+        let may_write = |pattern: &'static str| {
+            let user = user.clone();
+            let scene = &scene;
+            async move { ctl(scene, &["set_permissions", &user, ".*", pattern, ".*"]).await }
+        };
+        may_write("^(?!vogeler[.]dead$).*").await;
+        publish_rubbish(&scene, &["one", "two"]).await;
+        until(&scene, "both are held", async || scene.metric(HELD) >= 2.0).await;
+        scene.publish_all(&["n1", "n2"], 1, &json!(1)).await;
+        scene.until_ended("stored", 2.0).await;
+        let (status, body) = scene.v.get("/readyz").unwrap();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let reason = body["dead_letters"]["reason"].as_str().unwrap();
+        assert!(status == 503 && reason.contains("vogeler.dead"), "{body}");
+        scene.pass(Duration::from_secs(3)).await;
+        assert_eq!(scene.logged("the broker refuses dead letters"), 1);
+        may_write(".*").await;
+        until(&scene, "both are there", async || dead(&scene).await == 2).await;
+        scene.until_ready(true).await;
+        assert_eq!(scene.ended("requeued").to_string(), "0");
+        scene.end().await;
+    });
+}
+
 /// Goal: when the queue of dead letters is gone, letters wait until the server has made it anew; none is delivered again.
 #[test]
 fn a_lost_queue_of_dead_letters_is_waited_for() {
