@@ -156,6 +156,33 @@ fn a_full_disk_is_said_and_loses_nothing_that_was_asked_for() {
     assert!(client.stop().success());
 }
 
+/// Goal: on a disk that is full of results that newer ones supersede, plugins go on: the old results go, the newest are kept.
+#[test]
+fn on_a_disk_full_of_old_results_plugins_go_on() {
+    let mut v = installation("[often]\ncommand = date +%s%N\nevery = 1s\n");
+    let Some(disk) = SmallDisk::at(&v.file("state").join(NODE)) else {
+        return;
+    };
+    v.set("VOGELER_CLIENT_SPOOL_COUNT_MAX", "100");
+    // Nobody takes results.
+    let client = v.client(NODE, "");
+    assert!(wait_until(PATIENCE, || spooled(&v, "result").len() >= 8));
+    disk.fill();
+    let oldest = spooled(&v, "result").remove(0);
+    let before = spooled(&v, "result").pop().unwrap();
+    becomes(&v, &lost("full"), |count| count >= 4.0);
+    let files = spooled(&v, "result");
+    let after = files.last().unwrap();
+    assert!(*after > before, "{files:?}");
+    // The oldest is the client's report of itself, and the newest of its plugin.
+    assert_eq!(files[0], oldest);
+    assert_eq!(
+        v.metric(&lost("unwritable")).unwrap_or(0.0).to_string(),
+        "0"
+    );
+    assert!(client.stop().success());
+}
+
 /// Goal: a result that cannot be read now (no file descriptors) is not set aside but published when it can be.
 #[test]
 fn what_cannot_be_read_now_is_read_later() {

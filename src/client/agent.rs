@@ -5,7 +5,7 @@
 //! it is durable (`marks.rs`), so that one that takes the client down is not run at every start.
 //!
 //! While the disk does not take results (`keep.rs`), the broker brings a command again after [`HOLD_MAX`]; the result of a
-//! scheduled plugin is lost, and counted, when the plugin is due again.
+//! scheduled plugin is held for its `every`, then it is lost, and counted.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +25,7 @@ use super::keep::KeepError;
 use super::marks::{Begin, Execution, Mark, Marks};
 use super::plugin::{FolderError, Plugin, Registry};
 use super::publish::Outbox;
+use super::spool::{Spool, is_full};
 use super::{about, log_registry};
 use crate::broker::Delivery;
 use crate::hash::{self, HashError};
@@ -159,6 +160,12 @@ impl Agent {
             .run
             .map(|run| RunSpan::start(Step::Plugin, run, parent));
         let count = |outcome| c::CLIENT_COMMANDS.of(outcome).increment(1);
+        let execution = execution(&command);
+        if self.marks.has_ended(&execution) {
+            tracing::info!(target: "vogeler::client", plugin = %command.plugin, "a command came again that is answered already");
+            count(CommandOutcome::Repeated);
+            return delivery.settler.ack();
+        }
         let Some(done) = self.answer(&command, delivery.redelivered, stop).await else {
             return count(CommandOutcome::Requeued);
         };
@@ -171,13 +178,12 @@ impl Agent {
             self.note(span, &command, &answer);
         }
         let trace = span.as_ref().map(RunSpan::here);
-        let execution = execution(&command);
         let kept = self
             .keep(command.plugin, trace, answer, HOLD_MAX, stop)
             .await;
-        // It came to its end, whatever became of its result.
-        self.unmark(mark, execution, outcome == CommandOutcome::Interrupted)
-            .await;
+        // A plugin came to its end, whatever became of its result; one that did not is not run because nobody could be told.
+        let is_interrupted = kept.is_ok() && outcome == CommandOutcome::Interrupted;
+        self.unmark(mark, execution, is_interrupted).await;
         match kept {
             Ok(()) => {
                 count(outcome);
@@ -366,9 +372,17 @@ impl Agent {
 
     /// Marks what is about to run, durably.
     async fn begin(&self, execution: Execution, is_redelivered: bool) -> std::io::Result<Begin> {
-        let marks = self.marks.clone();
-        let begin = move || marks.begin(execution, is_redelivered);
-        let begun = spawn_blocking(begin).await.map_err(std::io::Error::other)?;
+        let begun = loop {
+            let (marks, execution) = (self.marks.clone(), execution.clone());
+            let begin = move || marks.begin(execution, is_redelivered);
+            let begun = spawn_blocking(begin).await.map_err(std::io::Error::other)?;
+            // A mark is small; a result that a newer one supersedes is worth less than that a plugin runs.
+            let is_full = begun.as_ref().is_err_and(is_full);
+            let has_room = is_full && self.outbox.with(Spool::make_room).await.unwrap_or(false);
+            if !has_room {
+                break begun;
+            }
+        };
         let trouble = begun.as_ref().err().map(ToString::to_string);
         self.outbox.noted().unwritable(trouble);
         begun

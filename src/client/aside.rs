@@ -26,6 +26,18 @@ pub(super) fn keep(path: &Path) -> io::Result<PathBuf> {
     Ok(kept)
 }
 
+/// Lets go of all that is kept: on a full disk results come first. Says whether there was any.
+pub(super) fn release(folder: &Path) -> bool {
+    let mut has_released = false;
+    for path in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = path.path();
+        if path.extension().is_some_and(|suffix| suffix == EXTENSION) {
+            has_released |= fs::remove_file(path).is_ok();
+        }
+    }
+    has_released
+}
+
 /// Names sort as sequences do, so the last ones are the newest.
 fn prune(folder: &Path) -> io::Result<()> {
     let mut kept = Vec::new();
@@ -78,6 +90,8 @@ mod tests {
         }
         let expected: Vec<_> = (12..20).map(|number| format!("{number}.large")).collect();
         assert_eq!(names(folder.path()), expected);
+        assert!(release(folder.path()) && !release(folder.path()));
+        assert!(names(folder.path()).is_empty());
         keep(&file("20.result", BYTES_MAX + 1)).unwrap();
         assert!(names(folder.path()).is_empty());
     }

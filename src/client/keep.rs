@@ -49,6 +49,7 @@ impl Agent {
         let (seq, mut envelope) = self.seal(plugin, trace, answer).await?;
         let start = Instant::now();
         let mut backoff = Backoff::new(HOLD_PAUSE_MAX / 50, HOLD_PAUSE_MAX);
+        let mut holding = None;
         loop {
             let sealed = envelope.clone();
             let pushed = self.outbox.with(move |spool| spool.push(seq, &sealed));
@@ -60,17 +61,19 @@ impl Agent {
                 envelope = envelope.instead(error.to_string()).ok_or(error)?;
                 continue;
             }
+            if hold_max.is_zero() {
+                self.outbox.noted().unwritable(Some(error.to_string()));
+            }
             if !error.is_retryable() || stop.is_cancelled() || start.elapsed() >= hold_max {
                 return Err(error.into());
             }
-            if backoff.tries() == 0 {
-                tracing::warn!(target: "vogeler::client", %error, "a result cannot be written; it is held in memory and tried again");
-            }
+            holding.get_or_insert_with(|| self.outbox.noted().hold(error.to_string()));
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_random()) => {}
                 () = stop.cancelled() => {}
             }
         }
+        drop(holding);
         self.outbox.wake();
         Ok(())
     }

@@ -6,9 +6,11 @@
 //! what still runs, the command runs once more, and after a second one it is answered "interrupted" as well: a plugin that
 //! stops the client (or reboots the machine) in good order would do so for ever.
 //!
+//! A run whose answer is safe, "interrupted" or not, has ended: should the broker bring its command once more, it is only
+//! acknowledged.
+//!
 //! A command of 2010 has no run: there a mark counts for the next command of its plugin that the broker brings again.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
@@ -74,6 +76,9 @@ struct Note {
     stops: u32,
     /// Whether it began, and nobody has seen its end.
     is_running: bool,
+    /// Whether its answer is in the spool, or was.
+    #[serde(default)]
+    is_ended: bool,
 }
 
 impl Note {
@@ -92,6 +97,8 @@ struct Inner {
     folder: PathBuf,
     /// What earlier lives left, and what this one broke off.
     left: Mutex<HashMap<Execution, Note>>,
+    /// Names of files that could not be read at the start. What they are of does not run before they are.
+    unread: Mutex<HashSet<String>>,
 }
 
 /// Whether a plugin may start.
@@ -127,41 +134,54 @@ impl Marks {
         } else {
             spool.runs()
         };
-        let mut left = HashMap::new();
+        let inner = Inner {
+            folder,
+            left: Mutex::default(),
+            unread: Mutex::default(),
+        };
         for (index, (modified, path)) in found.into_iter().enumerate() {
-            let note = read(&path, modified).filter(|note| match &note.execution {
-                Execution::Command { run: Some(run), .. } => !runs.contains(run),
-                _ => true,
-            });
-            match note {
-                Some(note) if index < MARKS_MAX => {
-                    left.insert(note.execution.clone(), note);
+            match read(&path, modified) {
+                Ok(Some(note)) if index < MARKS_MAX => {
+                    let is_ended = matches!(&note.execution, Execution::Command { run: Some(run), .. } if runs.contains(run));
+                    let execution = note.execution.clone();
+                    inner.left().insert(execution.clone(), note);
+                    if is_ended {
+                        inner.end(&execution);
+                    }
                 }
-                _ => remove(&path),
+                Ok(_) => remove(&path),
+                Err(error) => inner.cannot_read(&path, &error),
             }
         }
-        let left = Mutex::new(left);
-        Ok(Self(Arc::new(Inner { folder, left })))
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Whether the answer to this command is safe already.
+    pub(super) fn has_ended(&self, execution: &Execution) -> bool {
+        let left = self.0.left();
+        left.get(execution).is_some_and(|note| note.is_ended)
     }
 
     /// Marks what is about to run. `is_redelivered` says that the broker brings the command again.
     pub(super) fn begin(&self, execution: Execution, is_redelivered: bool) -> io::Result<Begin> {
+        self.0.read_again(&execution)?;
         let mut stops = 0;
-        if let Entry::Occupied(left) = self.0.left().entry(execution.clone()) {
+        if let Some(left) = self.0.left().get(&execution) {
             let is_nameless = matches!(execution, Execution::Command { run: None, .. });
             let counts = is_redelivered || !is_nameless;
-            if counts && !left.get().is_allowed() {
+            if counts && !left.is_allowed() {
                 return Ok(Begin::Interrupted);
             }
-            stops = left.get().stops;
-            left.remove();
+            stops = left.stops;
         }
         let note = Note {
             execution,
             stops,
             is_running: true,
+            is_ended: false,
         };
         self.0.write(&note)?;
+        self.0.left().remove(&note.execution);
         let inner = Arc::clone(&self.0);
         Ok(Begin::Run(Mark {
             inner,
@@ -188,7 +208,9 @@ impl Marks {
 
     /// The answer "interrupted" is safe. A run's mark stays, should the broker bring the command once more.
     pub(super) fn answered(&self, execution: &Execution) {
-        if !matches!(execution, Execution::Command { run: Some(_), .. }) {
+        if matches!(execution, Execution::Command { run: Some(_), .. }) {
+            self.0.end(execution);
+        } else {
             self.0.left().remove(execution);
             remove(&self.0.path(execution));
         }
@@ -204,6 +226,46 @@ impl Inner {
         let path = self.path(&note.execution);
         let beside = path.with_extension(TEMPORARY);
         private::write(&path, &beside, &serde_json::to_vec(note)?)
+    }
+
+    /// Notes that an answer is safe.
+    fn end(&self, execution: &Execution) {
+        let mut left = self.left();
+        let Some(note) = left.get_mut(execution).filter(|note| !note.is_ended) else {
+            return;
+        };
+        note.is_ended = true;
+        if let Err(error) = self.write(note) {
+            tracing::warn!(target: "vogeler::client", %error, "it cannot be noted that a command is answered; after a restart it may be answered once more");
+        }
+    }
+
+    fn cannot_read(&self, path: &Path, error: &io::Error) {
+        tracing::warn!(target: "vogeler::client", file = %path.display(), %error, "a mark cannot be read; what it is of does not run before it can be");
+        let name = path.file_name().and_then(|name| name.to_str());
+        self.unread().extend(name.map(str::to_owned));
+    }
+
+    /// Reads a mark that could not be read at the start.
+    fn read_again(&self, execution: &Execution) -> io::Result<()> {
+        let name = execution.file();
+        let mut unread = self.unread();
+        if !unread.contains(&name) {
+            return Ok(());
+        }
+        let path = self.path(execution);
+        let note = fs::metadata(&path)
+            .and_then(|found| found.modified())
+            .and_then(|modified| read(&path, modified))?;
+        unread.remove(&name);
+        if let Some(note) = note {
+            self.left().insert(note.execution.clone(), note);
+        }
+        Ok(())
+    }
+
+    fn unread(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn left(&self) -> MutexGuard<'_, HashMap<Execution, Note>> {
@@ -243,11 +305,11 @@ impl Drop for Mark {
 }
 
 /// What a file says; none if it is half written (then nothing was started) or too old to matter.
-fn read(path: &Path, modified: SystemTime) -> Option<Note> {
+fn read(path: &Path, modified: SystemTime) -> io::Result<Option<Note>> {
     if modified.elapsed().is_ok_and(|age| age > REMEMBER_MAX) {
-        return None;
+        return Ok(None);
     }
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    Ok(serde_json::from_slice(&fs::read(path)?).ok())
 }
 
 /// A mark that stays answers "interrupted" to a command that will not come again.
@@ -261,8 +323,12 @@ fn remove(path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::envelope::Envelope;
+    use super::super::envelope::tests::result;
     use super::super::spool::Bounds;
     use super::*;
+    use crate::trace::TraceParent;
+    use crate::wire::Seq;
 
     const BOUNDS: Bounds = Bounds {
         count_max: 10,
@@ -300,6 +366,7 @@ mod tests {
             let marks = open(state.path());
             assert!(mark(&marks, &command(poison)).is_none());
             marks.answered(&command(poison));
+            assert!(marks.has_ended(&command(poison)));
             assert!(mark(&marks, &command(poison)).is_none());
             mark(&marks, &command(other)).unwrap().done();
         }
@@ -320,6 +387,52 @@ mod tests {
         assert!(mark(&marks, &command(None)).is_none());
         marks.answered(&command(None));
         mark(&open(state.path()), &command(None)).unwrap().done();
+    }
+
+    /// Goal: a command is not run again once its answer is in the spool, nor after that was published and replaced, and is
+    /// not answered twice.
+    #[test]
+    fn what_is_answered_does_not_run_again() {
+        let state = tempfile::tempdir().unwrap();
+        let run = RunId::generate();
+        let poison = command(Some(run));
+        crash(mark(&open(state.path()), &poison).unwrap());
+        let mut spool = Spool::open(state.path(), BOUNDS).unwrap();
+        for (seq, run) in [(1, Some(run)), (2, None), (3, None)] {
+            let trace = run.map(TraceParent::generate);
+            let envelope = Envelope::seal(&result(seq, "text"), trace, 10_000).unwrap();
+            spool.push(Seq(seq), &envelope).unwrap();
+        }
+        // The client dies before the command is acknowledged.
+        drop(spool);
+        for life in 0..3 {
+            let mut spool = Spool::open(state.path(), BOUNDS).unwrap();
+            let marks = Marks::open(state.path(), &spool).unwrap();
+            assert!(marks.has_ended(&poison), "life {life}");
+            assert!(mark(&marks, &poison).is_none());
+            let (seq, _) = spool.oldest().unwrap().unwrap();
+            spool.done(seq);
+        }
+    }
+
+    /// Goal: a mark that cannot be read now is no half-written one: it stays, and what it is of does not run before it is read.
+    #[test]
+    fn a_mark_that_cannot_be_read_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let poison = command(Some(RunId::generate()));
+        crash(mark(&open(state.path()), &poison).unwrap());
+        let path = state.path().join(FOLDER).join(poison.file());
+        let hidden = state.path().join("hidden");
+        // Reading a folder is an error, and no half a mark.
+        fs::rename(&path, &hidden).unwrap();
+        fs::create_dir(&path).unwrap();
+        let marks = open(state.path());
+        assert!(marks.begin(poison.clone(), true).is_err());
+        assert!(marks.begin(command(None), true).is_ok());
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&hidden, &path).unwrap();
+        assert!(mark(&marks, &poison).is_none());
+        assert!(mark(&open(state.path()), &poison).is_none());
     }
 
     /// Goal: what an orderly stop broke off runs once more, and no third time.

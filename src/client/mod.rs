@@ -69,6 +69,8 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// Keys of other groups' commands that are unbound; past it the commands are only refused.
 const STRAYS_MAX: usize = 64;
+/// Pause between two looks whether another client of this name is gone.
+const TAKEN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest sleep of the schedule, so that it notices a clock that was set.
 const SCHEDULE_SLEEP_MAX: Duration = Duration::from_mins(1);
 
@@ -238,16 +240,7 @@ impl Client {
             bindings: self.bindings,
             place: self.place,
         });
-        let mut work = Work {
-            agent: self.agent,
-            audience: self.audience,
-            strays: BTreeSet::new(),
-            schedule: self.schedule,
-            tasks: JoinSet::new(),
-            ticks: HashMap::new(),
-            reload: self.reload,
-            stop: stop.clone(),
-        };
+        let mut work = Work::new(self.agent, self.audience, self.schedule, self.reload, stop);
         let heard = work.hear(&mut commands).await;
         commands.cancel();
         work.finish().await;
@@ -275,11 +268,29 @@ struct Work {
 }
 
 impl Work {
+    fn new(
+        agent: Arc<Agent>,
+        audience: Audience,
+        schedule: Schedule,
+        reload: Arc<Notify>,
+        stop: &CancellationToken,
+    ) -> Self {
+        Self {
+            agent,
+            audience,
+            strays: BTreeSet::new(),
+            schedule,
+            tasks: JoinSet::new(),
+            ticks: HashMap::new(),
+            reload,
+            stop: stop.clone(),
+        }
+    }
+
     /// Starts a task for each command and each tick, until the stop.
     async fn hear(&mut self, commands: &mut Commands) -> Result<(), ClientError> {
         loop {
-            let sleep = self.schedule.wait(Timestamp::now());
-            let sleep = sleep.map_or(SCHEDULE_SLEEP_MAX, |wait| wait.min(SCHEDULE_SLEEP_MAX));
+            let sleep = self.pause(Timestamp::now(), commands.is_taken());
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
@@ -305,15 +316,26 @@ impl Work {
         }
     }
 
-    /// Starts what is due, except what still runs from last time, and except while another client works for this node.
+    /// How long until something may be due. While another client works for this node, what is due waits for its end.
+    fn pause(&self, now: Timestamp, is_taken: bool) -> Duration {
+        if is_taken {
+            return TAKEN_PAUSE;
+        }
+        let wait = self.schedule.wait(now);
+        wait.map_or(SCHEDULE_SLEEP_MAX, |wait| wait.min(SCHEDULE_SLEEP_MAX))
+    }
+
+    /// Starts what is due, except what still runs from last time. While another client works for this node nothing starts,
+    /// and what is due stays due: that client may be the one that we were before the network broke, which the broker
+    /// counts out only after two heartbeats.
     fn tick(&mut self, is_taken: bool) {
         if self.agent.outbox.noted().is_unwritable() {
             self.tasks.spawn(self.agent.clone().probe());
         }
+        if is_taken {
+            return;
+        }
         for name in self.schedule.due(Timestamp::now()) {
-            if is_taken {
-                continue;
-            }
             if self.ticks.values().any(|running| *running == name) {
                 tracing::warn!(target: "vogeler::client", plugin = %name, "the plugin still runs from last time; this time is skipped");
                 continue;
@@ -331,7 +353,9 @@ impl Work {
             Ok(()) => {
                 let loaded = self.agent.loaded();
                 let plugins = loaded.registry.plugins.values();
-                self.schedule = Schedule::new(&self.agent.node, plugins, Timestamp::now());
+                let now = Timestamp::now();
+                let schedule = Schedule::new(&self.agent.node, plugins, now);
+                self.schedule = schedule.with_due_of(&self.schedule, now);
             }
             Err(error) => {
                 tracing::error!(target: "vogeler::client", %error, "the plugins cannot be read again; they stay as they were");
@@ -366,4 +390,52 @@ fn log_registry(node: &NodeName, registry: &Registry) {
     }
     let names: Vec<_> = registry.names().collect();
     tracing::info!(target: "vogeler::client", %node, plugins = names.join(" "), problems = registry.problems.len(), "plugins registered");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::memory::MemoryBroker;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    /// Goal: a client that takes itself for the second one of its name for a while, after the network broke, runs what came
+    /// due meanwhile once it has its place again, also if its plugins were read again in between, and does not spin.
+    #[tokio::test]
+    async fn what_is_due_waits_for_the_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let plugins = folder.path().join("plugins");
+        std::fs::create_dir(&plugins).unwrap();
+        std::fs::write(
+            plugins.join("daily.cfg"),
+            "[daily]\ncommand = date\nevery = 24h\n",
+        )
+        .unwrap();
+        let config = config::Client {
+            node: Some("web01".parse().unwrap()),
+            plugins,
+            state: folder.path().join("state"),
+            ..config::Client::default()
+        };
+        let broker = Arc::new(MemoryBroker::new());
+        let client = Client::new(config, broker, Supervisor::this_program()).unwrap();
+        let stop = CancellationToken::new();
+        let mut work = Work::new(
+            client.agent,
+            client.audience,
+            client.schedule,
+            client.reload,
+            &stop,
+        );
+        // It was due once since then.
+        let loaded = work.agent.loaded();
+        let before = Timestamp::now() - DAY - Duration::from_mins(1);
+        work.schedule = Schedule::new(&work.agent.node, loaded.registry.plugins.values(), before);
+        work.tick(true);
+        work.reload(true).await;
+        assert!(work.ticks.is_empty());
+        assert_eq!(work.pause(Timestamp::now(), true), TAKEN_PAUSE);
+        work.tick(false);
+        assert_eq!(work.ticks.len(), 1);
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::envelope::Envelope;
@@ -48,7 +49,7 @@ impl Outbox {
         let spool = Arc::clone(&self.spool);
         // Every method leaves the spool whole, so a panic elsewhere does not make it unusable.
         let call = move || f(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(call).await
+        spawn_blocking(call).await
     }
 
     /// What is known of spool and publishing.
@@ -125,7 +126,7 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
         bytes, bytes_max, ..
     }) = published
     {
-        set_aside(outbox, envelope, bytes, bytes_max).await?;
+        publish_instead(outbox, broker, envelope, bytes, bytes_max).await?;
         return Ok(true);
     }
     published.map_err(|source| PublishError::Broker { source, run })?;
@@ -136,24 +137,40 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
     Ok(true)
 }
 
-/// A result that the broker will never take must not stand before the others: an error goes in its place, so that its run
-/// hears of it.
-async fn set_aside(
+/// A result that the broker will never take must not stand before the others: an error is published in its place, so that
+/// its run hears of it. That needs no disk, which may be full.
+async fn publish_instead(
     outbox: &Outbox,
+    broker: &dyn Broker,
     envelope: Envelope,
     bytes: u64,
     bytes_max: u64,
 ) -> Result<(), PublishError> {
     let run = envelope.run().map(tracing::field::display);
-    tracing::error!(target: "vogeler::client", run, seq = envelope.seq.0, bytes, bytes_max, "a result is larger than the broker takes; it is set aside, and an error is published in its place: raise max_message_size in rabbitmq.conf, or let the plugin print less");
+    tracing::error!(target: "vogeler::client", run, seq = envelope.seq.0, bytes, bytes_max, "a result is larger than the broker takes; it is set aside once an error is published in its place: raise max_message_size in rabbitmq.conf, or let the plugin print less");
     let message = format!(
         "the result of {bytes} bytes is larger than the broker's max_message_size of {bytes_max} bytes: raise it in rabbitmq.conf, or let the plugin print less"
     );
-    let work = move |spool: &mut Spool| {
-        let instead = envelope.instead(message);
-        spool.set_aside(envelope.seq, instead.as_ref())
+    let (run, seq) = (envelope.run(), envelope.seq);
+    let instead = spawn_blocking(move || envelope.instead(message)).await?;
+    let is_lost = match &instead {
+        None => true,
+        Some(instead) => {
+            let published = broker.publish(instead.message()).await;
+            match published {
+                Ok(()) => {
+                    outbox.noted.published();
+                    false
+                }
+                Err(BrokerError::TooLarge { .. }) => true,
+                Err(source) => return Err(PublishError::Broker { source, run }),
+            }
+        }
     };
-    Ok(outbox.with(work).await??)
+    outbox
+        .with(move |spool| spool.set_aside(seq, is_lost))
+        .await?;
+    Ok(())
 }
 
 fn record(published: &Result<(), BrokerError>, took: Duration) {
@@ -201,5 +218,54 @@ fn log(error: &PublishError, tries: u32) {
         tracing::warn!(target: "vogeler::client", run, %error, "a result cannot be published; it waits in the spool and is tried again");
     } else {
         tracing::debug!(target: "vogeler::client", run, %error, tries, "a result still cannot be published");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::envelope::tests::result;
+    use super::super::spool::Bounds;
+    use super::*;
+    use crate::broker::memory::MemoryBroker;
+    use crate::broker::topology::{self, QueueType};
+    use crate::wire::{Content, PluginResult, Seq};
+
+    /// Goal: a result that the broker will never take makes way for an error, also where nothing can be written; only if the
+    /// error cannot be published, it waits, and is not lost.
+    #[tokio::test]
+    async fn what_is_too_large_needs_no_disk() {
+        let state = tempfile::tempdir().unwrap();
+        let bounds = Bounds {
+            count_max: 10,
+            bytes_max: 1_000_000,
+        };
+        let mut spool = Spool::open(state.path(), bounds).unwrap();
+        for (seq, text) in [(1, "x".repeat(5_000)), (2, "small".to_owned())] {
+            let envelope = Envelope::seal(&result(seq, &text), None, 100_000).unwrap();
+            spool.push(Seq(seq), &envelope).unwrap();
+        }
+        // Nothing can be written from now on.
+        std::fs::create_dir(state.path().join("spool/new")).unwrap();
+        let outbox = Outbox::new(spool);
+        let broker = MemoryBroker::new();
+        broker.take_at_most(1_000);
+        // No queue takes the error yet.
+        publish_oldest(&outbox, &broker).await.unwrap_err();
+        assert_eq!(outbox.with(|spool| spool.len()).await.unwrap(), 2);
+
+        let queue = topology::results_queue(0, 1, QueueType::Classic);
+        let mut results = broker.consume(&queue, 10).await.unwrap();
+        for seq in [1, 2] {
+            assert!(publish_oldest(&outbox, &broker).await.unwrap());
+            let delivery = results.next().await.unwrap();
+            let result = PluginResult::decode(&delivery.body, jiff::Timestamp::now()).unwrap();
+            assert_eq!(result.seq, Seq(seq));
+            assert_eq!(matches!(result.content, Content::Error(_)), seq == 1);
+            delivery.settler.ack();
+        }
+        assert!(!publish_oldest(&outbox, &broker).await.unwrap());
+        assert_eq!(outbox.with(|spool| spool.dropped()).await.unwrap(), 0);
+        let aside = state.path().join("spool/00000000000000000001.large");
+        assert!(aside.exists());
     }
 }

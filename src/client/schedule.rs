@@ -4,6 +4,7 @@
 //! `every`, shifted by a splay that its node and its name decide: a fleet spreads evenly, a restart changes
 //! nothing, and nobody catches up in a burst. A plugin first runs within `every` after the start.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -71,6 +72,17 @@ impl Schedule {
         Self {
             entries: plugins.into_iter().filter_map(entry).collect(),
         }
+    }
+
+    /// With what was due by the schedule before it, and did not start.
+    pub(super) fn with_due_of(mut self, before: &Self, now: Timestamp) -> Self {
+        let now = now.as_microsecond();
+        let due = before.entries.iter().filter(|entry| entry.next <= now);
+        let due: HashMap<_, _> = due.map(|entry| (&entry.plugin, entry.next)).collect();
+        for entry in &mut self.entries {
+            entry.next = due.get(&entry.plugin).copied().unwrap_or(entry.next);
+        }
+        self
     }
 
     /// The plugins whose time has come, each at most once however long ago that was; they are next due after `now`.

@@ -5,15 +5,14 @@
 //! counted.
 //!
 //! When there is no room, results go that a newer one of the same plugin supersedes, the oldest first; only when there is none
-//! of these, the oldest of all. Only a file whose checksum does not match is set aside; one that cannot be read now is read
+//! of these, the oldest of all. On a full disk nothing goes unless what goes makes enough room. Only a file whose checksum does not match is set aside; one that cannot be read now is read
 //! again later, and those behind it go first.
 //!
 //! The state folder holds `lock` (one client a folder), `spool/<seq>.result` for each unconfirmed result and
 //! `spool/last` for the latest confirmed one. A confirmed result is not deleted but renamed to `last`, so the
 //! highest sequence is on disk at every moment and costs no write of its own. Files are written whole
 //! (temporary file, fsync, rename, fsync of the folder) and carry a checksum; one that does not match is set aside
-//! as `<seq>.bad`, and one that the broker finds too large as `<seq>.large`, an error waiting in its place. Files are 0600, and
-//! folders 0700.
+//! as `<seq>.bad`, and one that the broker finds too large is kept as `<seq>.large`. Files are 0600, and folders 0700.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -222,14 +221,10 @@ impl Spool {
         }
         let path = self.path(seq);
         let plugin = envelope.plugin().cloned();
-        let mut dropped = 0;
-        while let Err(error) = self.write(&path, &content) {
-            if !is_full(&error) || !self.drop_superseded(plugin.as_ref()) {
-                self.noted.unwritable(Some(error.to_string()));
-                return Err(unwritable(&path)(error));
-            }
-            dropped += 1;
-        }
+        let coming = plugin.as_ref().map(|plugin| (plugin, seq));
+        let written = self.write_or_drop(&path, &content, coming);
+        self.note();
+        let mut dropped = written.map_err(unwritable(&path))?;
         self.noted.unwritable(None);
         // One that waited for the disk is older than what was kept meanwhile.
         let at = self.waiting.partition_point(|waiting| waiting.seq < seq);
@@ -245,11 +240,70 @@ impl Spool {
         private::write(path, &self.folder.join(TEMPORARY), content)
     }
 
+    /// Writes a file. On a full disk, results go that others supersede, where they are large enough; says how many went.
+    fn write_or_drop(
+        &mut self,
+        path: &Path,
+        content: &[u8],
+        coming: Option<(&PluginName, Seq)>,
+    ) -> io::Result<u64> {
+        let mut going = None;
+        let mut dropped = 0;
+        loop {
+            let Err(error) = self.write(path, content) else {
+                return Ok(dropped);
+            };
+            if !is_full(&error) {
+                return Err(error);
+            }
+            let going = going.get_or_insert_with(|| {
+                self.room_for(content.len() as u64, &error, coming)
+                    .into_iter()
+            });
+            if !going.next().is_some_and(|seq| self.drop_seq(seq)) {
+                return Err(error);
+            }
+            dropped += 1;
+        }
+    }
+
+    /// The results that may go for a file of so many bytes, the oldest first: none unless all of them are enough.
+    fn room_for(
+        &self,
+        bytes: u64,
+        full: &io::Error,
+        coming: Option<(&PluginName, Seq)>,
+    ) -> Vec<Seq> {
+        let superseded = self.superseded(coming);
+        let disk = rustix::fs::statvfs(&self.folder).ok();
+        let block = disk.as_ref().map_or(1, |disk| disk.f_frsize.max(1));
+        // What a quota leaves is not in it.
+        let disk = disk.filter(|_| full.kind() == io::ErrorKind::StorageFull);
+        let free = disk.map_or(0, |disk| disk.f_bavail.saturating_mul(block));
+        let blocks = |bytes: u64| bytes.next_multiple_of(block);
+        let room: u64 = superseded.iter().map(|waiting| blocks(waiting.bytes)).sum();
+        if free.saturating_add(room) < blocks(bytes) {
+            return Vec::new();
+        }
+        superseded.iter().map(|waiting| waiting.seq).collect()
+    }
+
+    /// Makes room for something small on a full disk: what is kept as evidence goes, else a result that a newer one
+    /// supersedes. Says whether anything went.
+    pub(super) fn make_room(&mut self) -> bool {
+        if aside::release(&self.folder) {
+            return true;
+        }
+        let has_dropped = self.drop_superseded();
+        self.note();
+        has_dropped
+    }
+
     /// Drops results until the rest is within the bounds; says how many.
     fn shrink(&mut self) -> u64 {
         let mut dropped = 0;
         while self.waiting.len() > self.bounds.count_max || self.bytes > self.bounds.bytes_max {
-            if !self.drop_superseded(None) && !self.drop_at(0) {
+            if !self.drop_superseded() && !self.drop_at(0) {
                 break;
             }
             dropped += 1;
@@ -260,18 +314,33 @@ impl Spool {
         dropped
     }
 
-    /// Drops the oldest result of which its plugin has a newer one: one that waits, or `coming`.
-    fn drop_superseded(&mut self, coming: Option<&PluginName>) -> bool {
-        let mut counts: HashMap<&PluginName, u32> = HashMap::new();
-        let plugins = self.waiting.iter().filter_map(|w| w.plugin.as_ref());
-        for plugin in plugins.chain(coming) {
-            *counts.entry(plugin).or_default() += 1;
+    /// The results of whose plugins there are newer ones, those that wait or `coming`: the oldest first.
+    fn superseded(&self, coming: Option<(&PluginName, Seq)>) -> Vec<&Waiting> {
+        let mut newest: HashMap<&PluginName, Seq> = HashMap::new();
+        let waiting = self.waiting.iter();
+        let waiting = waiting.filter_map(|waiting| Some((waiting.plugin.as_ref()?, waiting.seq)));
+        for (plugin, seq) in waiting.chain(coming) {
+            let newest = newest.entry(plugin).or_insert(seq);
+            *newest = seq.max(*newest);
         }
-        let is_superseded = |waiting: &Waiting| {
-            let plugin = waiting.plugin.as_ref();
-            plugin.is_some_and(|plugin| counts.get(plugin).is_some_and(|count| *count > 1))
+        let is_superseded = |waiting: &&Waiting| {
+            let newest = waiting
+                .plugin
+                .as_ref()
+                .and_then(|plugin| newest.get(plugin));
+            newest.is_some_and(|newest| waiting.seq < *newest)
         };
-        let at = self.waiting.iter().position(is_superseded);
+        self.waiting.iter().filter(is_superseded).collect()
+    }
+
+    /// Drops the oldest result of which its plugin has a newer one.
+    fn drop_superseded(&mut self) -> bool {
+        let oldest = self.superseded(None).first().map(|waiting| waiting.seq);
+        oldest.is_some_and(|seq| self.drop_seq(seq))
+    }
+
+    fn drop_seq(&mut self, seq: Seq) -> bool {
+        let at = self.waiting.iter().position(|waiting| waiting.seq == seq);
         at.is_some_and(|at| self.drop_at(at))
     }
 
@@ -377,33 +446,21 @@ impl Spool {
             .collect()
     }
 
-    /// The broker will never take this result: it is set aside, and `instead` waits in its place, if anything can.
-    pub(super) fn set_aside(
-        &mut self,
-        seq: Seq,
-        instead: Option<&Envelope>,
-    ) -> Result<(), SpoolError> {
+    /// The broker will never take this result: it is set aside, and waits no longer. `is_lost` says that nothing went in its
+    /// place.
+    pub(super) fn set_aside(&mut self, seq: Seq, is_lost: bool) {
+        // It may have been dropped for a newer one meanwhile.
+        if !self.waiting.iter().any(|waiting| waiting.seq == seq) {
+            return;
+        }
         let path = self.path(seq);
         if let Err(error) = aside::keep(&path) {
             tracing::warn!(target: "vogeler::client", file = %path.display(), %error, "a result that is too large for the broker cannot be kept aside");
         }
-        let Some(instead) = instead else {
-            if self.forget(seq) {
-                remove(&path);
-            }
-            return Ok(());
-        };
-        let content = instead.to_bytes();
-        // It may have been dropped for a newer one meanwhile.
-        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.seq == seq) else {
-            return Ok(());
-        };
-        let bytes = content.len() as u64;
-        self.bytes = self.bytes - waiting.bytes + bytes;
-        waiting.bytes = bytes;
-        self.write(&path, &content).map_err(unwritable(&path))?;
-        self.note();
-        Ok(())
+        if is_lost {
+            self.lost(SpoolLoss::TooLarge);
+        }
+        self.done(seq);
     }
 
     fn forget(&mut self, seq: Seq) -> bool {
@@ -457,7 +514,7 @@ fn unwritable(path: &Path) -> impl Fn(io::Error) -> SpoolError + use<> {
 }
 
 /// Whether an error says that there is no room.
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded

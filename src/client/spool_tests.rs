@@ -242,3 +242,41 @@ fn what_cannot_be_read_stays() {
     fs::remove_file(spool.path(Seq(4))).unwrap();
     assert_eq!((drain(&mut spool), spool.dropped()), (vec![], 1));
 }
+
+/// Goal: on a full disk only results go that something newer supersedes, and only if that makes enough room.
+#[test]
+fn on_a_full_disk_nothing_goes_in_vain() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    for seq in [3, 7] {
+        spool.push(Seq(seq), &envelope(Seq(seq))).unwrap();
+    }
+    let plugin = envelope(Seq(3)).plugin().cloned().unwrap();
+    // A quota: what is free on the disk does not count.
+    let full = io::Error::from(io::ErrorKind::QuotaExceeded);
+    let going = |spool: &Spool, bytes, seq| {
+        let seqs = spool.room_for(bytes, &full, Some((&plugin, Seq(seq))));
+        seqs.into_iter().map(|seq| seq.0).collect::<Vec<_>>()
+    };
+    assert_eq!(going(&spool, 100, 9), [3, 7]);
+    // One that was held meanwhile is older than what came in the end.
+    assert_eq!(going(&spool, 100, 5), [3]);
+    assert_eq!(going(&spool, 100_000, 9), [0; 0]);
+    assert!(spool.make_room() && !spool.make_room());
+    assert_eq!((drain(&mut spool), spool.dropped()), (vec![7], 1));
+}
+
+/// Goal: what the broker never takes waits no longer, and is counted where nothing went in its place.
+#[test]
+fn what_is_set_aside_is_counted_if_nothing_replaces_it() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(state.path(), ROOMY).unwrap();
+    push_all(&mut spool, 1..=3);
+    spool.set_aside(Seq(1), false);
+    assert_eq!((spool.len(), spool.dropped()), (2, 0));
+    for _ in 0..2 {
+        spool.set_aside(Seq(2), true);
+    }
+    assert_eq!((drain(&mut spool), spool.dropped()), (vec![3], 1));
+    assert!(spool.path(Seq(2)).with_extension("large").exists());
+}

@@ -31,8 +31,11 @@ pub(super) struct Vitals {
     bytes: u64,
     /// Results lost since the spool was last empty.
     dropped: u64,
-    /// Why the disk takes no result now.
+    /// Why nothing can be written now, so that no plugin runs.
     unwritable: Option<String>,
+    /// Results that are held in memory, and why the disk did not take the first of them.
+    held: u32,
+    held_reason: String,
     /// Why a result that waits cannot be read now.
     unreadable: Option<String>,
     /// Damaged results that lie aside.
@@ -54,6 +57,8 @@ impl Vitals {
             bytes: 0,
             dropped: 0,
             unwritable: None,
+            held: 0,
+            held_reason: String::new(),
             unreadable: None,
             set_aside: 0,
             plugins: 0,
@@ -85,7 +90,13 @@ impl Vitals {
             reasons.push(format!("{dropped} results are lost (vogeler_client_spool_dropped_total says why; the log says which)"));
         }
         if let Some(error) = &self.unwritable {
-            reasons.push(format!("results cannot be written: {error}"));
+            reasons.push(format!("the state folder cannot be written: {error}"));
+        }
+        if self.held > 0 {
+            let (held, error) = (self.held, &self.held_reason);
+            reasons.push(format!(
+                "{held} results are held in memory, since they cannot be written: {error}"
+            ));
         }
         if let Some(error) = &self.unreadable {
             reasons.push(format!(
@@ -177,7 +188,21 @@ impl Noted {
         }
     }
 
-    /// Whether the disk took no result when it was last asked to.
+    /// A result is held in memory, since the disk does not take it, for as long as what this returns lives. Logged at the
+    /// first one and after the last one: others, which are smaller, may be written meanwhile.
+    pub(super) fn hold(&self, error: String) -> Holding {
+        let is_first = self.with(|vitals| {
+            vitals.held += 1;
+            vitals.held == 1
+        });
+        if is_first {
+            tracing::error!(target: "vogeler::client", error, "a result cannot be written; it is held in memory and tried again");
+            self.with(|vitals| vitals.held_reason = error);
+        }
+        Holding(self.clone())
+    }
+
+    /// Whether the disk took no mark when it was last asked to.
     pub(super) fn is_unwritable(&self) -> bool {
         self.with(|vitals| vitals.unwritable.is_some())
     }
@@ -219,6 +244,22 @@ impl Noted {
 
     fn with<T>(&self, f: impl FnOnce(&mut Vitals) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A result that is held in memory.
+#[derive(Debug)]
+pub(super) struct Holding(Noted);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let left = self.0.with(|vitals| {
+            vitals.held = vitals.held.saturating_sub(1);
+            vitals.held
+        });
+        if left == 0 {
+            tracing::info!(target: "vogeler::client", "no result is held in memory any more");
+        }
     }
 }
 
@@ -305,6 +346,19 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
+    /// Goal: while a large result is held, smaller ones that are written do not end that state, and the last one does.
+    #[test]
+    fn holding_does_not_flap() {
+        let noted = Noted::new(BOUNDS);
+        let is_ok = || noted.with(|vitals| vitals.spool()["ok"] == true);
+        let (first, second) = (noted.hold("full".into()), noted.hold("full".into()));
+        noted.unwritable(None);
+        drop(first);
+        assert!(!is_ok() && !noted.is_unwritable());
+        drop(second);
+        assert!(is_ok());
+    }
+
     /// Goal: each part that is wrong makes the client unready, and the answer says which and why.
     #[test]
     fn readiness_names_what_is_wrong() {
@@ -352,10 +406,15 @@ mod tests {
         let (_, body) = readiness(&up, &Place::Ours, &vitals, false, at(62));
         let reason = body["spool"]["reason"].as_str().unwrap();
         assert!(
-            reason.ends_with("results cannot be written: no space"),
+            reason.ends_with("the state folder cannot be written: no space"),
             "{reason}"
         );
         vitals.unwritable = None;
+        vitals.held = 1;
+        let (_, body) = readiness(&up, &Place::Ours, &vitals, false, at(62));
+        let reason = body["spool"]["reason"].as_str().unwrap();
+        assert!(reason.contains("1 results are held in memory"), "{reason}");
+        vitals.held = 0;
 
         vitals.spooled(0, 0, at(63));
         assert!(

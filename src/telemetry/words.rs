@@ -208,6 +208,8 @@ label_enum! {
         NotMeant = "not_meant",
         /// The client was ended while the plugin ran for it: it is not run again.
         Interrupted = "interrupted",
+        /// It was answered before the client was ended, and came again: its answer is safe.
+        Repeated = "repeated",
         /// The message is no command.
         Invalid = "invalid",
         /// The client stopped, or could not keep the result: the command went back to the broker.
@@ -265,6 +267,8 @@ label_enum! {
         Damaged = "damaged",
         /// Somebody deleted its file.
         Missing = "missing",
+        /// The broker finds it too large, and no error could be put in its place.
+        TooLarge = "too_large",
     }
 }
 

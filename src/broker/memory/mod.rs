@@ -56,6 +56,8 @@ struct State {
     queues: HashMap<String, MemoryQueue>,
     seats: u64,
     is_paused: bool,
+    /// Size of the largest message that is taken, in bytes; none takes all.
+    message_bytes_max: Option<u64>,
 }
 
 impl Default for MemoryBroker {
@@ -93,6 +95,11 @@ impl MemoryBroker {
             shared: Arc::new(shared),
             closed: CancellationToken::new(),
         }
+    }
+
+    /// Refuses larger messages from now on, as RabbitMQ does by its `max_message_size`.
+    pub fn take_at_most(&self, bytes: u64) {
+        self.shared.lock().message_bytes_max = Some(bytes);
     }
 
     /// Ends the sessions of all consumers of `queue`, as a broken connection does: what they held comes again.
@@ -303,6 +310,16 @@ impl Broker for MemoryBroker {
 
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {
         self.check()?;
+        let bytes = message.body.len() as u64;
+        let most = self.shared.lock().message_bytes_max;
+        if let Some(bytes_max) = most.filter(|most| bytes > *most) {
+            let reason = "memory".to_owned();
+            return Err(BrokerError::TooLarge {
+                bytes,
+                bytes_max,
+                reason,
+            });
+        }
         let message = Arc::new(message);
         let until_room = async {
             loop {
