@@ -59,7 +59,7 @@ fn names(report: &Value, category: &str) -> Vec<String> {
         .collect()
 }
 
-/// Goal: the README's steps work in its order, on real facts, and every question has its answer.
+/// Goal: the steps of docs/INSTALL.md work in their order, on real facts, and every question has its answer.
 #[test]
 fn the_readme_step_by_step() {
     let v = installation();

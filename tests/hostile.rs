@@ -312,7 +312,7 @@ fn a_script_publishes_a_result() {
     });
 }
 
-/// Goal: the line of the README that computes a node's slot in a shell is right.
+/// Goal: the line of docs/OPERATING.md that computes a node's slot in a shell is right.
 #[test]
 fn a_shell_computes_the_slot() {
     let slot = r#"printf %03d $(printf %s "$1" | gzip -c | tail -c 8 | od -An -tu1 -N1)"#;

@@ -395,7 +395,7 @@ fn killing_a_server_moves_its_partitions() {
     assert_eq!(second.stop().code(), Some(0));
 }
 
-/// Goal: with a backlog in the queues, the number of partitions goes from 8 to 4 and back as the README says: nothing
+/// Goal: with a backlog in the queues, the number of partitions goes from 8 to 4 and back as docs/OPERATING.md says: nothing
 /// is lost, the newest result of each node stays, and afterwards each result goes to one queue only.
 #[test]
 fn another_number_of_partitions_with_a_backlog() {

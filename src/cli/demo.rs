@@ -392,7 +392,7 @@ fn further(config: &Config, folder: &Path, is_kept: bool) -> String {
          \x20 {program} node show node01.demo /os-release\n\
          \x20 {program} find --plugin processes --contains init\n\
          \x20 {program} find --where /os-release/ID=debian\n\
-         Then delete {}. README.md has the set-up for real machines.\n",
+         Then delete {}. docs/INSTALL.md has the set-up for real machines.\n",
         folder.display()
     )
 }

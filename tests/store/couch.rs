@@ -43,7 +43,7 @@ async fn on_server(
     request.send().await.unwrap().json().await.unwrap()
 }
 
-/// Goal: as the README has it: an administrator of the database alone sets up views and makes indexes, a member does all
+/// Goal: as docs/INSTALL.md has it: an administrator of the database alone sets up views and makes indexes, a member does all
 /// that server and operators do, and says what it may not.
 async fn a_member_is_enough(place: &Place) {
     let Other::Couch(http) = &place.other else {
