@@ -10,16 +10,16 @@
 
 mod args;
 mod faults;
-mod flavour;
 mod fleet;
 mod ledger;
-mod live;
+mod nodes;
+mod payload;
 mod plan;
+mod progress;
 mod report;
-mod roster;
+mod rng;
 mod run;
 mod schedule;
-mod seeded;
 mod services;
 mod span;
 mod stats;
@@ -60,11 +60,11 @@ fn start(args: &Args) -> anyhow::Result<Report> {
         .transpose()?;
     let folder = args.report_folder(&plan);
     vogeler::log::init(&Log::default(), "error").map_err(anyhow::Error::msg)?;
-    let asked = run::Asked {
+    let spec = run::RunSpec {
         plan: &plan,
         given: &args.given(),
         folder: &folder,
-        live: live::Live::new(args.quiet),
+        progress: progress::Progress::new(args.quiet),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -76,7 +76,7 @@ fn start(args: &Args) -> anyhow::Result<Report> {
         .context("cannot listen for signals")?;
     let ran = runtime.block_on(async {
         tokio::select! {
-            report = run::run(&asked, &shutdown.stop) => report,
+            report = run::run(&spec, &shutdown.stop) => report,
             () = shutdown.at_once.cancelled() => Err(anyhow!("ended at once by a second signal")),
         }
     });

@@ -14,14 +14,14 @@ use vogeler::config;
 use crate::complain;
 use crate::faults::{self, FaultRecord};
 use crate::fleet::{Brokers, Deleter, Fleet, Target};
-use crate::live::Live;
 use crate::plan::Plan;
+use crate::progress::Progress;
 use crate::report::make::Run;
 use crate::report::{self, Report, Setting};
 use crate::services::{Given, INTERRUPTED, Services, soon_after, until};
 use crate::stats::Stats;
 use crate::verdict::Verdict;
-use crate::verify::{Case, Own};
+use crate::verify::{Ownership, VerifyInput};
 use crate::watch::procfs;
 use crate::watch::sample::{Sampler, Timeline};
 
@@ -31,7 +31,7 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 const VERIFY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a run is asked for.
-pub(crate) struct Asked<'a> {
+pub(crate) struct RunSpec<'a> {
     /// With the seed and faults of the command line.
     pub(crate) plan: &'a Plan,
     /// What runs already.
@@ -39,15 +39,15 @@ pub(crate) struct Asked<'a> {
     /// Where the server's log goes.
     pub(crate) folder: &'a Path,
     /// Shows how it goes.
-    pub(crate) live: Live,
+    pub(crate) progress: Progress,
 }
 
 /// Runs the plan; an error says why it could not be run to its end.
-pub(crate) async fn run(asked: &Asked<'_>, stop: &CancellationToken) -> anyhow::Result<Report> {
-    let log = asked.folder.join(report::LOG);
-    let services = Services::start(asked.plan, asked.given, &log, stop).await?;
+pub(crate) async fn run(spec: &RunSpec<'_>, stop: &CancellationToken) -> anyhow::Result<Report> {
+    let log = spec.folder.join(report::LOG);
+    let services = Services::start(spec.plan, spec.given, &log, stop).await?;
     let services = Arc::new(services);
-    let load = Box::pin(load(asked, &services, stop));
+    let load = Box::pin(load(spec, &services, stop));
     let report = soon_after(stop, load).await;
     let stopped = match Arc::into_inner(services) {
         Some(services) => services.stop(stop).await,
@@ -64,16 +64,16 @@ pub(crate) async fn run(asked: &Asked<'_>, stop: &CancellationToken) -> anyhow::
 
 /// Load, faults and samples at the same time; then the verdict and the report.
 async fn load(
-    asked: &Asked<'_>,
+    spec: &RunSpec<'_>,
     services: &Arc<Services>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Report> {
-    let plan = asked.plan;
+    let plan = spec.plan;
     let stats = Arc::new(Stats::default());
-    let timeline = Arc::new(Timeline::new(asked.given.metrics.is_none()));
+    let timeline = Arc::new(Timeline::new(spec.given.metrics.is_none()));
     let setting = setting(services).await?;
     let fleet = Fleet::new(plan, Arc::clone(&stats))?;
-    let target = target(asked, services, &timeline)?;
+    let target = target(spec, services, &timeline)?;
     let sampler = Sampler::new(services, &fleet, &timeline).await?;
 
     let (started, started_at) = (Instant::now(), Timestamp::now());
@@ -81,7 +81,7 @@ async fn load(
     let watching = async {
         tokio::join!(
             sampler.run(started, over.clone()),
-            asked.live.load(&fleet, &timeline, started, &over),
+            spec.progress.load(&fleet, &timeline, started, &over),
         )
     };
     let working = async {
@@ -98,12 +98,12 @@ async fn load(
         bail!(INTERRUPTED);
     }
     let verifying = "verifying: ledger, store, dead letters, queues and counters are compared";
-    asked.live.phase(verifying);
-    let verified = verify(asked, &fleet, services, (&target, &timeline), &faults);
+    spec.progress.phase(verifying);
+    let verified = verify(spec, &fleet, services, (&target, &timeline), &faults);
     let mut verdict = until(stop, verified).await?;
     verdict.failed_clients.clone_from(&sent.failed_clients);
     target.store.close().await;
-    asked.live.last_phase("stopping what was started");
+    spec.progress.last_phase("stopping what was started");
     let run = Run {
         plan,
         fingerprint: fleet.fingerprint(),
@@ -122,7 +122,7 @@ async fn load(
 
 /// What the fleet talks to: the broker as the server has it, the store past the faults.
 fn target(
-    asked: &Asked<'_>,
+    spec: &RunSpec<'_>,
     services: &Services,
     timeline: &Arc<Timeline>,
 ) -> anyhow::Result<Target> {
@@ -142,21 +142,21 @@ fn target(
         store,
         deleter,
         queues: services.queues(),
-        server: asked.given.metrics.is_none().then(|| Arc::clone(timeline)),
+        server: spec.given.metrics.is_none().then(|| Arc::clone(timeline)),
         faults_over: CancellationToken::new(),
     })
 }
 
 /// Compares the ledger with everything, past all proxies.
 async fn verify(
-    asked: &Asked<'_>,
+    spec: &RunSpec<'_>,
     fleet: &Fleet,
     services: &Services,
     (target, timeline): (&Target, &Timeline),
     faults: &[FaultRecord],
 ) -> anyhow::Result<Verdict> {
     let broker = services.broker.direct()?;
-    let case = Case {
+    let case = VerifyInput {
         plan: &fleet.plan,
         faults,
         ledger: &fleet.ledger,
@@ -165,9 +165,9 @@ async fn verify(
         queue_type: services.config.broker.queue_type,
         queues: &target.queues,
         remake: &|node, plugin, version| fleet.remake(node, plugin, version),
-        own: Own {
-            broker: asked.given.broker.is_none(),
-            server: asked.given.metrics.is_none(),
+        own: Ownership {
+            broker: spec.given.broker.is_none(),
+            server: spec.given.metrics.is_none(),
             deletes: services.store.is_couch(),
         },
     };

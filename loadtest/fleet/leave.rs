@@ -33,7 +33,7 @@ pub(crate) enum Deleter {
 
 /// Sees one node off.
 pub(super) async fn leave(light: Arc<Light>, deleter: Deleter, node: u32) {
-    let name = &light.fleet.roster.members[node as usize].name;
+    let name = &light.fleet.nodes.members[node as usize].name;
     if !light.fleet.plan.redelivers() && is_settled(&light, node, name).await {
         // While the store is away it is unknown whether the document is deleted: the node cannot come back.
         let is_gone = loop {

@@ -1,6 +1,6 @@
 //! Light clients: an open loop on the schedule.
 //!
-//! The dispatcher hands each message to its connection's outlet when it is due and waits for nothing else; the outlet
+//! The dispatcher hands each message to its connection's sender when it is due and waits for nothing else; the sender
 //! makes it at once and keeps it until the broker confirmed it, as a client's spool would. Bounds: the outlets' lines (what
 //! does not fit is counted as dropped, and the run does not pass), the bytes that they keep (past them messages are made
 //! late, which counts as the tester's lag) and the messages in flight at once.
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vogeler::wire::RunId;
 
-use super::{Fleet, Start, Target, leave, outlet};
+use super::{Fleet, Start, Target, leave, sender};
 use crate::plan::Connections;
 
 /// Messages that wait in all lines together, 4 bytes each: an outage of minutes at thousands a second.
@@ -24,7 +24,7 @@ const LINES_MAX: usize = 2_000_000;
 const KEPT_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Messages in flight at once, of all outlets together.
 const IN_FLIGHT_MAX: usize = 4_096;
-/// The same of one outlet: what a channel of the product has in flight.
+/// The same of one sender: what a channel of the product has in flight.
 const OUTLET_IN_FLIGHT_MAX: usize = 1_024;
 /// And at least so many of each.
 const OUTLET_IN_FLIGHT_MIN: usize = 4;
@@ -51,7 +51,7 @@ pub(super) async fn run(fleet: &Fleet, target: &Target, start: Start, stop: &Can
             .map(|_| RunId::generate())
             .collect(),
         pending: fleet
-            .roster
+            .nodes
             .members
             .iter()
             .map(|_| AtomicU32::new(0))
@@ -82,13 +82,13 @@ pub(super) async fn run(fleet: &Fleet, target: &Target, start: Start, stop: &Can
 /// The lines to the connections, by node. A node finds its own at its number modulo their count.
 fn outlets(light: &Arc<Light>, target: &Target, tasks: &mut JoinSet<()>) -> Vec<mpsc::Sender<u32>> {
     let count = match light.fleet.plan.connections {
-        Connections::PerClient => light.fleet.roster.members.len(),
+        Connections::PerClient => light.fleet.nodes.members.len(),
         Connections::Shared(count) => count,
     };
     let in_flight = (IN_FLIGHT_MAX / count).clamp(OUTLET_IN_FLIGHT_MIN, OUTLET_IN_FLIGHT_MAX);
     let open = |_| {
         let (line, waiting) = mpsc::channel((LINES_MAX / count).max(1));
-        tasks.spawn(outlet::work(
+        tasks.spawn(sender::work(
             Arc::clone(light),
             target.brokers.open(),
             waiting,

@@ -70,7 +70,7 @@ async fn hear(fleet: &Fleet, consumer: &mut Consumer, start: Start) {
         if let Some((session, at)) = heard
             && session != delivery.session
         {
-            fleet.ledger.deaf(at, now);
+            fleet.ledger.listener_gap(at, now);
         }
         heard = Some((delivery.session, now));
         match serde_json::from_slice::<ReceiptBatch>(&delivery.body) {

@@ -12,10 +12,10 @@ mod leave;
 mod light;
 mod listen;
 mod message;
-mod outlet;
 mod real;
+mod recording_broker;
 mod runner;
-mod tap;
+mod sender;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,10 +30,10 @@ use vogeler::config;
 use vogeler::store::Store;
 use vogeler::wire::{NodeName, PluginName};
 
-use crate::flavour::{self, Generator};
 use crate::ledger::Ledger;
+use crate::nodes::Nodes;
+use crate::payload::{self, Generator};
 use crate::plan::Plan;
-use crate::roster::Roster;
 use crate::schedule::Schedule;
 use crate::stats::Stats;
 use crate::verdict::{Finding, RunnerOutcome};
@@ -101,7 +101,7 @@ pub(crate) struct Fleet {
     /// What to do.
     pub(crate) plan: Arc<Plan>,
     /// Who is in it.
-    pub(crate) roster: Arc<Roster>,
+    pub(crate) nodes: Arc<Nodes>,
     /// What the light clients send.
     pub(crate) schedule: Arc<Schedule>,
     /// What was sent.
@@ -109,7 +109,7 @@ pub(crate) struct Fleet {
     /// What is counted.
     pub(crate) stats: Arc<Stats>,
     generators: Arc<[Generator]>,
-    /// Where in the roster each node is.
+    /// The index of each node.
     numbers: Arc<HashMap<NodeName, usize>>,
 }
 
@@ -173,14 +173,14 @@ impl Start {
 impl Fleet {
     /// The fleet of a checked plan.
     pub(crate) fn new(plan: &Plan, stats: Arc<Stats>) -> anyhow::Result<Self> {
-        let roster = Roster::new(plan).context("a name of the plan")?;
-        let members = roster.members.iter().enumerate();
+        let nodes = Nodes::new(plan).context("a name of the plan")?;
+        let members = nodes.members.iter().enumerate();
         let numbers = members.map(|(number, member)| (member.name.clone(), number));
         Ok(Self {
             numbers: Arc::new(numbers.collect()),
-            schedule: Arc::new(Schedule::new(plan, &roster)),
+            schedule: Arc::new(Schedule::new(plan, &nodes)),
             generators: Generator::of_plan(plan).into(),
-            roster: Arc::new(roster),
+            nodes: Arc::new(nodes),
             plan: Arc::new(plan.clone()),
             ledger: Arc::default(),
             stats,
@@ -190,7 +190,7 @@ impl Fleet {
     /// Names what this fleet prints, and what of it is sent when: 16 hexadecimal digits.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        flavour::fingerprint(&self.plan, &self.roster.machines(), &mut hasher);
+        payload::fingerprint(&self.plan, &self.nodes.machines(), &mut hasher);
         self.schedule.fingerprint(&mut hasher);
         let mut hex = hasher.finalize().to_hex().to_string();
         hex.truncate(FINGERPRINT_DIGITS);
@@ -204,8 +204,8 @@ impl Fleet {
         plugin: &PluginName,
         version: u32,
     ) -> Option<String> {
-        let member = &self.roster.members[*self.numbers.get(node)?];
-        let plugin = self.roster.plugins.iter().position(|name| name == plugin)?;
+        let member = &self.nodes.members[*self.numbers.get(node)?];
+        let plugin = self.nodes.plugins.iter().position(|name| name == plugin)?;
         Some(self.generators[plugin].value(&member.machine, version))
     }
 

@@ -1,8 +1,8 @@
 //! Real clients: the product's own, in this process, each with a connection and a folder of its own.
 //!
-//! Their plugins are stubs that print what a machine of their flavour would (`cat` of a file; by its path, since a program
+//! Their plugins are stubs that print what a machine of their distribution would (`cat` of a file; by its path, since a program
 //! that has to be looked up is started by a fork of this large process). They answer commands, and
-//! report themselves when they start; a tap notes all of it in the ledger.
+//! report themselves when they start; a recording broker notes all of it in the ledger.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,10 +18,10 @@ use vogeler::client::execute::Supervisor;
 use vogeler::config;
 use vogeler::wire::Group;
 
-use super::tap::Tap;
+use super::recording_broker::RecordingBroker;
 use super::{Fleet, Start, Target};
+use crate::nodes::Member;
 use crate::plan::REAL_GROUP;
-use crate::roster::Member;
 use crate::services::{GuardedFolder, vogeler_program};
 use crate::verdict::Finding;
 
@@ -46,7 +46,7 @@ impl Clients {
         let folder = GuardedFolder::new().context("no folder for the real clients")?;
         let stop = stop.child_token();
         let mut tasks = JoinSet::new();
-        let members = fleet.roster.members.iter().zip(&fleet.schedule.starts);
+        let members = fleet.nodes.members.iter().zip(&fleet.schedule.starts);
         for (member, due) in members.filter(|(member, _)| member.is_real) {
             let due = start.at(*due);
             let config = config(folder.path(), member)?;
@@ -89,7 +89,7 @@ async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     fleet.stats.clients.add();
-    let tap = Tap {
+    let recording = RecordingBroker {
         inner: Arc::clone(&broker),
         fleet: fleet.clone(),
         start,
@@ -97,7 +97,7 @@ async fn run(
     let new = move || {
         write_plugins(&fleet, &member, &config.plugins).context("its stub plugins")?;
         let supervisor = Supervisor::at(vogeler_program()?);
-        anyhow::Ok(Client::new(config, Arc::new(tap), supervisor)?)
+        anyhow::Ok(Client::new(config, Arc::new(recording), supervisor)?)
     };
     let client = tokio::task::spawn_blocking(new).await??;
     let ran = client.run(stop).await;
@@ -129,7 +129,7 @@ fn config(folder: &Path, member: &Member) -> anyhow::Result<config::Client> {
 fn write_plugins(fleet: &Fleet, member: &Member, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     let mut sections = String::new();
-    for (generator, plugin) in fleet.generators.iter().zip(&fleet.roster.plugins) {
+    for (generator, plugin) in fleet.generators.iter().zip(&fleet.nodes.plugins) {
         let output = folder.join(format!("{plugin}.json"));
         std::fs::write(&output, generator.value(&member.machine, 0))?;
         let path = output.display();

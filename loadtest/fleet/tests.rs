@@ -13,7 +13,7 @@ use super::*;
 use crate::faults::FaultRecord;
 use crate::stats::ServerCounts;
 use crate::verdict::Verdict;
-use crate::verify::{Case, Own};
+use crate::verify::{Ownership, VerifyInput};
 
 const PARTITIONS: u16 = 2;
 
@@ -118,7 +118,7 @@ async fn load(
     };
     let remake =
         |node: &NodeName, plugin: &PluginName, version| fleet.remake(node, plugin, version);
-    let case = Case {
+    let case = VerifyInput {
         plan,
         faults,
         ledger: &fleet.ledger,
@@ -127,7 +127,7 @@ async fn load(
         queue_type: QueueType::Quorum,
         queues: &queues,
         remake: &remake,
-        own: Own {
+        own: Ownership {
             broker: true,
             server: true,
             deletes: true,
@@ -249,11 +249,11 @@ fn broken_sessions_lose_nothing() {
 /// Goal: a real client's result that waits in its spool counts once as sent, from when it was collected, and is missed as
 /// long as the broker has not confirmed it.
 #[tokio::test]
-async fn a_tap_counts_what_waits() {
+async fn a_recording_broker_counts_what_waits() {
     let queues = topology::server_queues(1, QueueType::Classic);
     let inner = MemoryBroker::new();
     let now = Timestamp::now();
-    let tap = tap::Tap {
+    let broker = recording_broker::RecordingBroker {
         inner: Arc::new(inner.clone()),
         fleet: Fleet::new(&plan(), Arc::default()).unwrap(),
         start: Start {
@@ -271,15 +271,15 @@ async fn a_tap_counts_what_waits() {
         value: "{}".to_owned(),
     };
     let message = message::result(parts).unwrap();
-    let (stats, ledger) = (&tap.fleet.stats, &tap.fleet.ledger);
+    let (stats, ledger) = (&broker.fleet.stats, &broker.fleet.ledger);
     for _ in 0..2 {
         // Nobody declared the partition queues.
-        tap.publish(message.clone()).await.unwrap_err();
+        broker.publish(message.clone()).await.unwrap_err();
         assert_eq!((stats.sent.get(), stats.confirmed.get()), (1, 0));
         assert_eq!(ledger.never_confirmed(), 1);
     }
     inner.declare(&queues).await.unwrap();
-    tap.publish(message).await.unwrap();
+    broker.publish(message).await.unwrap();
     assert_eq!((stats.sent.get(), stats.confirmed.get()), (1, 1));
     assert_eq!((ledger.never_confirmed(), ledger.unsettled()), (0, 1));
     let waited = stats.publish_to_confirmed.quantile(0.5).unwrap();

@@ -192,7 +192,7 @@ pub(crate) struct Book {
     /// Messages that are no results, by message id.
     pub(crate) poison: HashMap<String, Poison>,
     /// When the listener was away: from the last receipt before to the first one after, in microseconds from the start.
-    pub(crate) deaf: Vec<(u64, u64)>,
+    pub(crate) listener_gaps: Vec<(u64, u64)>,
     /// Receipts of our runs that no entry explains.
     pub(crate) strays: Vec<(NodeName, PluginName, Outcome)>,
     pub(super) runs: Names<RunId>,

@@ -136,8 +136,8 @@ impl Ledger {
     }
 
     /// The listener had to subscribe anew between these receipts; what came in between went with its queue.
-    pub(crate) fn deaf(&self, from: u64, until: u64) {
-        self.book().deaf.push((from, until));
+    pub(crate) fn listener_gap(&self, from: u64, until: u64) {
+        self.book().listener_gaps.push((from, until));
     }
 
     /// Whether each copy that the broker confirmed is settled, and none is under way.

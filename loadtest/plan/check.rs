@@ -7,7 +7,7 @@ use vogeler::config::Config;
 use vogeler::runner::Target;
 use vogeler::wire::PluginName;
 
-use super::{Connections, Flavour, Length, Plan, PluginKind, PluginPlan};
+use super::{Connections, Distribution, Length, Plan, PluginKind, PluginPlan};
 
 /// Nodes at most: the ledger and the names are in memory.
 const NODES_MAX: usize = 100_000;
@@ -159,14 +159,14 @@ impl Plan {
             self.joins,
             "light clients join, each with the rate of the others: at most nodes - real_clients",
         )?;
-        let weights = &self.flavours;
+        let weights = &self.distributions;
         let is_weighted = weights
             .values()
             .all(|weight| *weight >= 0.0 && weight.is_finite())
             && weights.values().sum::<f64>() > 0.0;
-        let known = Flavour::ALL.map(Flavour::as_str).join(", ");
+        let known = Distribution::ALL.map(Distribution::as_str).join(", ");
         let rule = format!("give at least one of {known} a weight above 0");
-        check.holds(is_weighted, "flavours", format!("{weights:?}"), &rule)?;
+        check.holds(is_weighted, "distributions", format!("{weights:?}"), &rule)?;
         match self.connections {
             Connections::PerClient => check.holds(
                 light + self.joins <= CONNECTIONS_MAX,

@@ -35,9 +35,9 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// Nodes of the fleet when the ramp is over, real ones included.
     pub(crate) nodes: usize,
-    /// Share of each flavour among the nodes, as weights. Default: all alike.
-    #[serde(default = "Flavour::all_alike")]
-    pub(crate) flavours: BTreeMap<Flavour, f64>,
+    /// Share of each distribution among the nodes, as weights. Default: all alike.
+    #[serde(default = "Distribution::all_alike", alias = "flavours")]
+    pub(crate) distributions: BTreeMap<Distribution, f64>,
     /// Of the nodes, those that are the product's own client in this process, and answer commands.
     #[serde(default)]
     pub(crate) real_clients: usize,
@@ -96,7 +96,7 @@ pub(crate) const REAL_GROUP: &str = "real";
 /// What a node's operating system is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Flavour {
+pub(crate) enum Distribution {
     /// Red Hat Enterprise Linux 9.
     Rhel,
     /// CentOS Stream 9.
@@ -107,7 +107,7 @@ pub(crate) enum Flavour {
     Ubuntu,
 }
 
-impl Flavour {
+impl Distribution {
     /// All of them.
     pub(crate) const ALL: [Self; 4] = [Self::Rhel, Self::Centos, Self::Debian, Self::Ubuntu];
 
@@ -124,7 +124,7 @@ impl Flavour {
     fn all_alike() -> BTreeMap<Self, f64> {
         Self::ALL
             .into_iter()
-            .map(|flavour| (flavour, 1.0))
+            .map(|distribution| (distribution, 1.0))
             .collect()
     }
 }

@@ -29,10 +29,10 @@ const ADDED: [(&str, &str); 17] = [
     ),
     ("ramp = \"fast\"", "is not a length of time"),
     (
-        "flavours = { rhel = 0 }",
+        "distributions = { rhel = 0 }",
         "give at least one of rhel, centos, debian, ubuntu a weight above 0",
     ),
-    ("flavours = { suse = 1 }", "unknown variant `suse`"),
+    ("distributions = { suse = 1 }", "unknown variant `suse`"),
     (
         "[[faults]]\nat = \"1s\"\nlasts = \"1s\"\nkind = \"rain\"",
         "\"rain\" is no fault",

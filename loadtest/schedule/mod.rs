@@ -6,9 +6,9 @@
 
 mod series;
 
+use crate::nodes::Nodes;
 use crate::plan::{Length, Plan};
-use crate::roster::Roster;
-use crate::seeded::Draws;
+use crate::rng::Draws;
 use series::Series;
 
 /// Longest tick, in microseconds. Results of one tick share a run, so a longer one means fewer receipt messages.
@@ -43,7 +43,7 @@ pub(crate) struct Sending {
     pub(crate) at: u64,
     /// When the plugin ran, by the true clock: with the node's skew, the sequence.
     pub(crate) collected: u64,
-    /// Which node of the roster.
+    /// Which of the nodes.
     pub(crate) node: u32,
     /// Which plugin of the plan.
     pub(crate) plugin: u16,
@@ -73,7 +73,7 @@ pub(crate) struct Schedule {
     pub(crate) sendings: Vec<Sending>,
     /// By time.
     pub(crate) departures: Vec<Departure>,
-    /// When each node of the roster starts, in microseconds.
+    /// When each node starts, in microseconds.
     pub(crate) starts: Vec<u64>,
     /// Ticks.
     pub(crate) ticks: u32,
@@ -83,10 +83,10 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// The schedule of a checked plan.
-    pub(crate) fn new(plan: &Plan, roster: &Roster) -> Self {
+    pub(crate) fn new(plan: &Plan, nodes: &Nodes) -> Self {
         let intervals = intervals(plan);
         let end = end(plan, &intervals);
-        let starts = starts(plan, roster, end);
+        let starts = starts(plan, nodes, end);
         let departures = departures(plan, end);
         let tick = intervals
             .iter()
@@ -95,7 +95,7 @@ impl Schedule {
             .unwrap_or(1)
             .clamp(1, TICK_MICROS_MAX);
         let mut sendings = Vec::new();
-        for (node, member) in roster
+        for (node, member) in nodes
             .members
             .iter()
             .enumerate()
@@ -207,18 +207,18 @@ fn end(plan: &Plan, intervals: &[u64]) -> u64 {
 }
 
 /// The planned nodes over the ramp in an order drawn by lot; those that join, over the rest.
-fn starts(plan: &Plan, roster: &Roster, end: u64) -> Vec<u64> {
+fn starts(plan: &Plan, nodes: &Nodes, end: u64) -> Vec<u64> {
     let mut draws = Draws::of(plan.seed, &[5]);
     let mut ranks: Vec<usize> = (0..plan.nodes).collect();
     draws.shuffle(&mut ranks);
     let ramp = plan.ramp.as_secs_f64();
     let late = end.saturating_sub(micros(ramp)).max(1);
-    let nodes = count(plan.nodes);
+    let all = count(plan.nodes);
     let planned = ranks
         .into_iter()
-        .map(|rank| micros(ramp * count(rank) / nodes));
+        .map(|rank| micros(ramp * count(rank) / all));
     let mut starts: Vec<u64> = planned.collect();
-    let joining = roster.members.iter().filter(|member| member.joins);
+    let joining = nodes.members.iter().filter(|member| member.joins);
     starts.extend(joining.map(|_| micros(ramp) + draws.below(late)));
     starts
 }

@@ -2,7 +2,7 @@
 
 use super::{Kind, POISONS, Sending};
 use crate::plan::Plan;
-use crate::seeded::Draws;
+use crate::rng::Draws;
 
 /// Fills in the results of one node's plugin.
 pub(super) struct Series<'a> {

@@ -20,7 +20,7 @@ fn plan() -> Plan {
 }
 
 fn schedule(plan: &Plan) -> Schedule {
-    Schedule::new(plan, &Roster::new(plan).unwrap())
+    Schedule::new(plan, &Nodes::new(plan).unwrap())
 }
 
 fn results(schedule: &Schedule) -> impl Iterator<Item = &Sending> {

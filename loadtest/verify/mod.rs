@@ -1,12 +1,12 @@
 //! The verifier: the ledger against the store, the dead letters, the queues and the server's counters.
 //!
 //! Everything that was sent must be explained, and everything that is there, too. The judgements are pure (`node`,
-//! `excuse`, `counters`, `dead`); this file fetches what they judge, a hundred documents at a time, once server and queues
+//! `fault_window`, `counters`, `dead`); this file fetches what they judge, a hundred documents at a time, once server and queues
 //! are idle.
 
 mod counters;
 mod dead;
-mod excuse;
+mod fault_window;
 mod node;
 
 use std::collections::{HashMap, HashSet};
@@ -27,9 +27,9 @@ use crate::ledger::{Book, Hash, Ledger};
 use crate::plan::Plan;
 use crate::stats::ServerCounts;
 use crate::verdict::{Finding, Verdict};
-use excuse::Excuses;
+use fault_window::Excuses;
+use node::NodeJudge;
 pub(crate) use node::Remake;
-use node::Scale;
 
 /// Documents read at once.
 const LOAD_COUNT_MAX: usize = 100;
@@ -39,7 +39,7 @@ pub(crate) const OUR_DOMAIN: &str = ".loadtest.example.com";
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// What is verified, and against what.
-pub(crate) struct Case<'a> {
+pub(crate) struct VerifyInput<'a> {
     /// The plan, with the faults of the command line.
     pub(crate) plan: &'a Plan,
     /// The faults as they were.
@@ -57,12 +57,12 @@ pub(crate) struct Case<'a> {
     /// Makes values again.
     pub(crate) remake: &'a Remake<'a>,
     /// What is the run's own.
-    pub(crate) own: Own,
+    pub(crate) own: Ownership,
 }
 
 /// What a run has for itself, so that nothing else can be in it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Own {
+pub(crate) struct Ownership {
     /// The broker.
     pub(crate) broker: bool,
     /// The server.
@@ -71,7 +71,7 @@ pub(crate) struct Own {
     pub(crate) deletes: bool,
 }
 
-impl Case<'_> {
+impl VerifyInput<'_> {
     /// Verifies, once nothing is under way any more, until nothing is found or the time is up: what the server has not
     /// settled yet is not lost yet. `counts` scrapes the server; none is no answer.
     pub(crate) async fn verify_within(
@@ -179,7 +179,7 @@ impl Case<'_> {
         verdict: &mut Verdict,
     ) {
         let book = self.ledger.book();
-        let scale = Scale {
+        let scale = NodeJudge {
             owners,
             book: &book,
             excuses,

@@ -9,7 +9,7 @@ use vogeler::document::{NodeDocument, PluginState, PluginStates};
 use vogeler::hash::content_hash;
 use vogeler::wire::{NodeName, Outcome, PluginName};
 
-use super::excuse::Excuses;
+use super::fault_window::Excuses;
 use crate::ledger::{Book, Entry, Hash};
 use crate::verdict::{Finding, Verdict};
 
@@ -17,7 +17,7 @@ use crate::verdict::{Finding, Verdict};
 pub(crate) type Remake<'a> = dyn Fn(&NodeName, &PluginName, u32) -> Option<String> + Sync + 'a;
 
 /// What all judgements share.
-pub(crate) struct Scale<'a> {
+pub(crate) struct NodeJudge<'a> {
     /// The ledger.
     pub(crate) book: &'a Book,
     /// Who sent which content.
@@ -52,7 +52,7 @@ impl<'a> Document<'a> {
 
 /// The judgement on one node's plugin.
 struct Series<'a> {
-    scale: &'a Scale<'a>,
+    scale: &'a NodeJudge<'a>,
     node: &'a NodeName,
     plugin: &'a PluginName,
     /// What was sent since the node's document was deleted, if it was: by sequence.
@@ -62,7 +62,7 @@ struct Series<'a> {
     verdict: &'a mut Verdict,
 }
 
-impl Scale<'_> {
+impl NodeJudge<'_> {
     /// Judges one node by its document, or by there being none.
     pub(crate) fn judge(
         &self,
@@ -135,7 +135,7 @@ impl Scale<'_> {
 
 impl<'a> Series<'a> {
     fn new(
-        scale: &'a Scale<'a>,
+        scale: &'a NodeJudge<'a>,
         node: &'a NodeName,
         plugin: &'a PluginName,
         deleted: Option<u64>,

@@ -73,7 +73,7 @@ async fn a_deaf_listener_is_excused() {
         if has_fault {
             world.fault("cut_broker", 10, 11);
         }
-        world.ledger.deaf(39 * SECOND, 42 * SECOND);
+        world.ledger.listener_gap(39 * SECOND, 42 * SECOND);
         world.send(NODES[0], "a", sent, None);
         world.count(Outcome::Superseded);
         world.send(NODES[0], "a", 50, Some(Outcome::Stored));

@@ -19,7 +19,7 @@ mod faults;
 struct World {
     plan: Plan,
     faults: Vec<FaultRecord>,
-    own: Own,
+    own: Ownership,
     ledger: Ledger,
     store: MemoryStore,
     broker: Arc<MemoryBroker>,
@@ -48,7 +48,7 @@ impl World {
         let mut world = Self {
             plan: Plan::load("smoke").unwrap(),
             faults: Vec::new(),
-            own: Own {
+            own: Ownership {
                 broker: true,
                 server: true,
                 deletes: true,
@@ -207,8 +207,8 @@ impl World {
             .unwrap()
     }
 
-    fn case<'a>(&'a self, queues: &'a [String]) -> Case<'a> {
-        Case {
+    fn case<'a>(&'a self, queues: &'a [String]) -> VerifyInput<'a> {
+        VerifyInput {
             plan: &self.plan,
             faults: &self.faults,
             ledger: &self.ledger,

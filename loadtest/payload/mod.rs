@@ -1,4 +1,4 @@
-//! What the plugins of a simulated machine print: facts, packages and processes of its flavour.
+//! What the plugins of a simulated machine print: facts, packages and processes of its distribution.
 //!
 //! Seed, node, plugin and version go in, a JSON text comes out. Pure: the same always gives the same bytes, and no two
 //! nodes or versions ever give equal ones, so that content tells whose it is.
@@ -10,8 +10,8 @@ mod words;
 
 use std::fmt::Write as _;
 
-use crate::plan::{Flavour, Plan, PluginKind};
-use crate::seeded::Draws;
+use crate::plan::{Distribution, Plan, PluginKind};
+use crate::rng::Draws;
 
 /// Smallest and largest facts, in bytes.
 const FACTS_BYTES: [usize; 2] = [5_000, 100_000];
@@ -31,22 +31,22 @@ pub(crate) struct Machine {
     /// Its full name.
     pub(crate) name: String,
     /// Its operating system.
-    pub(crate) flavour: Flavour,
+    pub(crate) distribution: Distribution,
 }
 
 impl Machine {
     /// Machine `number` of a fleet of this seed.
-    pub(crate) fn new(seed: u64, number: usize, flavour: Flavour) -> Self {
+    pub(crate) fn new(seed: u64, number: usize, distribution: Distribution) -> Self {
         let number = number as u64;
         let role = Draws::of(seed, &[number, 1]).pick(&words::ROLES);
         let name = format!(
             "{}-{role}-{number:05}.loadtest.example.com",
-            flavour.as_str()
+            distribution.as_str()
         );
         Self {
             number,
             name,
-            flavour,
+            distribution,
         }
     }
 }

@@ -10,10 +10,10 @@ fn plan() -> Plan {
 }
 
 fn machines() -> Vec<Machine> {
-    let flavours = Flavour::ALL.into_iter().cycle().take(40);
-    flavours
+    let distributions = Distribution::ALL.into_iter().cycle().take(40);
+    distributions
         .enumerate()
-        .map(|(number, flavour)| Machine::new(7, number, flavour))
+        .map(|(number, distribution)| Machine::new(7, number, distribution))
         .collect()
 }
 

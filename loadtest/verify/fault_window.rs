@@ -58,7 +58,10 @@ impl Excuses {
         });
         let delivered_again = again.max();
         // A listener that is cut off in a run without such a fault is not the plan's doing.
-        let deaf = book.deaf.iter().filter(|_| delivered_again.is_some());
+        let deaf = book
+            .listener_gaps
+            .iter()
+            .filter(|_| delivered_again.is_some());
         let deaf = deaf.map(|(from, until)| Window {
             from: under_way_since(book, *from).saturating_sub(BEFORE),
             until: *until,

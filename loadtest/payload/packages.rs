@@ -1,18 +1,21 @@
-//! The installed packages, a line each, as the flavour's package manager prints them. An update moves some of them.
+//! The installed packages, a line each, as the distribution's package manager prints them. An update moves some of them.
 
 use super::words::{self, Words};
 use super::{Machine, push};
-use crate::plan::Flavour;
-use crate::seeded::Draws;
+use crate::plan::Distribution;
+use crate::rng::Draws;
 
 /// An update moves every so many-th package.
 const UPDATED_EVERY: u64 = 17;
 
 pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Draws) -> String {
-    let words = words::of(machine.flavour);
+    let words = words::of(machine.distribution);
     let mut list = List {
         text: String::with_capacity(bytes + 128),
-        is_rpm: matches!(machine.flavour, Flavour::Rhel | Flavour::Centos),
+        is_rpm: matches!(
+            machine.distribution,
+            Distribution::Rhel | Distribution::Centos
+        ),
         suffix: words.suffix,
         version,
         number: 0,

@@ -23,7 +23,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Where it is shown.
 #[derive(Debug)]
-enum Place {
+enum Output {
     /// Nobody looks.
     Nowhere,
     /// On a terminal.
@@ -34,39 +34,39 @@ enum Place {
 
 /// What is shown while a run goes on.
 #[derive(Debug)]
-pub(crate) struct Live(Place);
+pub(crate) struct Progress(Output);
 
-impl Live {
+impl Progress {
     /// Begins with the start of the services.
     pub(crate) fn new(is_quiet: bool) -> Self {
-        let live = Self(match (is_quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Place::Nowhere,
-            (false, false) => Place::Lines,
+        let progress = Self(match (is_quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Output::Nowhere,
+            (false, false) => Output::Lines,
             (false, true) => {
                 let style = ProgressStyle::with_template("{clock} {wide_msg}");
                 let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
                 let style = style.with_key("clock", clock);
                 let bar = ProgressBar::new_spinner().with_style(style);
                 bar.enable_steady_tick(EVERY);
-                Place::Terminal(bar)
+                Output::Terminal(bar)
             }
         });
-        live.phase("starting the services");
-        live
+        progress.phase("starting the services");
+        progress
     }
 
     /// Something begins that has nothing to count.
     pub(crate) fn phase(&self, what: &str) {
         match &self.0 {
-            Place::Nowhere => {}
-            Place::Terminal(bar) => bar.set_message(what.to_owned()),
-            Place::Lines => complain(what),
+            Output::Nowhere => {}
+            Output::Terminal(bar) => bar.set_message(what.to_owned()),
+            Output::Lines => complain(what),
         }
     }
 
     /// The last phase: its line is left as it is.
     pub(crate) fn last_phase(&self, what: &str) {
-        if let Place::Terminal(bar) = &self.0 {
+        if let Output::Terminal(bar) = &self.0 {
             bar.finish_and_clear();
             complain(what);
         } else {
@@ -82,7 +82,7 @@ impl Live {
         started: Instant,
         stop: &CancellationToken,
     ) {
-        if let Place::Terminal(bar) = &self.0 {
+        if let Output::Terminal(bar) = &self.0 {
             bar.reset_elapsed();
         }
         let (mut known, mut told) = (0, None);
@@ -98,9 +98,9 @@ impl Live {
             let message = message(&timeline.latest(), &fleet.stats, redelivers);
             let message = format!("{phase}  {message}");
             match &self.0 {
-                Place::Nowhere => {}
-                Place::Terminal(bar) => bar.set_message(message),
-                Place::Lines => {
+                Output::Nowhere => {}
+                Output::Terminal(bar) => bar.set_message(message),
+                Output::Lines => {
                     if told.is_none_or(|told: Instant| told.elapsed() >= LINE_EVERY) {
                         told = Some(Instant::now());
                         complain(&format!(
@@ -117,9 +117,9 @@ impl Live {
         let verb = if event.is_over { "is over" } else { "begins" };
         let line = format!("{:>6.1} s  {} {verb}", event.at, event.name);
         match &self.0 {
-            Place::Nowhere => {}
-            Place::Terminal(bar) => bar.println(line),
-            Place::Lines => complain(&line),
+            Output::Nowhere => {}
+            Output::Terminal(bar) => bar.println(line),
+            Output::Lines => complain(&line),
         }
     }
 }
@@ -131,9 +131,9 @@ fn clock(state: &ProgressState, to: &mut dyn Write) {
     write!(to, "{:>3}:{:02}", seconds / 60, seconds % 60).ok();
 }
 
-impl Drop for Live {
+impl Drop for Progress {
     fn drop(&mut self) {
-        if let Place::Terminal(bar) = &self.0 {
+        if let Output::Terminal(bar) = &self.0 {
             bar.finish_and_clear();
         }
     }

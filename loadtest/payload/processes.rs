@@ -1,13 +1,13 @@
-//! The process list, a line each: kernel threads, the flavour's daemons, and what the machine is for.
+//! The process list, a line each: kernel threads, the distribution's daemons, and what the machine is for.
 
 use super::{Machine, push, words};
-use crate::seeded::Draws;
+use crate::rng::Draws;
 
 /// How far process ids move from one collection to the next.
 const PID_STEP: u64 = 3;
 
 pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Draws) -> String {
-    let words = words::of(machine.flavour);
+    let words = words::of(machine.distribution);
     let mut text = String::with_capacity(bytes + 128);
     text.push_str(r#"["root 1 /usr/lib/systemd/systemd --switched-root --system""#);
     for thread in 0..draws.between(20, 60) {

@@ -19,13 +19,13 @@ use crate::ledger::{EntryId, Hash, Sent};
 
 /// Another broker, and who takes notes.
 #[derive(Debug)]
-pub(super) struct Tap {
+pub(super) struct RecordingBroker {
     pub(super) inner: Arc<dyn Broker>,
     pub(super) fleet: Fleet,
     pub(super) start: Start,
 }
 
-impl Tap {
+impl RecordingBroker {
     /// The result's entry, and when it was due.
     fn note(&self, message: &Message) -> Option<(EntryId, u64)> {
         if message.exchange != Exchange::Results {
@@ -56,7 +56,7 @@ impl Tap {
 }
 
 #[async_trait]
-impl Broker for Tap {
+impl Broker for RecordingBroker {
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {
         let Some((entry, due)) = self.note(&message) else {
             return self.inner.publish(message).await;

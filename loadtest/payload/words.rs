@@ -1,8 +1,8 @@
-//! What the flavours are made of: releases, packages and daemons as they are called on such machines.
+//! What the distributions are made of: releases, packages and daemons as they are called on such machines.
 
-use crate::plan::Flavour;
+use crate::plan::Distribution;
 
-/// A flavour's own words.
+/// A distribution's own words.
 #[derive(Debug)]
 pub(super) struct Words {
     pub(super) os: &'static str,
@@ -20,13 +20,13 @@ pub(super) struct Words {
     pub(super) daemons: &'static [&'static str],
 }
 
-/// The words of `flavour`.
-pub(super) fn of(flavour: Flavour) -> &'static Words {
-    match flavour {
-        Flavour::Rhel => &RHEL,
-        Flavour::Centos => &CENTOS,
-        Flavour::Debian => &DEBIAN,
-        Flavour::Ubuntu => &UBUNTU,
+/// The words of `distribution`.
+pub(super) fn of(distribution: Distribution) -> &'static Words {
+    match distribution {
+        Distribution::Rhel => &RHEL,
+        Distribution::Centos => &CENTOS,
+        Distribution::Debian => &DEBIAN,
+        Distribution::Ubuntu => &UBUNTU,
     }
 }
 
@@ -128,7 +128,7 @@ const UBUNTU: Words = Words {
     ..DEBIAN
 };
 
-/// Source packages that all flavours have.
+/// Source packages that all distributions have.
 pub(super) const STEMS: [&str; 84] = [
     "acl",
     "attr",
@@ -232,7 +232,7 @@ pub(super) const FAMILIES: [&str; 12] = [
     "gstreamer1-",
 ];
 
-/// Processes of servers, whatever the flavour.
+/// Processes of servers, whatever the distribution.
 pub(super) const DAEMONS: [&str; 14] = [
     "/usr/sbin/sshd -D",
     "nginx: worker process",

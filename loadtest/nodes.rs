@@ -1,12 +1,12 @@
-//! Who is in the fleet: every node with its flavour, its clock, and whether it is a real client.
+//! Who is in the fleet: every node with its distribution, its clock, and whether it is a real client.
 //!
 //! A plan goes in. Pure: the same plan gives the same fleet.
 
 use vogeler::wire::{NameError, NodeName, PluginName};
 
-use crate::flavour::Machine;
-use crate::plan::{Flavour, Plan};
-use crate::seeded::Draws;
+use crate::payload::Machine;
+use crate::plan::{Distribution, Plan};
+use crate::rng::Draws;
 
 /// How far wrong clocks are off, in microseconds. Two days ahead is past what the server takes for a clock at all.
 const SKEWS: [i64; 4] = [-6 * HOUR, -HOUR, 3 * HOUR, 48 * HOUR];
@@ -29,14 +29,14 @@ pub(crate) struct Member {
 
 /// The fleet: real clients first, then light ones, then those that join.
 #[derive(Debug, Clone)]
-pub(crate) struct Roster {
+pub(crate) struct Nodes {
     /// All nodes.
     pub(crate) members: Vec<Member>,
     /// The plan's plugins, in its order.
     pub(crate) plugins: Vec<PluginName>,
 }
 
-impl Roster {
+impl Nodes {
     /// The fleet of a checked plan.
     pub(crate) fn new(plan: &Plan) -> Result<Self, NameError> {
         let count = plan.nodes + plan.joins;
@@ -62,7 +62,7 @@ impl Roster {
 
 fn member(plan: &Plan, number: usize) -> Result<Member, NameError> {
     let mut draws = Draws::of(plan.seed, &[number as u64, 3]);
-    let machine = Machine::new(plan.seed, number, flavour(plan, &mut draws));
+    let machine = Machine::new(plan.seed, number, distribution(plan, &mut draws));
     let is_real = number < plan.real_clients;
     // A real client reads this machine's clock.
     let is_skewed = draws.happens(plan.clock_skew_rate) && !is_real;
@@ -76,14 +76,14 @@ fn member(plan: &Plan, number: usize) -> Result<Member, NameError> {
     })
 }
 
-fn flavour(plan: &Plan, draws: &mut Draws) -> Flavour {
-    let total: f64 = plan.flavours.values().sum();
+fn distribution(plan: &Plan, draws: &mut Draws) -> Distribution {
+    let total: f64 = plan.distributions.values().sum();
     let mut left = draws.share() * total;
-    for (flavour, weight) in &plan.flavours {
+    for (distribution, weight) in &plan.distributions {
         left -= weight;
         if left < 0.0 {
-            return *flavour;
+            return *distribution;
         }
     }
-    Flavour::Debian
+    Distribution::Debian
 }

@@ -3,10 +3,10 @@
 
 use super::words::{self, Words};
 use super::{Machine, push};
-use crate::seeded::Draws;
+use crate::rng::Draws;
 
 pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Draws) -> String {
-    let words = words::of(machine.flavour);
+    let words = words::of(machine.distribution);
     let mut text = String::with_capacity(bytes + 1024);
     let cores = 1 << draws.below(6);
     os(&mut text, words);

@@ -1,4 +1,4 @@
-//! An outlet: one connection of light clients, and what waits for it.
+//! An sender: one connection of light clients, and what waits for it.
 //!
 //! Numbers of the schedule come in when they are due; each becomes a message at once, is noted, kept, and published until
 //! the broker confirmed it. Bounds: bytes kept, messages in flight, and one message at a time that tries again.
@@ -37,7 +37,7 @@ enum Note {
 }
 
 /// A connection, and who may try again when it fails.
-struct Outlet {
+struct Sender {
     broker: Arc<dyn Broker>,
     /// One message at a time tries whether the broker is back; thousands that do are the tester's own load.
     turn: Semaphore,
@@ -45,7 +45,7 @@ struct Outlet {
     confirms: watch::Sender<()>,
 }
 
-impl Outlet {
+impl Sender {
     /// Waits until there is a point in publishing again. Who holds the permit tries for all.
     async fn again(&self, pause: Duration) -> Option<SemaphorePermit<'_>> {
         let mut confirms = self.confirms.subscribe();
@@ -69,7 +69,7 @@ pub(super) async fn work(
     mut line: mpsc::Receiver<u32>,
     (in_flight, kept_bytes_max): (usize, usize),
 ) {
-    let outlet = Outlet {
+    let sender = Sender {
         broker,
         turn: Semaphore::new(1),
         confirms: watch::Sender::new(()),
@@ -92,11 +92,11 @@ pub(super) async fn work(
         while flights.len() < in_flight
             && let Some(made) = kept.pop_front()
         {
-            flights.push(light.publish(&outlet, made));
+            flights.push(light.publish(&sender, made));
         }
     }
     drop(flights);
-    outlet.broker.close().await;
+    sender.broker.close().await;
 }
 
 impl Light {
@@ -123,13 +123,13 @@ impl Light {
     }
 
     fn compose(&self, index: u32, sending: Sending) -> anyhow::Result<(Message, Note)> {
-        let member = &self.fleet.roster.members[sending.node as usize];
+        let member = &self.fleet.nodes.members[sending.node as usize];
         if let Kind::Poison(form) = sending.kind {
             let id = format!("poison-{}-{index}", self.start.wall.as_microsecond());
             let message = message::poison(&member.name, id.clone(), form);
             return Ok((message, Note::Poison(id)));
         }
-        let plugin = &self.fleet.roster.plugins[usize::from(sending.plugin)];
+        let plugin = &self.fleet.nodes.plugins[usize::from(sending.plugin)];
         let value = self.fleet.generators[usize::from(sending.plugin)]
             .value(&member.machine, sending.version);
         let hash = Hash::of(value.as_bytes());
@@ -159,13 +159,13 @@ impl Light {
     }
 
     /// Publishes until the broker has it, it cannot, or nobody waits any longer. Returns how large it was.
-    async fn publish(&self, outlet: &Outlet, made: Made) -> usize {
-        self.publish_until_confirmed(outlet, &made).await;
+    async fn publish(&self, sender: &Sender, made: Made) -> usize {
+        self.publish_until_confirmed(sender, &made).await;
         self.pending[made.sending.node as usize].fetch_sub(1, Ordering::Relaxed);
         made.message.body.len()
     }
 
-    async fn publish_until_confirmed(&self, outlet: &Outlet, made: &Made) {
+    async fn publish_until_confirmed(&self, sender: &Sender, made: &Made) {
         let stats = &self.fleet.stats;
         let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
         let mut permit = None;
@@ -174,12 +174,12 @@ impl Light {
             self.note_attempt(&made.note);
             let publish = self
                 .stop
-                .run_until_cancelled(outlet.broker.publish(made.message.clone()));
+                .run_until_cancelled(sender.broker.publish(made.message.clone()));
             let published = publish.await;
             drop(permit.take());
             match published {
                 Some(Ok(())) => {
-                    outlet.confirms.send_replace(());
+                    sender.confirms.send_replace(());
                     self.note_confirm(&made.note);
                     stats.confirmed.add();
                     stats
@@ -194,7 +194,7 @@ impl Light {
                 }
                 None => break,
             }
-            let again = outlet.again(backoff.next_random());
+            let again = sender.again(backoff.next_random());
             permit = self.stop.run_until_cancelled(again).await.flatten();
         }
         stats.unconfirmed.add();
