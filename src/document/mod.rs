@@ -7,6 +7,7 @@
 
 mod states;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const UNREADABLE: &str = "unreadable";
 const BOOKKEEPING_VERSION: u8 = 1;
 /// A stored sequence further ahead of the server's clock than this came from a broken clock, and loses.
 const CLOCK_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// The same in microseconds, which sequences count.
+const CLOCK_AHEAD_MICROS: u64 = 24 * 3600 * 1_000_000;
 
 /// What is known of one plugin of a node: kept in the document under `vogeler.plugins`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +114,7 @@ pub enum Applied {
 struct Bookkeeping {
     plugins: PluginStates,
     /// Where the order of a plugin's results cannot be read, what is above this is newer than anything stored: the time
-    /// of the last write before it was lost. None where nothing was.
+    /// of the last write before it was lost, or the newest sequence of another plugin. None where nothing was.
     floor: Option<Seq>,
     /// All of it could not be read.
     is_lost: bool,
@@ -139,9 +142,25 @@ impl Bookkeeping {
             read.others.remove(FLOOR);
         }
         if read.floor.is_none() && (read.is_lost || read.plugins.has_unordered()) {
-            read.floor = written.map(|written| Seq::after(Seq(0), written));
+            read.floor = written.map(|written| read.newest(written));
         }
         read
+    }
+
+    /// The time of the last write by the server's clock, or a later one that a plugin was heard with by the node's, unless
+    /// that is broken.
+    fn newest(&self, written: Timestamp) -> Seq {
+        let written = Seq::after(Seq(0), written);
+        let seqs = self.plugins.seqs();
+        let sane = seqs.filter(|seq| seq.0.saturating_sub(written.0) <= CLOCK_AHEAD_MICROS);
+        sane.fold(written, Seq::max)
+    }
+
+    /// What a result of a plugin must be above, where its state does not tell. Without a state there was no result, unless
+    /// all states were lost.
+    fn floor_of(&self, state: Option<View<'_>>) -> Option<Seq> {
+        let is_all_lost = self.others.contains(UNREADABLE);
+        self.floor.filter(|_| state.is_some() || is_all_lost)
     }
 
     fn read_members(raw: &RawValue) -> Option<Self> {
@@ -264,18 +283,22 @@ impl NodeDocument {
         /// A state and its name, and what holds them.
         const STATE: usize = 300;
         let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let Some(plugin) = &result.plugin else {
-            return 0;
+        let old = |member: &str| self.members.get(member).map_or(0, |old| old.get().len());
+        let state = match &result.plugin {
+            Some(plugin) if self.bookkeeping.plugins.view(plugin.as_str()).is_none() => STATE,
+            _ => 0,
         };
-        let has_state = self.bookkeeping.plugins.view(plugin.as_str()).is_some();
-        let state = if has_state { 0 } else { STATE };
-        match &result.content {
-            Content::Value { json, .. } => {
-                let old = self.members.get(plugin.as_str());
-                let old = old.map_or(0, |old| old.get().len());
-                signed(json.get().len() + state) - signed(old)
+        match (&result.content, &result.plugin) {
+            (Content::Value { json, .. }, Some(plugin)) => {
+                signed(json.get().len() + state) - signed(old(plugin.as_str()))
             }
-            Content::Error(error) => signed(error.message.len() + state),
+            (Content::Value { .. }, None) => 0,
+            // The message stands in the plugin's state, too.
+            (Content::Error(error), plugin) => {
+                let stderr = error.stderr.as_ref().map_or(0, String::len);
+                let in_state = plugin.as_ref().map_or(0, |_| error.message.len() + stderr);
+                signed(error.message.len() + in_state + state) - signed(old("last_error"))
+            }
         }
     }
 
@@ -295,7 +318,7 @@ impl NodeDocument {
                     Applied::Stale
                 };
             }
-        } else if let Some(floor) = self.bookkeeping.floor
+        } else if let Some(floor) = self.bookkeeping.floor_of(state)
             && !supersedes(result.seq, floor, now)
         {
             return Applied::Unordered;
@@ -449,6 +472,15 @@ impl Members {
         }
     }
 
+    /// The last of repeated keys stays. Anybody may write documents of many thousand members, so no key is looked for
+    /// among the others.
+    fn drop_repeats(&mut self) {
+        let mut seen = HashSet::with_capacity(self.0.len());
+        let members = self.0.iter().rev();
+        let mut are_last: Vec<bool> = members.map(|(key, _)| seen.insert(key)).collect();
+        self.0.retain(|_| are_last.pop().unwrap_or(true));
+    }
+
     /// Sets a member to a value of ours, which always has a JSON form.
     fn set_json<T: Serialize>(&mut self, key: &str, value: &T) {
         if let Ok(raw) = to_raw_value(value) {
@@ -482,9 +514,10 @@ impl<'de> Deserialize<'de> for Members {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
                 let mut members = Members::default();
-                while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
-                    members.set(key, value);
+                while let Some(member) = map.next_entry()? {
+                    members.0.push(member);
                 }
+                members.drop_repeats();
                 Ok(members)
             }
         }

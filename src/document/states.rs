@@ -92,6 +92,11 @@ impl PluginStates {
             .any(|(_, kept)| kept.view().seq.is_none())
     }
 
+    /// The sequences that can be read.
+    pub(super) fn seqs(&self) -> impl Iterator<Item = Seq> {
+        self.states.iter().filter_map(|(_, kept)| kept.view().seq)
+    }
+
     pub(super) fn view(&self, plugin: &str) -> Option<View<'_>> {
         self.kept(plugin).map(Kept::view)
     }
@@ -254,14 +259,17 @@ impl Serialize for PluginStates {
 
 impl<'de> Deserialize<'de> for PluginStates {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut states = Self::default();
+        let (mut states, mut others) = (Vec::new(), Members::default());
+        // Names are distinct in here.
         for (name, raw) in Members::deserialize(deserializer)?.0 {
             match PluginName::new(&name) {
-                Ok(plugin) => states.put(plugin, Kept::read(raw)),
-                Err(_) => states.others.set(name, raw),
+                Ok(plugin) => states.push((plugin, Kept::read(raw))),
+                Err(_) => others.0.push((name, raw)),
             }
         }
-        Ok(states)
+        states.sort_unstable_by(|(left, _), (right, _)| left.as_str().cmp(right.as_str()));
+        states.shrink_to_fit();
+        Ok(Self { states, others })
     }
 }
 

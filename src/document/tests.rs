@@ -141,6 +141,87 @@ fn broken_bookkeeping_lets_only_newer_results_in() {
     assert!(NodeDocument::parse(&node(), &not_an_object).is_err());
 }
 
+/// Goal: a plugin that was never heard is new, though the state of another one cannot be read; of that one what is older
+/// than anything that was heard of the node, by whichever clock, does not get in.
+#[test]
+fn an_unreadable_state_is_the_floor_of_its_plugin_alone() {
+    let state = |seq: u64| {
+        json!({"seq": seq, "collected_at": at(0), "checked_at": at(0), "run": null, "hash": null,
+            "duration_ms": null, "format": "json", "last_error": null})
+    };
+    let json = json!({
+        "updated_at": at(100),
+        // A node whose clock is ahead, and a sequence of a broken one.
+        "vogeler": {"plugins": {"rpms": 5, "dpkg": state(seq(150)), "odd": state(u64::MAX)}},
+    });
+    let mut document = parse(&json.to_string());
+    let mut apply = |plugin: &str, second| {
+        document.apply(
+            &value(plugin, seq(second), &json!(second)),
+            at(200),
+            FRESHNESS,
+        )
+    };
+    assert_eq!(apply("new", 50), Applied::Changed);
+    assert_eq!(apply("rpms", 120), Applied::Unordered);
+    assert_eq!(apply("rpms", 151), Applied::Changed);
+}
+
+/// Goal: a document of many thousand plugins, in whatever order, is read in a moment.
+#[test]
+fn large_documents_are_read_quickly() {
+    const COUNT: usize = 60_000;
+    let many = |value: &str| {
+        let members = (0..COUNT).rev().map(|n| format!(r#""p{n}":{value}"#));
+        members.collect::<Vec<_>>().join(",")
+    };
+    let json = format!(
+        r#"{{{},"vogeler":{{"plugins":{{{}}}}}}}"#,
+        many("1"),
+        many("{}")
+    );
+    let started = std::time::Instant::now();
+    let document = parse(&json);
+    assert_eq!(document.unreadable().plugins, COUNT);
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// Goal: the last of repeated keys counts, wherever it is.
+#[test]
+fn the_last_of_repeated_keys_counts() {
+    let mut document = parse(r#"{"a":1,"b":2,"a":3,"c":4,"a":5}"#);
+    let written = stored(&mut document);
+    assert_eq!(
+        (&written["a"], &written["b"], &written["c"]),
+        (&json!(5), &json!(2), &json!(4))
+    );
+    let text = document.to_json(&node(), at(1)).unwrap();
+    assert_eq!(text.get().matches(r#""a":"#).count(), 1);
+}
+
+/// Goal: an error is thought to add what it adds: its message twice, and what the program printed.
+#[test]
+fn the_growth_of_an_error_counts_all_of_it() {
+    let mut document = NodeDocument::new(&node(), at(0));
+    let before = document.to_json(&node(), at(1)).unwrap().get().len();
+    let mut result = failure("rpms", 1, &"m".repeat(3_000));
+    if let Content::Error(error) = &mut result.content {
+        error.stderr = Some("e".repeat(4_000));
+    }
+    let growth = usize::try_from(document.growth(&result)).unwrap();
+    document.apply(&result, at(1), FRESHNESS);
+    let after = document.to_json(&node(), at(1)).unwrap().get().len();
+    assert!(
+        (after - before).abs_diff(growth) < 500,
+        "{growth} {}",
+        after - before
+    );
+}
+
 /// Goal: a failed plugin keeps its last good value and records the error; the next good value clears it.
 #[test]
 fn a_failure_keeps_the_last_good_value() {
