@@ -28,6 +28,7 @@ mod client_plugins;
 mod client_processes;
 mod client_spool;
 mod conflicts;
+mod culprits;
 mod dashboards;
 mod dead_letters;
 mod demo;

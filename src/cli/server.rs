@@ -65,6 +65,7 @@ pub(super) async fn run(
         broker: broker.link(),
         store: server.store_link(),
         dead_letters: server.dead_letter_link(),
+        forwards: server.forward_link(),
         topology: server.topology(),
         agreement: server.agreement(),
         stopping: stop.clone(),

@@ -100,11 +100,12 @@ fn load(reply: (u16, Bytes)) {
         return;
     };
     for (id, document) in found {
+        let is_failed = document.failure.is_some();
         let is_row = |row: &Value| {
-            row["key"] == id.as_str()
-                && row["error"].is_null()
+            let is_read = row["error"].is_null()
                 && row["doc"].is_object()
-                && row["value"]["rev"] == *document.revision.0
+                && row["value"]["rev"] == *document.revision.0;
+            row["key"] == id.as_str() && (is_read || is_failed)
         };
         assert!(rows.iter().any(is_row), "{id} without its row");
     }

@@ -29,7 +29,7 @@ use crate::document::{Applied, DocumentError, NodeDocument, Unreadable};
 use crate::store::rules::DOCUMENT_TOO_LARGE;
 use crate::store::{Revision, Store, StoreError, StoredDocument, Verdict, Verdicts, Write};
 use crate::telemetry::{self, SplitReason, StoreRequest, catalogue};
-use crate::wire::{NodeName, Outcome};
+use crate::wire::{NodeName, Outcome, PluginName, Seq};
 
 /// First pause after a conflict or failure; it doubles from there.
 const RETRY_BASE: Duration = Duration::from_millis(50);
@@ -50,6 +50,9 @@ const STORE_TROUBLES: [&str; 9] = [
     "timeout",
     "unauthorized_request",
 ];
+
+/// Those of them that say nothing of the document, however often they come: a slow line must not cost a large result.
+const OUTAGES: [&str; 4] = ["away", "no_database", "timeout", "unauthorized_request"];
 
 /// Why a result is a dead letter that may be older than what is stored.
 const UNORDERED: &str = "what the document tells of this plugin's last result cannot be read, and this one was not collected after the document's last write: it may be older than what is stored";
@@ -95,12 +98,25 @@ struct Work {
     attempts: u32,
     /// Failures in a row after which the store took the document without these results.
     blames: u32,
-    /// The search for the results that fit, once the store found the document too large.
+    /// Reads of the document that failed, while others went well.
+    failed_reads: u32,
+    /// The search for the results that the store takes, once it refused the document with all of them.
     fit: Option<Fit>,
+    /// What it said last.
+    refusal: Refusal,
     /// Results that are not tried now: the next time all are pending again.
     left_out: Vec<Pending<Ticket>>,
-    /// Size of the document when it was last refused for its size, in bytes.
-    refused_bytes: usize,
+    /// Results that were settled as unchanged: the node's actor remembers their sequences.
+    unchanged: Vec<(PluginName, Seq)>,
+}
+
+/// Why the store refused a document.
+#[derive(Debug, Clone, Default)]
+struct Refusal {
+    error: String,
+    reason: String,
+    /// Size of the document then, in bytes.
+    bytes: usize,
 }
 
 /// What one pass of merging made.
@@ -227,7 +243,8 @@ impl Committer {
         mut group: Group<Work>,
         error: &StoreError,
     ) -> Result<Tried, Group<Work>> {
-        if !group.is_suspect() {
+        let is_searched = matches!(&*group.works, [work] if work.fit.is_some());
+        if !(group.is_suspect() || is_searched) || !error.is_answer() {
             return Err(group);
         }
         let Some(mut work) = group.works.pop() else {
@@ -246,8 +263,14 @@ impl Committer {
                 is_away: false,
             });
         }
-        self.refuse(work, STORE_ERROR, &error.to_string()).await;
-        Ok(Tried::rows(Vec::new()))
+        work.blames = 0;
+        group
+            .works
+            .push(work.refused(STORE_ERROR, &error.to_string()));
+        Ok(Tried {
+            left: vec![group],
+            is_away: false,
+        })
     }
 
     /// Whether the store takes this node's document as it stands, without what waits for it: the same request, of the same id,
@@ -302,7 +325,7 @@ impl Committer {
             writes,
             merged,
             mut open,
-        } = self.merge(open, &mut known, loaded, now).await;
+        } = self.merge(open, &mut known, loaded, now);
         if writes.is_empty() {
             return Attempt {
                 open,
@@ -396,7 +419,7 @@ impl Committer {
     }
 
     /// Merges results onto what was read. What needs no write is settled here; the rest comes back to be written.
-    async fn merge(
+    fn merge(
         &self,
         open: Vec<Work>,
         known: &mut HashMap<NodeName, Known>,
@@ -406,6 +429,10 @@ impl Committer {
         let mut merge = Merge::default();
         for mut work in open {
             let stored = loaded.remove(&work.node);
+            if let Some(why) = stored.as_ref().and_then(|it| it.failure.as_deref()) {
+                merge.open.extend(self.after_failed_read(work, why));
+                continue;
+            }
             let known = if let Some(known) = known.remove(&work.node) {
                 Ok(known)
             } else {
@@ -417,12 +444,11 @@ impl Committer {
             } = match known {
                 Ok(known) => known,
                 Err(error) => {
-                    self.refuse(work, "not_a_document", &error.to_string())
-                        .await;
+                    self.refuse(work, "not_a_document", &error.to_string());
                     continue;
                 }
             };
-            self.choose(&mut work, &document, now).await;
+            self.choose(&mut work, &document, now);
             let freshness = self.settings.freshness;
             let applied: Vec<Applied> = work
                 .pending
@@ -442,8 +468,7 @@ impl Committer {
             let json = match document.to_json(&work.node, now) {
                 Ok(json) => json,
                 Err(error) => {
-                    self.refuse(work, "not_a_document", &error.to_string())
-                        .await;
+                    self.refuse(work, "not_a_document", &error.to_string());
                     continue;
                 }
             };
@@ -467,9 +492,10 @@ impl Committer {
         merge
     }
 
-    /// Chooses which results to merge now. Those whose order cannot be read, and those that are too large for the
+    /// Chooses which results to merge now. Those whose order cannot be read, and those that the store does not take in this
     /// document, are dead letters.
-    async fn choose(&self, work: &mut Work, document: &NodeDocument, now: Timestamp) {
+    fn choose(&self, work: &mut Work, document: &NodeDocument, now: Timestamp) {
+        self.give_up(work, document);
         work.pending.append(&mut work.left_out);
         let judge = |pending: &Pending<Ticket>| {
             document.judge(&pending.result, now, self.settings.freshness)
@@ -480,28 +506,46 @@ impl Committer {
             .extract_if(.., is_unordered)
             .collect::<Vec<_>>()
         {
-            self.refuse_one(work, pending, "bad_bookkeeping", UNORDERED)
-                .await;
+            self.refuse_one(work, pending, "bad_bookkeeping", UNORDERED);
         }
         let Some(fit) = work.fit else { return };
-        let growth = |pending: &Pending<Ticket>| match judge(pending) {
-            Applied::Changed => document.growth(&pending.result),
-            _ => i64::MIN,
+        // What needs no write is settled before the search goes on: it is no culprit.
+        let is_settled = |pending: &mut Pending<Ticket>| judge(pending) != Applied::Changed;
+        let settled: Vec<_> = work.pending.extract_if(.., is_settled).collect();
+        if !settled.is_empty() {
+            work.left_out = std::mem::replace(&mut work.pending, settled);
+            return;
+        }
+        work.pending
+            .sort_by_cached_key(|pending| document.growth(&pending.result));
+        let count = fit.next(work.pending.len());
+        work.left_out = work.pending.split_off(count);
+    }
+
+    /// Makes a dead letter of the result that was refused alone.
+    fn give_up(&self, work: &mut Work, document: &NodeDocument) {
+        let Some(fit) = work.fit.filter(|fit| fit.gives_up()) else {
+            return;
         };
-        work.pending.sort_by_cached_key(growth);
-        let shrinking = work.pending.iter().filter(|pending| growth(pending) <= 0);
-        match fit.next(shrinking.count()) {
-            Some(count) => work.left_out = work.pending.split_off(count.min(work.pending.len())),
-            None => {
-                for pending in std::mem::take(&mut work.pending) {
-                    let detail = format!(
-                        "it adds {} bytes to a document that the store refused at {} bytes",
-                        growth(&pending),
-                        work.refused_bytes
-                    );
-                    self.refuse_one(work, pending, DOCUMENT_TOO_LARGE, &detail)
-                        .await;
-                }
+        let mut given_up = std::mem::take(&mut work.pending);
+        if fit.is_hopeless() {
+            given_up.append(&mut work.left_out);
+        }
+        work.fit = Some(fit.given_up());
+        let Refusal {
+            error,
+            reason,
+            bytes,
+        } = work.refusal.clone();
+        for pending in given_up {
+            if error == DOCUMENT_TOO_LARGE {
+                let growth = document.growth(&pending.result);
+                let detail = format!(
+                    "it adds {growth} bytes to a document that the store refused at {bytes} bytes"
+                );
+                self.refuse_one(work, pending, &error, &detail);
+            } else {
+                self.refuse_one(work, pending, &error, &reason);
             }
         }
     }
@@ -515,13 +559,13 @@ impl Committer {
                     telemetry::record_document(merged.bytes);
                     open.extend(self.settle_all(merged, Some(revision)));
                 }
-                Some(verdict) if verdict.is_too_large() => {
+                Some(Verdict::Refused { error, reason }) if is_of_document(&error) => {
                     telemetry::record_refusal();
-                    open.push(merged.refused_for_size());
+                    self.refuse(merged.work, &error, &reason);
                 }
-                Some(Verdict::Refused { error, reason }) => {
+                Some(verdict @ Verdict::Refused { .. }) => {
                     telemetry::record_refusal();
-                    self.refuse(merged.work, &error, &reason).await;
+                    open.push(merged.refused(verdict));
                 }
                 Some(Verdict::Conflict) => {
                     telemetry::record_conflict();
@@ -544,6 +588,9 @@ impl Committer {
         if self.may_try_again(&work) {
             return self.again(work, error);
         }
+        if OUTAGES.contains(&error) {
+            return self.again(work, error);
+        }
         if STORE_TROUBLES.contains(&error) {
             if !self.is_taken_without_results(&work).await {
                 return self.again(work, error);
@@ -554,7 +601,19 @@ impl Committer {
                 return Some(work);
             }
         }
-        self.refuse(work, error, reason).await;
+        Some(work.refused(error, reason))
+    }
+
+    /// A document that could not be read this time is read again, and the others are what they are. At last its results go
+    /// back to the broker.
+    fn after_failed_read(&self, mut work: Work, why: &str) -> Option<Work> {
+        telemetry::record_failed_row();
+        work.failed_reads += 1;
+        log_again(&work.pending, why);
+        if work.failed_reads <= self.settings.conflict_retries_max {
+            return Some(work);
+        }
+        warn!(target: "vogeler::ingest::commit", node = %work.node, why, "a document cannot be read: results go back to the broker");
         None
     }
 
@@ -568,12 +627,14 @@ impl Committer {
             bytes: _,
         } = merged;
         let times = work.times();
-        let mut marks = marks_of(&document);
         let pending = std::mem::take(&mut work.pending);
-        work.fit = work.fit.map(|fit| fit.stored(pending.len()));
+        if applied.contains(&Applied::Changed) {
+            work.fit = work.fit.map(|fit| fit.stored(pending.len()));
+        }
         for (pending, applied) in pending.into_iter().zip(applied) {
             if let (Applied::Unchanged, Some(plugin)) = (applied, &pending.result.plugin) {
-                raise(&mut marks, plugin, pending.result.seq);
+                let unchanged = (plugin.clone(), pending.result.seq);
+                work.unchanged.push(unchanged);
             }
             let outcome = match applied {
                 Applied::Changed => Outcome::Stored,
@@ -599,6 +660,10 @@ impl Committer {
             for ticket in pending.overtaken {
                 ticket.settle(Outcome::Superseded);
             }
+        }
+        let mut marks = marks_of(&document);
+        for (plugin, seq) in &work.unchanged {
+            raise(&mut marks, plugin, *seq);
         }
         let known = Known { document, revision };
         // Before the node hears of it: its next claim may be taken at once.
@@ -628,14 +693,14 @@ impl Committer {
 
     /// The store will not have the document: its results are dead letters. What they overtook was never tried
     /// alone and goes back to the broker.
-    async fn refuse(&self, mut work: Work, error: &str, reason: &str) {
+    fn refuse(&self, mut work: Work, error: &str, reason: &str) {
         work.pending.append(&mut work.left_out);
         for pending in std::mem::take(&mut work.pending) {
-            self.refuse_one(&work, pending, error, reason).await;
+            self.refuse_one(&work, pending, error, reason);
         }
     }
 
-    async fn refuse_one(&self, work: &Work, pending: Pending<Ticket>, error: &str, reason: &str) {
+    fn refuse_one(&self, work: &Work, pending: Pending<Ticket>, error: &str, reason: &str) {
         let letter = DeadLetter {
             ticket: pending.ticket,
             reason: error.to_owned(),
@@ -644,7 +709,7 @@ impl Committer {
             plugin: pending.result.plugin,
             attempts: work.attempts.max(1),
         };
-        self.dead_letters.send(letter).await;
+        self.dead_letters.post(letter);
     }
 
     /// A node's document as it was read, or a new one.
@@ -681,12 +746,25 @@ impl Committer {
     }
 }
 
+/// Whether a refusal is of the document, whatever results are in it.
+fn is_of_document(error: &str) -> bool {
+    ["forbidden", "unauthorized"].contains(&error)
+}
+
 impl Merged {
-    /// The work again, after the store found the document too large.
-    fn refused_for_size(self) -> Work {
+    /// The work again, after the store refused it with these results.
+    fn refused(self, verdict: Verdict) -> Work {
+        let (is_too_large, bytes) = (verdict.is_too_large(), self.bytes);
         let mut work = self.work;
-        work.fit = Some(Fit::refused(work.fit, work.pending.len()));
-        work.refused_bytes = self.bytes;
+        if let Verdict::Refused { error, reason } = verdict {
+            let error = if is_too_large {
+                DOCUMENT_TOO_LARGE
+            } else {
+                &error
+            };
+            work = work.refused(error, &reason);
+        }
+        work.refusal.bytes = bytes;
         // Nothing was written, and what is there is read again.
         work.attempts = 0;
         work
@@ -694,6 +772,17 @@ impl Merged {
 }
 
 impl Work {
+    /// The work again, to search the results that the store does not take in this document.
+    fn refused(mut self, error: &str, reason: &str) -> Self {
+        self.fit = Some(Fit::refused(self.fit, self.pending.len()));
+        self.refusal = Refusal {
+            error: error.to_owned(),
+            reason: reason.to_owned(),
+            bytes: 0,
+        };
+        self
+    }
+
     fn times(&self) -> Times {
         Times {
             session: self.session,
@@ -754,9 +843,11 @@ impl From<Claim> for Work {
             is_known: claim.is_known,
             attempts: 0,
             blames: 0,
+            failed_reads: 0,
             fit: None,
+            refusal: Refusal::default(),
             left_out: Vec::new(),
-            refused_bytes: 0,
+            unchanged: Vec::new(),
         }
     }
 }

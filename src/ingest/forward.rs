@@ -1,45 +1,53 @@
 //! Forwarding: a result that belongs into another queue is published there, and then acknowledged.
 //!
 //! Deliveries come in the order of their queue and leave in it. A result of 2010 gets its sequence here, once
-//! ([`Stamps`]). Invariants: nothing is acknowledged before its copy is confirmed, nor before what came earlier by any
-//! queue; whatever has to go back goes back in the order it came, so that later stamps are later results.
+//! ([`Stamps`]). What the broker refuses is tried again for `hold_max`. Invariants: nothing is acknowledged before its copy
+//! is confirmed, nor before what came earlier by any queue; whatever has to go back goes back in the order it came, with all
+//! that came later, so that later stamps are later results.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::error;
 
+use super::dead_letter::{DeadLetter, DeadLetters};
 use super::place::Entrance;
+use super::reconcile::LookNow;
+use super::refusals::{Held, Refusals, Words};
 use super::ticket::{Origin, Ticket};
 use crate::backoff::Backoff;
 use crate::broker::topology::{Exchange, forward_key};
-use crate::broker::{Broker, BrokerError, Message, Properties};
+use crate::broker::{Broker, BrokerError, Link, Message, left_out, next_session};
 use crate::dead::header;
+use crate::store::rules::REQUEST_TOO_LARGE;
 use crate::telemetry::{ForwardReason, catalogue};
-use crate::trace;
-use crate::wire::{PUBLISHED_HEADER, Seq};
+use crate::wire::Seq;
 
 /// Results on their way to another queue at most; past it whoever takes them waits.
 const UNDER_WAY_MAX: usize = 256;
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// One counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
+const FAILURES_MIN: u32 = 2;
+/// How often the first in the line is looked at, at least.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const ENDED: &str = "nothing is forwarded any more: a bug; restart the server";
+static WORDS: Words = Words {
+    refused: "the broker does not take results for their queues: they are held and tried again until it takes them",
+    taken: "results are forwarded to their queues again; none is held any more",
+    given_back: "no result waits to be forwarded any more: what the broker refused went back to its queue",
+    count: |_| {},
+};
 /// Longest foreign header that is passed on, and all that are, in bytes: they must fit one frame beside ours.
 const HEADER_BYTES_MAX: usize = 1_024;
 const HEADERS_BYTES_MAX: usize = 8 * 1_024;
-/// Headers that are passed on before any other.
-const OWN_HEADERS: [&str; 4] = [
-    PUBLISHED_HEADER,
-    trace::HEADER,
-    header::REPLAYS,
-    header::ARRIVED,
-];
 
 /// Sequences for results of 2010, in the order of their arrival.
 #[derive(Debug, Default)]
@@ -60,6 +68,9 @@ pub(super) struct Forward {
     ticket: Ticket,
     message: Message,
     reason: ForwardReason,
+    /// The subscription that brought it.
+    session: u64,
+    since: Instant,
 }
 
 impl Forward {
@@ -69,6 +80,7 @@ impl Forward {
         entrance: &Entrance,
         partition: u16,
         stamp: Option<Seq>,
+        session: u64,
     ) -> Self {
         let message = message(ticket.origin(), entrance, partition, stamp);
         let reason = match stamp {
@@ -79,126 +91,231 @@ impl Forward {
             ticket,
             message,
             reason,
+            session,
+            since: Instant::now(),
         }
     }
 }
 
 /// Where they are handed in. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Forwards(mpsc::Sender<Forward>);
+pub(super) struct Forwards {
+    line: mpsc::Sender<Forward>,
+    refusals: Refusals,
+    give_up: CancellationToken,
+    /// Set when nothing is forwarded any more though nobody ended it.
+    broken: Arc<OnceLock<Held>>,
+}
 
 impl Forwards {
     /// Hands one in; waits while many are under way. After the end its delivery goes back.
     pub(super) async fn send(&self, forward: Forward) {
-        drop(self.0.send(forward).await);
+        let is_sent = self.line.send(forward).await.is_ok();
+        if is_sent || self.give_up.is_cancelled() {
+            return;
+        }
+        self.broken
+            .get_or_init(|| self.refusals.hold(ENDED.to_owned()));
+        // It comes again at once.
+        tokio::time::sleep(RETRY_BASE).await;
+    }
+
+    /// Whether the broker takes them, and every change of that.
+    pub(super) fn link(&self) -> watch::Receiver<Link> {
+        self.refusals.link()
     }
 }
 
-/// Starts it. It ends when all senders are gone, or by `give_up`.
+/// What forwarding needs beside the broker.
+#[derive(Debug)]
+pub(super) struct ForwardSettings {
+    pub(super) hold_max: Duration,
+    pub(super) give_up: CancellationToken,
+    pub(super) dead_letters: DeadLetters,
+    pub(super) look: LookNow,
+}
+
+/// Starts it. It ends when all senders are gone, or by `give_up`. What the broker does not take for `hold_max` goes back,
+/// with all that is behind it, and that is told by the last of these: whoever consumes begins anew, so that what is behind
+/// comes again behind it.
 pub(super) fn start(
     broker: Arc<dyn Broker>,
-    give_up: CancellationToken,
-) -> (Forwards, JoinHandle<()>) {
-    let (sender, receiver) = mpsc::channel(1);
-    (
-        Forwards(sender),
-        tokio::spawn(run(broker, receiver, give_up)),
-    )
+    settings: ForwardSettings,
+) -> (Forwards, JoinHandle<()>, watch::Receiver<u64>) {
+    let (line, receiver) = mpsc::channel(1);
+    let forwards = Forwards {
+        line,
+        refusals: Refusals::new(&WORDS),
+        give_up: settings.give_up.clone(),
+        broken: Arc::default(),
+    };
+    let forwarder = Forwarder {
+        broker,
+        settings,
+        refusals: forwards.refusals.clone(),
+        line: VecDeque::new(),
+        given_back: watch::Sender::new(0),
+    };
+    let given_back = forwarder.given_back.subscribe();
+    (forwards, tokio::spawn(forwarder.run(receiver)), given_back)
 }
 
-/// A result under way: whether it was published, once that is known.
-type UnderWay = (Ticket, ForwardReason, AbortOnDropHandle<bool>);
+/// What became of a publish.
+enum Published {
+    Taken,
+    /// The broker takes none of this size.
+    TooLarge(String),
+    /// The broker was closed by us.
+    Closed,
+}
 
-async fn run(
+/// A result under way, and what became of it, once that is known.
+struct UnderWay {
+    ticket: Ticket,
+    reason: ForwardReason,
+    since: Instant,
+    published: AbortOnDropHandle<Published>,
+}
+
+struct Forwarder {
     broker: Arc<dyn Broker>,
-    mut receiver: mpsc::Receiver<Forward>,
-    give_up: CancellationToken,
-) {
-    let is_troubled = Arc::new(AtomicBool::new(false));
-    // Dropped from the front: what is left goes back in the order it came.
-    let mut line: VecDeque<UnderWay> = VecDeque::new();
-    let mut is_ended = false;
-    while !(is_ended && line.is_empty()) {
-        tokio::select! {
-            biased;
-            () = give_up.cancelled() => return,
-            is_published = first(&mut line), if !line.is_empty() => {
-                if !is_published {
-                    // The broker was closed by us.
-                    return;
-                }
-                if let Some((ticket, reason, _)) = line.pop_front() {
-                    catalogue::RESULTS_FORWARDED.of(reason).increment(1);
-                    ticket.forwarded();
-                }
-            }
-            forward = receiver.recv(), if !is_ended && line.len() < UNDER_WAY_MAX => {
-                let Some(Forward { ticket, message, reason }) = forward else {
-                    is_ended = true;
-                    continue;
-                };
-                let publish = publish(Arc::clone(&broker), message, Arc::clone(&is_troubled));
-                line.push_back((ticket, reason, AbortOnDropHandle::new(tokio::spawn(publish))));
+    settings: ForwardSettings,
+    refusals: Refusals,
+    /// Dropped from the front: what is left goes back in the order it came.
+    line: VecDeque<UnderWay>,
+    /// What came by a subscription before this one goes back, behind what went back already.
+    given_back: watch::Sender<u64>,
+}
+
+impl Forwarder {
+    async fn run(mut self, mut receiver: mpsc::Receiver<Forward>) {
+        let give_up = self.settings.give_up.clone();
+        let mut is_ended = false;
+        while !(is_ended && self.line.is_empty()) {
+            self.look_at_front();
+            tokio::select! {
+                biased;
+                () = give_up.cancelled() => return,
+                published = first(&mut self.line), if !self.line.is_empty() => match published {
+                    Ok(Published::Closed) => return,
+                    Ok(published) => self.settle_front(published),
+                    Err(error) => {
+                        error!(target: "vogeler::ingest::forward", %error, "forwarding a result failed in itself: a bug; it goes back with all that are behind it");
+                        self.give_back();
+                    }
+                },
+                forward = receiver.recv(), if !is_ended && self.line.len() < UNDER_WAY_MAX => match forward {
+                    Some(forward) => self.take(forward),
+                    None => is_ended = true,
+                },
+                () = tokio::time::sleep(LOOK_EVERY), if !self.line.is_empty() => {}
             }
         }
     }
+
+    fn take(&mut self, forward: Forward) {
+        if forward.session < *self.given_back.borrow() {
+            return;
+        }
+        let (broker, look) = (Arc::clone(&self.broker), self.settings.look.clone());
+        let publish = publish(broker, forward.message, self.refusals.clone(), look);
+        self.line.push_back(UnderWay {
+            ticket: forward.ticket,
+            reason: forward.reason,
+            since: forward.since,
+            published: AbortOnDropHandle::new(tokio::spawn(publish)),
+        });
+    }
+
+    fn settle_front(&mut self, published: Published) {
+        let Some(UnderWay { ticket, reason, .. }) = self.line.pop_front() else {
+            return;
+        };
+        let Published::TooLarge(detail) = published else {
+            catalogue::RESULTS_FORWARDED.of(reason).increment(1);
+            return ticket.forwarded();
+        };
+        self.settings.dead_letters.post(DeadLetter {
+            ticket,
+            reason: REQUEST_TOO_LARGE.to_owned(),
+            detail,
+            node: None,
+            plugin: None,
+            attempts: 1,
+        });
+    }
+
+    /// Lets go what the broker has again already, and all, once the first was held too long.
+    fn look_at_front(&mut self) {
+        while self.line.front().is_some_and(|it| it.ticket.is_void()) {
+            self.line.pop_front();
+        }
+        let hold_max = self.settings.hold_max;
+        if self
+            .line
+            .front()
+            .is_some_and(|it| it.since.elapsed() >= hold_max)
+        {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        while self.line.pop_front().is_some() {}
+        self.given_back.send_replace(next_session());
+    }
 }
 
-/// Whether the first in the line was published, once that is known.
-async fn first(line: &mut VecDeque<UnderWay>) -> bool {
+/// What became of the first in the line, once that is known.
+async fn first(line: &mut VecDeque<UnderWay>) -> Result<Published, JoinError> {
     match line.front_mut() {
-        // A publish does not panic; if it did, its delivery goes back.
-        Some((_, _, published)) => published.await.unwrap_or(false),
-        None => false,
+        Some(under_way) => (&mut under_way.published).await,
+        None => std::future::pending().await,
     }
 }
 
-/// Publishes until the broker has it, however long that takes: a delivery given back alone would come again behind later
-/// ones. Says whether the broker has it; it has not when it was closed by us.
-async fn publish(broker: Arc<dyn Broker>, message: Message, is_troubled: Arc<AtomicBool>) -> bool {
+/// Publishes until the broker has it: a delivery given back alone would come again behind later ones.
+async fn publish(
+    broker: Arc<dyn Broker>,
+    message: Message,
+    refusals: Refusals,
+    look: LookNow,
+) -> Published {
     let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
+    let mut held = None;
     loop {
-        match broker.publish(message.clone()).await {
+        let error = match broker.publish(message.clone()).await {
             Ok(()) => {
-                if is_troubled.swap(false, Ordering::Relaxed) {
-                    info!(target: "vogeler::ingest::forward", "results are forwarded to their queues again");
+                if let Some(held) = held {
+                    Held::taken(held);
                 }
-                return true;
+                return Published::Taken;
             }
-            Err(BrokerError::Closed) => return false,
-            Err(error) => {
-                if !is_troubled.swap(true, Ordering::Relaxed) {
-                    warn!(target: "vogeler::ingest::forward", %error, "results cannot be forwarded to their queues; they are held and tried again");
-                }
-                tokio::time::sleep(backoff.next_random()).await;
-            }
+            Err(BrokerError::Closed) => return Published::Closed,
+            Err(error) => error,
+        };
+        match &error {
+            BrokerError::TooLarge { .. } => return Published::TooLarge(error.to_string()),
+            BrokerError::Unroutable { .. } => look.ask(),
+            _ => {}
         }
+        let pause = backoff.next_random();
+        if backoff.tries() >= FAILURES_MIN && held.is_none() {
+            held = Some(refusals.hold(error.to_string()));
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 
 fn message(origin: &Origin, entrance: &Entrance, partition: u16, stamp: Option<Seq>) -> Message {
-    let mut properties = Properties {
-        headers: std::collections::BTreeMap::new(),
-        ..origin.properties.clone()
-    };
+    let mut properties = origin.properties.clone();
     let headers = &mut properties.headers;
-    let mut room = HEADERS_BYTES_MAX;
-    let given = &origin.properties.headers;
-    let own = OWN_HEADERS
-        .iter()
-        .filter_map(|name| given.get_key_value(*name));
-    for (name, value) in own.chain(given) {
-        let bytes = name.len() + value.len();
-        let is_passed_on = bytes <= HEADER_BYTES_MAX.min(room)
-            && !header::OF_BROKER.contains(&name.as_str())
-            && !headers.contains_key(name);
-        if is_passed_on {
-            room -= bytes;
-            headers.insert(name.clone(), value.clone());
-        }
-    }
+    headers.retain(|name, _| !header::OF_BROKER.contains(&name.as_str()));
+    left_out::trim(headers, HEADER_BYTES_MAX, HEADERS_BYTES_MAX).tell(headers);
     let mut set = |name: &str, value: String| headers.insert(name.to_owned(), value);
-    set(header::FORWARDED, (entrance.forwards + 1).to_string());
+    // A stranger's count may be any.
+    let forwards = entrance.forwards.saturating_add(1);
+    set(header::FORWARDED, forwards.to_string());
     set(header::ROUTING_KEY, entrance.routing_key.clone());
     if let Some(stamp) = stamp {
         set(header::ARRIVED, stamp.0.to_string());
@@ -218,6 +335,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::broker::Properties;
+    use crate::trace;
+    use crate::wire::PUBLISHED_HEADER;
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_microsecond(micros).unwrap()
@@ -240,6 +360,7 @@ mod tests {
         #[test]
         fn headers_are_bounded(
             foreign in prop::collection::btree_map("[a-z]{1,9}", "[a-z]{0,2000}", 0..40),
+            forwards in prop_oneof![Just(0), Just(u32::MAX)],
         ) {
             let mut properties = Properties { headers: foreign, ..Properties::default() };
             let ours = [(PUBLISHED_HEADER, "1700000000000"), (trace::HEADER, "00-1-2-01")];
@@ -252,12 +373,16 @@ mod tests {
                 exchange: String::new(),
                 routing_key: String::new(),
             };
-            let entrance = Entrance { partition: Some(0), routing_key: String::new(), forwards: 0 };
+            let entrance = Entrance { partition: Some(0), routing_key: String::new(), forwards };
             let message = message(&origin, &entrance, 3, Some(Seq(7)));
             let headers = &message.properties.headers;
             let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-            prop_assert!(bytes < HEADERS_BYTES_MAX + HEADER_BYTES_MAX);
-            for (name, value) in ours.into_iter().chain([(header::ARRIVED, "7"), (header::FORWARDED, "1")]) {
+            prop_assert!(bytes < HEADERS_BYTES_MAX + HEADER_BYTES_MAX + left_out::note_entry_bytes());
+            let all = origin.properties.headers.keys().filter(|name| *name != "x-delivery-count");
+            let is_whole = all.into_iter().all(|name| headers.contains_key(name));
+            prop_assert_eq!(headers.contains_key(left_out::HEADER), !is_whole);
+            let forwards = forwards.saturating_add(1).to_string();
+            for (name, value) in ours.into_iter().chain([(header::ARRIVED, "7"), (header::FORWARDED, &forwards)]) {
                 prop_assert_eq!(headers.get(name).map(String::as_str), Some(value));
             }
             prop_assert!(!headers.contains_key("x-delivery-count"));

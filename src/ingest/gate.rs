@@ -235,6 +235,7 @@ mod tests {
             store: "test".to_owned(),
             reason: "test".to_owned(),
             retry_after,
+            is_answer: false,
         }
     }
 

@@ -110,7 +110,8 @@ impl Intake {
                     Place::Here => self.bring(ticket, result, session, turn).await,
                     Place::Queue(partition) => {
                         drop(turn);
-                        self.forward(ticket, &entrance, partition, false).await;
+                        self.forward(ticket, &entrance, partition, (session, false))
+                            .await;
                     }
                     Place::Nowhere(why) => {
                         drop(turn);
@@ -121,7 +122,7 @@ impl Intake {
             Ok(Decoded::Unordered(node)) => {
                 drop(turn);
                 let home = partition_of(&node, self.partitions);
-                self.forward(ticket, &entrance, home, true).await;
+                self.forward(ticket, &entrance, home, (session, true)).await;
             }
             Err(error) => {
                 drop(turn);
@@ -172,14 +173,21 @@ impl Intake {
         Some((decoded, Some(permit)))
     }
 
-    /// Has it put into the queue of `partition`; a result of 2010 gets its sequence, in the order of this queue.
-    async fn forward(&self, mut ticket: Ticket, entrance: &Entrance, partition: u16, is_new: bool) {
+    /// Has what came by `session` put into the queue of `partition`; a result of 2010 that is new gets its sequence, in the
+    /// order of this queue.
+    async fn forward(
+        &self,
+        mut ticket: Ticket,
+        entrance: &Entrance,
+        partition: u16,
+        (session, is_new): (u64, bool),
+    ) {
         let Some(permit) = self.permit(ticket.origin().bytes()).await else {
             return;
         };
         ticket.hold(permit);
         let stamp = is_new.then(|| self.stamps.next(Timestamp::now()));
-        let forward = Forward::new(ticket, entrance, partition, stamp);
+        let forward = Forward::new(ticket, entrance, partition, stamp, session);
         self.forwards.send(forward).await;
     }
 

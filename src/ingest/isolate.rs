@@ -1,7 +1,7 @@
 //! Isolation: finds the document that makes whole writes fail. Pure.
 //!
 //! Documents come in as one group, and how their write as a whole failed; what to try next goes out: the same again, or its
-//! halves, down to one document. Invariant: halving makes no dead letter. Only the committer gives a document up, after
+//! halves, down to one document. Invariant: halving makes no dead letter. Only the committer blames its results, after
 //! [`BLAMES_MAX`] failures alone in a row, after each of which the store took the same document without its results: an
 //! outage, of the whole store or of the shard that this document is on, cannot do that.
 

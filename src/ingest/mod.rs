@@ -31,6 +31,7 @@ mod partitions;
 mod place;
 mod receipts;
 mod reconcile;
+mod refusals;
 mod router;
 mod runs;
 #[doc(hidden)]
@@ -57,6 +58,7 @@ use crate::telemetry::{Counts, Ledger};
 use batch::BatchBounds;
 use commit::{CommitSettings, Committer};
 use flow::Flow;
+use forward::ForwardSettings;
 use gate::StoreGate;
 pub use gauges::Gauges;
 use held::Held;
@@ -90,6 +92,7 @@ pub struct Server {
     ledger: Arc<Ledger>,
     store_link: watch::Receiver<Link>,
     dead_letter_link: watch::Receiver<Link>,
+    forward_link: watch::Receiver<Link>,
     topology: watch::Receiver<Topology>,
     gauges: Arc<Gauges>,
     runs: Runs,
@@ -141,6 +144,7 @@ impl Server {
         let (dead_letters, dead_letter_publisher, dead_letter_link) = dead_letter::start(
             Arc::clone(&broker),
             settings.hold_max,
+            deliveries_max(config),
             stop.clone(),
             look_now.clone(),
         );
@@ -149,7 +153,14 @@ impl Server {
         let keeper = tokio::task::spawn_local(keeper);
         let survey = survey::start(config, &broker, &store, gate.link());
 
-        let (forwards, forwarder) = forward::start(Arc::clone(&broker), give_up.clone());
+        let forwarding = ForwardSettings {
+            hold_max: settings.hold_max,
+            give_up: give_up.clone(),
+            dead_letters: dead_letters.clone(),
+            look: look_now.clone(),
+        };
+        let (forwards, forwarder, given_back) = forward::start(Arc::clone(&broker), forwarding);
+        let forward_link = forwards.link();
         let committer = Committer::new(
             store,
             gate.clone(),
@@ -181,6 +192,7 @@ impl Server {
             intake,
             held: Held::new(config.broker.partitions),
             letting_go: gate.letting_go(),
+            given_back,
             stop: stop.clone(),
             give_up: give_up.clone(),
         };
@@ -208,6 +220,7 @@ impl Server {
             ledger,
             store_link: gate.link(),
             dead_letter_link,
+            forward_link,
             topology,
             gauges: Arc::new(gauges),
             runs: downstream.intake.runs(),
@@ -223,6 +236,11 @@ impl Server {
     /// Whether the broker takes dead letters, and every change of that.
     pub fn dead_letter_link(&self) -> watch::Receiver<Link> {
         self.dead_letter_link.clone()
+    }
+
+    /// Whether the broker takes results that belong into another queue, and every change of that.
+    pub fn forward_link(&self) -> watch::Receiver<Link> {
+        self.forward_link.clone()
     }
 
     /// What is known of exchanges and queues, and every change of that.
@@ -336,15 +354,19 @@ fn start_arbiters() -> Vec<Arbiter> {
 
 fn start_writer(committer: Committer, config: &Config, flow: &Arc<Flow>) -> Addr<WriterActor> {
     let settings = &config.server;
-    let deliveries_max = usize::from(settings.prefetch) * usize::from(config.broker.partitions);
     WriterActor::new(
         Arc::new(committer),
         batch_bounds(settings),
         pace_bounds(settings),
         Arc::clone(flow),
-        deliveries_max,
+        deliveries_max(config),
     )
     .start()
+}
+
+/// Deliveries that may be unsettled at once.
+fn deliveries_max(config: &Config) -> usize {
+    usize::from(config.server.prefetch) * usize::from(config.broker.partitions)
 }
 
 fn node_settings(settings: &config::Server) -> NodeSettings {

@@ -1,7 +1,7 @@
 //! What the server's `/readyz` and status page tell: connections, partitions, accounts, runs.
 //!
-//! Reads links, agreement, metrics and runs. Invariant: ready only while broker and store can be used, no dead
-//! letter is refused, and the server is not stopping.
+//! Reads links, agreement, metrics and runs. Invariant: ready only while broker and store can be used, neither a dead
+//! letter nor a forwarded result is refused, and the server is not stopping.
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ pub struct Health {
     pub store: watch::Receiver<Link>,
     /// Whether the broker takes dead letters.
     pub dead_letters: watch::Receiver<Link>,
+    /// Whether the broker takes results that belong into another queue.
+    pub forwards: watch::Receiver<Link>,
     /// What is known of exchanges and queues.
     pub topology: watch::Receiver<Topology>,
     /// Which partitions this server should own.
@@ -53,9 +55,12 @@ impl Probe for Health {
     fn readiness(&self) -> (bool, Value) {
         let topology = self.topology.borrow();
         let (is_ready, mut body) = readiness(
-            &self.broker.borrow(),
-            &self.store.borrow(),
-            &self.dead_letters.borrow(),
+            [
+                &self.broker.borrow(),
+                &self.store.borrow(),
+                &self.dead_letters.borrow(),
+                &self.forwards.borrow(),
+            ],
             topology.is_well(),
             self.stopping.is_cancelled(),
         );
@@ -90,14 +95,8 @@ impl Probe for Health {
 }
 
 /// Whether the server is ready, and the reasons, a member a part.
-fn readiness(
-    broker: &Link,
-    store: &Link,
-    dead_letters: &Link,
-    is_topology_well: bool,
-    is_draining: bool,
-) -> (bool, Value) {
-    let parts = [broker, store, dead_letters];
+fn readiness(parts: [&Link; 4], is_topology_well: bool, is_draining: bool) -> (bool, Value) {
+    let [broker, store, dead_letters, forwards] = parts;
     let is_ready = parts.iter().all(|link| **link == Link::Up) && is_topology_well && !is_draining;
     (
         is_ready,
@@ -106,6 +105,7 @@ fn readiness(
             "broker": part(broker),
             "store": part(store),
             "dead_letters": part(dead_letters),
+            "forwards": part(forwards),
             "draining": is_draining,
         }),
     )
@@ -300,17 +300,18 @@ mod tests {
             reason: "connection refused".to_owned(),
         };
         let up = &Link::Up;
-        assert!(readiness(up, up, up, true, false).0);
-        for (broker, store, dead_letters, is_topology_well, is_draining) in [
-            (&down, up, up, true, false),
-            (up, &Link::Unknown, up, true, false),
-            (up, up, &down, true, false),
-            (up, up, up, false, false),
-            (up, up, up, true, true),
+        assert!(readiness([up; 4], true, false).0);
+        for (parts, is_topology_well, is_draining) in [
+            ([&down, up, up, up], true, false),
+            ([up, &Link::Unknown, up, up], true, false),
+            ([up, up, &down, up], true, false),
+            ([up, up, up, &down], true, false),
+            ([up; 4], false, false),
+            ([up; 4], true, true),
         ] {
-            assert!(!readiness(broker, store, dead_letters, is_topology_well, is_draining).0);
+            assert!(!readiness(parts, is_topology_well, is_draining).0);
         }
-        let (_, body) = readiness(&down, up, &down, true, true);
+        let (_, body) = readiness([&down, up, &down, up], true, true);
         assert_eq!(body["dead_letters"]["reason"], "connection refused");
         assert_eq!(body["broker"]["reason"], "connection refused");
         assert_eq!(body["draining"], true);

@@ -33,7 +33,9 @@ struct State {
     documents: BTreeMap<NodeName, (Revision, Box<RawValue>)>,
     load_faults: VecDeque<Fault>,
     write_faults: VecDeque<Fault>,
-    poison: Option<String>,
+    poison: Option<(String, Failure)>,
+    refused: Option<String>,
+    unreadable: Option<NodeName>,
     loads: u64,
     writes: u64,
 }
@@ -70,6 +72,8 @@ pub enum Failure {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
+    /// [`StoreError::Away`], which the store says itself.
+    Failed,
     /// [`StoreError::Unauthorized`].
     Unauthorized,
     /// [`StoreError::NoDatabase`].
@@ -85,6 +89,13 @@ impl Failure {
                 store,
                 reason,
                 retry_after,
+                is_answer: false,
+            },
+            Self::Failed => StoreError::Away {
+                store,
+                reason,
+                retry_after: None,
+                is_answer: true,
             },
             Self::Unauthorized => StoreError::Unauthorized { store, reason },
             Self::NoDatabase => StoreError::NoDatabase { store },
@@ -125,7 +136,22 @@ impl MemoryStore {
 
     /// From now on a write as a whole fails, and writes nothing, if a document in it holds this text.
     pub fn poison(&self, text: &str) {
-        self.lock().poison = Some(text.to_owned());
+        self.poison_as(text, Failure::Failed);
+    }
+
+    /// Like [`poison`](Self::poison), with this failure.
+    pub fn poison_as(&self, text: &str, failure: Failure) {
+        self.lock().poison = Some((text.to_owned(), failure));
+    }
+
+    /// From now on the document of this node, and of no other before, cannot be read.
+    pub fn fail_reads(&self, id: Option<NodeName>) {
+        self.lock().unreadable = id;
+    }
+
+    /// From now on a document that holds this text is refused, as a bad request.
+    pub fn refuse(&self, text: &str) {
+        self.lock().refused = Some(text.to_owned());
     }
 
     /// How often [`Store::load`] was called.
@@ -184,8 +210,11 @@ impl MemoryStore {
                 continue;
             }
             let current = state.documents.get(&write.id).map(|(revision, _)| revision);
+            let refused = state.refused.as_deref();
+            let is_refused = refused.is_some_and(|text| write.json.get().contains(text));
             let verdict = match rules::judge(&write, current, self.document_bytes_max) {
                 Some(verdict) => verdict,
+                None if is_refused => rules::refused("bad_request", "scripted"),
                 None => Verdict::Stored(state.put(&write.id, write.json)),
             };
             verdicts.insert(write.id, verdict);
@@ -217,6 +246,7 @@ fn stored(id: &NodeName, revision: &Revision, json: &RawValue) -> Option<StoredD
     Some(StoredDocument {
         revision: revision.clone(),
         json: RawValue::from_string(text).ok()?,
+        failure: None,
     })
 }
 
@@ -232,14 +262,20 @@ impl Store for MemoryStore {
             Fault::Delay(delay) => tokio::time::sleep(delay).await,
             Fault::None | Fault::Rows(_) => {}
         }
-        Ok(self.read(ids))
+        let mut found = self.read(ids);
+        if let Some(id) = self.lock().unreadable.clone().filter(|id| ids.contains(id)) {
+            found.insert(id, StoredDocument::failed("scripted".to_owned()));
+        }
+        Ok(found)
     }
 
     async fn write(&self, documents: Vec<Write>) -> Result<Verdicts, StoreError> {
         self.lock().writes += 1;
         let poison = self.lock().poison.clone();
-        if poison.is_some_and(|text| documents.iter().any(|it| it.json.get().contains(&text))) {
-            return Err(Failure::Away { retry_after: None }.error());
+        if let Some((text, failure)) = poison
+            && documents.iter().any(|it| it.json.get().contains(&text))
+        {
+            return Err(failure.error());
         }
         match self.next_fault(Call::Write) {
             Fault::Before(failure) => Err(failure.error()),

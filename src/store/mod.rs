@@ -41,7 +41,7 @@ pub enum Designs<'a> {
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
     /// Reads the documents of `ids`. Missing and deleted ones are not in the answer; one that is there and is no JSON object
-    /// (somebody else's edit) comes as `null`. One document never fails the call.
+    /// (somebody else's edit) comes as `null`. One document never fails the call: one that fails alone says so.
     async fn load(&self, ids: &[NodeName])
     -> Result<HashMap<NodeName, StoredDocument>, StoreError>;
 
@@ -85,15 +85,26 @@ pub struct StoredDocument {
     pub revision: Revision,
     /// The whole JSON object, `_id` and `_rev` included.
     pub json: Box<RawValue>,
+    /// Why it could not be read this time, in a word or more, though others could be; then nothing else is known of it.
+    pub failure: Option<String>,
 }
 
 impl StoredDocument {
+    /// What stands for a document that could not be read this time.
+    pub(crate) fn failed(why: String) -> Self {
+        Self {
+            failure: Some(why),
+            ..Self::unreadable()
+        }
+    }
+
     /// What stands for a document that is there and cannot be read, whatever is tried: `null`, which is no object. Its
     /// node's results are dead letters; the documents beside it are as they are.
     pub(crate) fn unreadable() -> Self {
         Self {
             revision: Revision("".into()),
             json: RawValue::NULL.to_owned(),
+            failure: None,
         }
     }
 }
@@ -175,6 +186,8 @@ pub enum StoreError {
         reason: String,
         /// How long the store asks to be left alone (`Retry-After`).
         retry_after: Option<Duration>,
+        /// Whether the store itself said that it failed. Otherwise nothing, or somebody between, said that it is not there.
+        is_answer: bool,
     },
     /// The store refuses this user and password, or the user may not do this.
     #[error("the store at {store} refuses access: {reason}; check user and password in store.dsn")]
@@ -228,6 +241,20 @@ impl StoreError {
             Self::NoIndex { .. } => "no_index",
             Self::Protocol { .. } => "protocol",
             Self::File { .. } => "file",
+        }
+    }
+
+    /// Whether what is written may be the reason: the store answered, and neither a time-out nor a broken connection, nor
+    /// one that is busy, nor one that refuses access.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Away {
+                retry_after,
+                is_answer,
+                ..
+            } => *is_answer && retry_after.is_none(),
+            Self::Protocol { .. } => true,
+            _ => false,
         }
     }
 

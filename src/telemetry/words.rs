@@ -346,6 +346,7 @@ mod tests {
             store: String::new(),
             reason: String::new(),
             retry_after: None,
+            is_answer: false,
         };
         assert_eq!(StoreStatus::of::<()>(&Err(away)).text().as_ref(), "away");
         assert_eq!(StoreStatus::of(&Ok(())).text().as_ref(), "ok");

@@ -9,7 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use vogeler::broker::memory::MemoryBroker;
 use vogeler::broker::topology::{self, Exchange, QueueType};
-use vogeler::broker::{Broker, Consumer, Delivery, Message, Properties};
+use vogeler::broker::{Broker, Consumer, Delivery, Link, Message, Properties};
 use vogeler::config::Config;
 use vogeler::hash::content_hash;
 use vogeler::ingest::{Drained, Server};
@@ -173,6 +173,16 @@ impl Pipeline {
     /// Stops the server.
     pub(crate) async fn stop(&mut self) -> Drained {
         self.server.take().unwrap().stop().await
+    }
+
+    /// Whether results that belong into another queue can be forwarded.
+    pub(crate) fn forwards(&self) -> Link {
+        self.server
+            .as_ref()
+            .unwrap()
+            .forward_link()
+            .borrow()
+            .clone()
     }
 
     /// How many nodes have an actor.

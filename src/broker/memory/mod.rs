@@ -58,7 +58,11 @@ struct State {
     is_paused: bool,
     /// Size of the largest message that is taken, in bytes; none takes all.
     message_bytes_max: Option<u64>,
+    refusal: Option<Refusal>,
 }
+
+/// What becomes of publishing a message; none if it is taken.
+pub type Refusal = fn(&Message) -> Option<BrokerError>;
 
 impl Default for MemoryBroker {
     fn default() -> Self {
@@ -124,6 +128,11 @@ impl MemoryBroker {
         self.shared.room.notify_waiters();
     }
 
+    /// From now on messages are refused like this.
+    pub fn refuse(&self, refusal: Option<Refusal>) {
+        self.shared.lock().refusal = refusal;
+    }
+
     /// What [`link`](Broker::link) tells from now on. While it is down calls fail, and all sessions end.
     pub fn set_link(&self, link: Link) {
         let mut state = self.shared.lock();
@@ -171,6 +180,9 @@ impl Shared {
         let now = Instant::now();
         let mut state = self.lock();
         state.sweep(now);
+        if let Some(error) = state.refusal.and_then(|refusal| refusal(message)) {
+            return Err(error);
+        }
         if state.is_paused {
             return Ok(false);
         }

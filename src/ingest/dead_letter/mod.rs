@@ -1,8 +1,9 @@
 //! Dead letters: messages that can never be stored, kept with the reason for a person to look at.
 //!
 //! The original bytes go to `vogeler.dead`, confirmed and routed, *before* the original is acknowledged. A letter that
-//! the broker refuses is held and tried again ([`publisher`]). Invariant: so many letters, and bytes of them, are in
-//! here and no more; past that whoever makes one waits.
+//! the broker refuses is held and tried again ([`publisher`]). Two lines lead here: what could not be read is *sent*, and
+//! waits; what was read has its share of the server's byte budget until it is settled, and is *posted*, so that no commit
+//! waits for another node's letters. Invariant: so many letters, and bytes of them, are in here and no more.
 
 mod message;
 mod publisher;
@@ -10,7 +11,7 @@ mod publisher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -25,9 +26,9 @@ use publisher::Publisher;
 
 /// Dead letters waiting to be published at most; past it whoever makes them waits.
 const WAITING_MAX: usize = 1_024;
-/// Dead letters being published or held at most; the others wait behind them.
+/// Dead letters of either line being published or held at most; the others wait behind them.
 const HELD_MAX: usize = 1_024;
-/// Bytes of messages that wait, are published or held at most. A larger message has all of it to itself.
+/// Bytes of messages sent that wait, are published or held at most. A larger message has all of it to itself.
 const BYTES_MAX: usize = 64 << 20;
 
 /// A delivery that can never be stored.
@@ -50,19 +51,12 @@ pub(super) struct DeadLetter {
 struct Handed {
     letter: DeadLetter,
     since: Instant,
-    _bytes: OwnedSemaphorePermit,
+    /// None for one that is in the server's byte budget.
+    _bytes: Option<OwnedSemaphorePermit>,
 }
 
-/// Where dead letters are handed in. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct DeadLetters {
-    line: mpsc::Sender<Handed>,
-    bytes: Arc<Semaphore>,
-}
-
-impl DeadLetters {
-    /// Hands one in; waits while many are under way, or held.
-    pub(super) async fn send(&self, letter: DeadLetter) {
+impl Handed {
+    fn new(letter: DeadLetter) -> Self {
         let run = letter.ticket.run().map(tracing::field::display);
         warn!(
             target: "vogeler::ingest::dead_letter",
@@ -73,40 +67,82 @@ impl DeadLetters {
             plugin = letter.plugin.as_ref().map(tracing::field::display),
             "dead letter"
         );
-        let since = Instant::now();
-        let bytes = letter.ticket.origin().body.len().min(BYTES_MAX);
+        Self {
+            letter,
+            since: Instant::now(),
+            _bytes: None,
+        }
+    }
+}
+
+/// Where dead letters are handed in. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct DeadLetters {
+    sent: mpsc::Sender<Handed>,
+    bytes: Arc<Semaphore>,
+    posted: mpsc::Sender<Handed>,
+}
+
+impl DeadLetters {
+    /// Hands one in; waits while many are under way, or held.
+    pub(super) async fn send(&self, letter: DeadLetter) {
+        let handed = Handed::new(letter);
+        let bytes = handed.letter.ticket.origin().bytes().min(BYTES_MAX);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         // It is never closed; if it were, the ticket would give the delivery back.
         let Ok(bytes) = Arc::clone(&self.bytes).acquire_many_owned(permits).await else {
             return;
         };
         let handed = Handed {
-            letter,
-            since,
-            _bytes: bytes,
+            _bytes: Some(bytes),
+            ..handed
         };
-        if self.line.send(handed).await.is_err() {
+        if self.sent.send(handed).await.is_err() {
             error!(target: "vogeler::ingest::dead_letter", "the publisher is gone; the delivery goes back to the broker");
+        }
+    }
+
+    /// Hands in one whose bytes are in the server's budget; never waits. There is room for all deliveries that may be
+    /// unsettled.
+    pub(super) fn post(&self, letter: DeadLetter) {
+        if let Err(error) = self.posted.try_send(Handed::new(letter)) {
+            error!(target: "vogeler::ingest::dead_letter", %error, "a dead letter cannot be handed in; the delivery goes back to the broker");
         }
     }
 }
 
 /// Starts the publisher, and tells whether the broker takes dead letters. It ends, with all published, when all senders
 /// are gone. What the broker refuses goes back after `hold_max`, or at `stop`; what finds no queue asks for a `look`.
+/// `posted_max` letters may be posted.
 pub(super) fn start(
     broker: Arc<dyn Broker>,
     hold_max: Duration,
+    posted_max: usize,
     stop: CancellationToken,
     look: LookNow,
 ) -> (DeadLetters, JoinHandle<()>, watch::Receiver<Link>) {
-    let (line, mut handed) = mpsc::channel(WAITING_MAX);
     let publisher = Arc::new(Publisher::new(broker, hold_max, stop, look));
     let link = publisher.link();
-    let letters = futures::stream::poll_fn(move |context| handed.poll_recv(context));
-    let publishing = letters.for_each_concurrent(HELD_MAX, move |handed| {
-        let publisher = Arc::clone(&publisher);
-        async move { publisher.publish(handed).await }
-    });
-    let bytes = Arc::new(Semaphore::new(BYTES_MAX));
-    (DeadLetters { line, bytes }, tokio::spawn(publishing), link)
+    let (sent, sent_line) = mpsc::channel(WAITING_MAX);
+    let (posted, posted_line) = mpsc::channel(posted_max);
+    let publishing = futures::future::join(
+        publish_all(Arc::clone(&publisher), sent_line),
+        publish_all(publisher, posted_line),
+    );
+    let letters = DeadLetters {
+        sent,
+        bytes: Arc::new(Semaphore::new(BYTES_MAX)),
+        posted,
+    };
+    (letters, tokio::spawn(publishing.map(drop)), link)
+}
+
+async fn publish_all(publisher: Arc<Publisher>, mut line: mpsc::Receiver<Handed>) {
+    let letters = futures::stream::poll_fn(move |context| line.poll_recv(context));
+    letters
+        .for_each_concurrent(HELD_MAX, move |handed| {
+            let publisher = Arc::clone(&publisher);
+            async move { publisher.publish(handed).await }
+        })
+        .await;
 }

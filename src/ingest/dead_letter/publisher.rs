@@ -6,14 +6,15 @@
 //! letter is tried no longer than `hold_max`, then it goes back to the broker, once; a delivery that the broker has
 //! again already is not held here.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::debug;
 
 use super::super::reconcile::LookNow;
+use super::super::refusals::{Held, Refusals, Words};
 use super::Handed;
 use super::message::message;
 use crate::backoff::Backoff;
@@ -30,6 +31,13 @@ const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A letter counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
 const FAILURES_MIN: u32 = 2;
+
+static WORDS: Words = Words {
+    refused: "the broker refuses dead letters: they are held and tried again until it takes them",
+    taken: "the broker takes dead letters again; none is held any more",
+    given_back: "no dead letter is held any more: what the broker refused went back to its queue",
+    count: set_gauge,
+};
 
 #[derive(Debug)]
 pub(super) struct Publisher {
@@ -56,13 +64,13 @@ impl Publisher {
             look,
             publishes: Semaphore::new(PUBLISHES_MAX),
             retries: Semaphore::new(RETRIES_MAX),
-            refusals: Refusals::default(),
+            refusals: Refusals::new(&WORDS),
         }
     }
 
     /// Whether the broker takes dead letters, and every change of that.
     pub(super) fn link(&self) -> watch::Receiver<Link> {
-        self.refusals.0.link.subscribe()
+        self.refusals.link()
     }
 
     /// Publishes a letter, or gives its delivery back.
@@ -76,7 +84,7 @@ impl Publisher {
             drop(permit);
             let Err(error) = published else {
                 if let Some(held) = held {
-                    Held::publish(held);
+                    Held::taken(held);
                 }
                 return settle(handed);
             };
@@ -85,7 +93,7 @@ impl Publisher {
             }
             let pause = backoff.next_random();
             if backoff.tries() >= FAILURES_MIN && held.is_none() {
-                held = Some(self.refusals.hold(&error));
+                held = Some(self.refusals.hold(error.to_string()));
             }
             let run = handed.letter.ticket.run().map(tracing::field::display);
             debug!(target: "vogeler::ingest::dead_letter", run, %error, tries = backoff.tries(), "a dead letter is not published");
@@ -125,76 +133,6 @@ fn settle(handed: Handed) {
     letter
         .ticket
         .settle_because(Outcome::DeadLettered, Some(why));
-}
-
-/// The letters that are held because the broker refuses them. Cheap to clone.
-#[derive(Debug, Clone)]
-struct Refusals(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    count: Mutex<usize>,
-    link: watch::Sender<Link>,
-}
-
-impl Default for Refusals {
-    fn default() -> Self {
-        Self(Arc::new(Inner {
-            count: Mutex::new(0),
-            link: watch::Sender::new(Link::Up),
-        }))
-    }
-}
-
-impl Refusals {
-    fn hold(&self, error: &BrokerError) -> Held {
-        let mut count = self.count();
-        *count += 1;
-        set_gauge(*count);
-        if *count == 1 {
-            let reason = error.to_string();
-            error!(target: "vogeler::ingest::dead_letter", reason, "the broker refuses dead letters: they are held and tried again until it takes them");
-            self.0.link.send_replace(Link::Down { reason });
-        }
-        Held {
-            refusals: self.clone(),
-            is_published: false,
-        }
-    }
-
-    fn count(&self) -> MutexGuard<'_, usize> {
-        self.0.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One held letter; no longer, when dropped.
-#[derive(Debug)]
-struct Held {
-    refusals: Refusals,
-    is_published: bool,
-}
-
-impl Held {
-    fn publish(mut self) {
-        self.is_published = true;
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let mut count = self.refusals.count();
-        *count -= 1;
-        set_gauge(*count);
-        if *count > 0 {
-            return;
-        }
-        self.refusals.0.link.send_replace(Link::Up);
-        if self.is_published {
-            info!(target: "vogeler::ingest::dead_letter", "the broker takes dead letters again; none is held any more");
-        } else {
-            info!(target: "vogeler::ingest::dead_letter", "no dead letter is held any more: what the broker refused went back to its queue");
-        }
-    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]

@@ -54,7 +54,7 @@ enum Left {
     Stopping,
     /// Somebody else should own the partition.
     Yielding,
-    /// Results are let go: the store stays away.
+    /// Results are let go: the store stays away, or some could not be forwarded.
     LettingGo,
     /// The broker's side ended it.
     Lost,
@@ -69,6 +69,8 @@ impl PartitionConsumer {
         let mut told = None;
         loop {
             let mut letting_go = self.downstream.letting_go.clone();
+            // What is given back from here on may have come by the next subscription.
+            self.downstream.given_back.mark_unchanged();
             let consumed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -147,6 +149,7 @@ impl PartitionConsumer {
             intake,
             held,
             mut letting_go,
+            mut given_back,
             stop,
             give_up,
         } = self.downstream.clone();
@@ -157,6 +160,7 @@ impl PartitionConsumer {
                 biased;
                 () = stop.cancelled() => return Left::Stopping,
                 Ok(_) = letting_go.wait_for(|is| *is) => return Left::LettingGo,
+                Ok(()) = given_back.changed() => return Left::LettingGo,
                 Ok(()) = self.agreement.changed() => {
                     if self.substitution.owned_by(self.other_owner()) {
                         return Left::Yielding;

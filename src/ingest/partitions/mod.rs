@@ -48,6 +48,8 @@ pub(super) struct Downstream {
     pub(super) held: Held,
     /// Results go back to the broker, and nothing is pulled.
     pub(super) letting_go: watch::Receiver<bool>,
+    /// Changes when results went back that could not be forwarded: what came behind them goes back, too.
+    pub(super) given_back: watch::Receiver<u64>,
     /// The server stops pulling.
     pub(super) stop: CancellationToken,
     /// The drain is over: nothing waits any more.

@@ -237,7 +237,12 @@ impl Client {
             404 if is_database_missing(&reply.error()) => StoreError::NoDatabase {
                 store: self.location.clone(),
             },
-            408 | 412 | 425 | 429 | 500.. => self.away(reason, reply.retry_after),
+            408 | 412 | 425 | 429 | 500.. => StoreError::Away {
+                store: self.location.clone(),
+                reason,
+                retry_after: reply.retry_after,
+                is_answer: reply.is_own_failure(),
+            },
             _ => self.protocol(reason),
         }
     }
@@ -247,6 +252,7 @@ impl Client {
             store: self.location.clone(),
             reason,
             retry_after,
+            is_answer: false,
         }
     }
 
@@ -261,6 +267,11 @@ impl Client {
 impl Reply {
     pub(super) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// Whether CouchDB failed at what was asked, and not a proxy, nor by being away, busy or full.
+    pub(super) fn is_own_failure(&self) -> bool {
+        (500..600).contains(&self.status) && !matches!(self.status, 502..=504 | 507)
     }
 
     /// The body as CouchDB's form of an error; empty where it is none.

@@ -1,7 +1,7 @@
 //! Reading documents by id: `_all_docs` with the ids as keys, in chunks.
 //!
-//! Missing and deleted documents are not in the answer. A row that failed for any other reason fails the load: a
-//! document taken for missing would be written as new, and its history with it.
+//! Missing and deleted documents are not in the answer. A row that failed for any other reason says so of its document and of
+//! no other: taken for missing it would be written as new, and its history with it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -28,10 +28,11 @@ struct Answer<'a> {
 struct Row<'a> {
     #[serde(borrow)]
     key: Cow<'a, str>,
-    value: Option<RowValue>,
+    #[serde(borrow)]
+    value: Option<&'a RawValue>,
     #[serde(borrow)]
     doc: Option<&'a RawValue>,
-    error: Option<String>,
+    error: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -90,27 +91,57 @@ pub(super) fn read(
     let answer: Answer<'_> =
         serde_json::from_slice(&reply.body).map_err(|error| client.unreadable(reply, &error))?;
     for row in answer.rows {
-        match (row.value, row.doc, row.error.as_deref()) {
-            (_, _, Some("not_found")) | (Some(RowValue { deleted: true, .. }), _, _) => {}
+        // Only ids that were asked for come back; one that is no node name was not.
+        let Ok(id) = NodeName::new(&row.key) else {
+            continue;
+        };
+        let value: Option<RowValue> = row
+            .value
+            .and_then(|value| serde_json::from_str(value.get()).ok());
+        let document = match (value, row.doc, row.error) {
+            (_, _, Some(error)) if error == "not_found" => continue,
+            (Some(RowValue { deleted: true, .. }), _, _) => continue,
             (_, _, Some(error)) => {
-                let (id, error) = (brief(row.key), brief(error));
-                return Err(client.away(format!("reading {id:?} failed: {error}"), None));
+                let word = error
+                    .as_str()
+                    .map_or_else(|| error.to_string(), str::to_owned);
+                StoredDocument::failed(brief(word))
             }
-            (Some(value), Some(doc), None) if doc.get().starts_with('{') => {
-                // Only ids that were asked for come back; one that is no node name was not.
-                if let Ok(id) = NodeName::new(&row.key) {
-                    let revision = Revision(value.rev.into());
-                    let json = doc.to_owned();
-                    found.insert(id, StoredDocument { revision, json });
-                }
-            }
-            _ => {
-                let id = brief(row.key);
-                return Err(
-                    client.protocol(format!("a row of _all_docs without a document: {id:?}"))
-                );
-            }
-        }
+            (Some(value), Some(doc), None) if doc.get().starts_with('{') => StoredDocument {
+                revision: Revision(value.rev.into()),
+                json: doc.to_owned(),
+                failure: None,
+            },
+            // One that was deleted just now, too.
+            _ => StoredDocument::failed("a row without a document".to_owned()),
+        };
+        found.insert(id, document);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::replies;
+
+    /// Goal: a row that failed, or that nobody understands, says so of its document, and costs no other.
+    #[test]
+    fn one_row_is_no_outage() {
+        let body = r#"{"rows":[
+            {"key":"bad1","error":"timeout","reason":"x"},
+            {"id":"bad2","key":"bad2","value":{"rev":"1-a"},"doc":null},
+            {"id":"bad3","key":"bad3","value":7,"doc":{"_id":"bad3"}},
+            {"key":"bad4","error":{"odd":1}},
+            {"key":"gone1","error":"not_found"},
+            {"id":"gone2","key":"gone2","value":{"rev":"2-a","deleted":true},"doc":null},
+            {"id":"good","key":"good","value":{"rev":"1-b"},"doc":{"_id":"good","_rev":"1-b"}}]}"#;
+        let found = replies::load((200, body.into())).unwrap();
+        let failure = |id: &str| Some(found.get(id)?.failure.as_deref());
+        assert_eq!(failure("good"), Some(None));
+        assert_eq!(failure("bad1"), Some(Some("timeout")));
+        for id in ["bad2", "bad3", "bad4"] {
+            assert!(matches!(failure(id), Some(Some(_))), "{id}");
+        }
+        assert_eq!((failure("gone1"), failure("gone2")), (None, None));
+    }
 }

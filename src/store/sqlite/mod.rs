@@ -74,6 +74,7 @@ impl SqliteStore {
                     store: self.location.clone(),
                     reason: format!("no answer within {:?}", self.timeout),
                     retry_after: None,
+                    is_answer: false,
                 })
             })
     }

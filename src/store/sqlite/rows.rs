@@ -58,6 +58,7 @@ fn stored(id: &NodeName, revision: &str, json: &str) -> Option<StoredDocument> {
     Some(StoredDocument {
         revision: Revision(revision.into()),
         json: RawValue::from_string(text).ok()?,
+        failure: None,
     })
 }
 

@@ -82,7 +82,7 @@ impl Worker {
         std::thread::Builder::new()
             .name(format!("sqlite-{mode:?}").to_lowercase())
             .spawn(serve)
-            .map_err(|error| away(location, format!("no thread for SQLite: {error}")))?;
+            .map_err(|error| away(location, format!("no thread for SQLite: {error}"), false))?;
         Ok(Self {
             jobs,
             location: location.to_owned(),
@@ -103,7 +103,7 @@ impl Worker {
             // The caller may have run out of time; its answer is then of no use.
             reply.send(result).ok();
         });
-        let closed = || away(&self.location, "the store is closed".to_owned());
+        let closed = || away(&self.location, "the store is closed".to_owned(), false);
         let message = Message::Job(job);
         self.jobs.send(message).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
@@ -210,14 +210,18 @@ fn store_error(location: &str, error: &rusqlite::Error) -> StoreError {
             store: location.to_owned(),
             reason: error.to_string(),
         },
-        _ => away(location, error.to_string()),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            away(location, error.to_string(), false)
+        }
+        _ => away(location, error.to_string(), true),
     }
 }
 
-fn away(location: &str, reason: String) -> StoreError {
+fn away(location: &str, reason: String, is_answer: bool) -> StoreError {
     StoreError::Away {
         store: location.to_owned(),
         reason,
         retry_after: None,
+        is_answer,
     }
 }

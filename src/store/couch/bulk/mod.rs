@@ -30,6 +30,7 @@ impl CouchStore {
                 Answer::Away {
                     reason: format!("no verdict after {REQUESTS_MAX} requests"),
                     retry_after: None,
+                    is_answer: false,
                 }
             } else {
                 self.send_group(group).await
@@ -77,10 +78,12 @@ impl CouchStore {
             Err(StoreError::Away {
                 reason,
                 retry_after,
+                is_answer,
                 ..
             }) => Answer::Away {
                 reason,
                 retry_after,
+                is_answer,
             },
             Err(error) => Answer::Protocol {
                 reason: error.to_string(),
@@ -94,7 +97,13 @@ impl CouchStore {
             Stop::Away {
                 reason,
                 retry_after,
-            } => self.client.away(reason, retry_after),
+                is_answer,
+            } => StoreError::Away {
+                store,
+                reason,
+                retry_after,
+                is_answer,
+            },
             Stop::Unauthorized { reason } => StoreError::Unauthorized { store, reason },
             Stop::NoDatabase => StoreError::NoDatabase { store },
             Stop::Protocol { reason } => self.client.protocol(reason),
@@ -118,6 +127,7 @@ enum Stop {
     Away {
         reason: String,
         retry_after: Option<Duration>,
+        is_answer: bool,
     },
     Unauthorized {
         reason: String,
@@ -170,12 +180,19 @@ impl<'a> Plan<'a> {
             Answer::Away {
                 reason,
                 retry_after,
+                is_answer,
             } => {
                 let stop = Stop::Away {
                     reason: reason.clone(),
                     retry_after,
+                    is_answer,
                 };
-                return self.stop(group, stop, "away", &reason);
+                let word = if is_answer && retry_after.is_none() {
+                    "internal_server_error"
+                } else {
+                    "away"
+                };
+                return self.stop(group, stop, word, &reason);
             }
             Answer::Unauthorized { reason } => {
                 let stop = Stop::Unauthorized {

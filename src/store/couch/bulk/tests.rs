@@ -30,6 +30,7 @@ fn away() -> Answer {
     Answer::Away {
         reason: "gone".to_owned(),
         retry_after: Some(Duration::from_secs(1)),
+        is_answer: false,
     }
 }
 

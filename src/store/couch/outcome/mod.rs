@@ -43,6 +43,8 @@ pub(super) enum Answer {
         reason: String,
         /// How long it asks to be left alone.
         retry_after: Option<Duration>,
+        /// Whether the server said that it failed itself.
+        is_answer: bool,
     },
     /// User or password are wrong, or not enough.
     Unauthorized {
@@ -111,6 +113,7 @@ fn away(reply: &Reply) -> Answer {
     Answer::Away {
         reason: reply.describe(),
         retry_after: reply.retry_after,
+        is_answer: reply.is_own_failure(),
     }
 }
 

@@ -230,6 +230,7 @@ fn trouble_of_the_server_leaves_everything_open() {
         let expected = Answer::Away {
             reason: format!("HTTP {status} busy: later"),
             retry_after: Some(Duration::from_secs(3)),
+            is_answer: status == 500,
         };
         assert_eq!(answer(&busy, &["a"]), expected);
     }
