@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vogeler::broker::{BrokerError, Link};
 
 use super::*;
+use crate::harness::proxy::Proxy;
 use crate::harness::rabbit::{PASSWORD, USER};
 
 /// All calls of a broker that cannot be used.
@@ -92,6 +93,34 @@ async fn a_deleted_queue_is_declared_again() {
     assert_eq!(take_texts(&mut consumer, 1).await, ["2"]);
     assert!(consumer.close(SOON).await);
     assert_eq!(bench.ready(&queue).await, Some(0));
+    bench.close().await;
+}
+
+/// Goal: a queue whose sessions broke twice has a connection of its own; once it holds there, the broker counts as up again,
+/// though nobody else uses the connection that broke.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_aside_does_not_leave_the_link_down() {
+    let dsn = Rabbit::shared().fresh_vhost();
+    let proxy = Proxy::tcp(dsn.port().unwrap());
+    let mut through = dsn.clone();
+    through.set_port(Some(proxy.port())).unwrap();
+    let bench = Bench::new(Arc::new(amqp(&through)), Arc::new(amqp(&dsn)));
+    let queue = bench.queue();
+    let mut consumer = bench.broker.consume(&queue, 10).await.unwrap();
+    publish_surely(&*bench.other, &bench.message("1")).await;
+    for _ in 0..2 {
+        let held = next(&mut consumer).await;
+        proxy.cut();
+        drop(held);
+    }
+    next(&mut consumer).await.settler.ack();
+    let mut link = bench.broker.link();
+    let is_up = link.wait_for(|link| *link == Link::Up);
+    tokio::time::timeout(SOON, is_up).await.unwrap().unwrap();
+    // It does not go down again over what broke before.
+    tokio::time::sleep(QUIET * 5).await;
+    assert_eq!(*bench.broker.link().borrow(), Link::Up);
+    assert!(consumer.close(SOON).await);
     bench.close().await;
 }
 

@@ -145,7 +145,8 @@ impl Connector {
         Ok((connection, channel))
     }
 
-    async fn connection(&self) -> Result<Arc<Connection>, Trouble> {
+    /// The connection, a fresh one where the last one broke.
+    pub(super) async fn connection(&self) -> Result<Arc<Connection>, Trouble> {
         let seen = self.attempts.load(Ordering::Acquire);
         let mut state = self.state.lock().await;
         if self.closed.is_cancelled() {

@@ -167,7 +167,18 @@ impl Supervisor {
             Ok(()) => {
                 self.streak.end();
                 self.connector.links.set_stuck(&self.queue.name, None);
-                run.await
+                // What is known of the connection that this queue left must not stay as it was when it broke.
+                let keep = async {
+                    while self.aside.is_some() {
+                        self.connector.connection().await.ok();
+                        tokio::time::sleep(self.connector.target.reconnect_max).await;
+                    }
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    end = &mut run => end,
+                    end = keep => end,
+                }
             }
             Err(end) => {
                 drop(run);
