@@ -3,9 +3,9 @@
 //! One binary is enough to set up broker and store. Files on disk come first; these are what is there otherwise.
 //! Invariant: they are those of `etc/vogeler`, which a test holds.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// A file that ships.
@@ -80,7 +80,9 @@ impl File {
             Err(error) => return Err(error),
         };
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
+            // The client refuses plugins in folders that others may write, whatever the umask.
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o755).create(parent)?;
         }
         let mode = if self.path == CONFIGURATION {
             0o640
@@ -88,8 +90,13 @@ impl File {
             0o644
         };
         let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(mode);
-        options.open(&path)?.write_all(self.text.as_bytes())?;
+        options.write(true).create(true).mode(mode);
+        let mut file = options.open(&path)?;
+        // One that was there, open to others, is closed to them before anything is in it.
+        let found = file.metadata()?.permissions().mode();
+        file.set_permissions(Permissions::from_mode(found & mode))?;
+        file.set_len(0)?;
+        file.write_all(self.text.as_bytes())?;
         Ok(laid)
     }
 }
@@ -99,7 +106,6 @@ const CONFIGURATION: &str = "vogeler.toml";
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
     use super::*;
@@ -146,9 +152,11 @@ mod tests {
         let path = folder.path().join(CONFIGURATION);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o027, 0);
         fs::write(&path, "theirs").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         assert_eq!(lay(false), Laid::Kept);
         assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
         assert_eq!(lay(true), Laid::Replaced);
         assert_eq!(fs::read_to_string(&path).unwrap(), "ours");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o027, 0);
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Process, Stdio};
 
@@ -315,6 +316,14 @@ fn files_are_laid_down_and_kept() {
     let forced = vogeler(&write).arg("--force").assert().code(0);
     forced.stdout(contains("system.cfg: replaced"));
     fails(&mut vogeler(&["admin", "files"]));
+
+    // Where a umask lets a group write, it may not, or the client would refuse the plugins.
+    let mut shell = Command::new("sh");
+    let script = format!("umask 0002; exec {PROGRAM} admin files --write {path}/shared");
+    shell.args(["-c", &script]).env_clear().assert().success();
+    let plugins = folder.path().join("shared/plugins");
+    let mode = std::fs::metadata(&plugins).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
 }
 
 /// Goal: where there are no files, `setup` loads the views that ship and says so, and the questions work; the demo runs.

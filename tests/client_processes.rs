@@ -127,6 +127,36 @@ async fn setsid_escapes_no_kill() {
     assert!(!runs(&neighbours));
 }
 
+/// Goal: a process whose first thread ended, which the kernel shows as a zombie, is killed and named all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_without_its_first_thread_is_killed() {
+    const HEADLESS: &str = "#include <pthread.h>\n#include <unistd.h>\n\
+        static void *work(void *none) { sleep(600); return none; }\n\
+        int main(void) { pthread_t one; pthread_create(&one, 0, work, 0); pthread_exit(0); }\n";
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (source, headless) = (folder.join("headless.c"), folder.join("headless"));
+    fs::write(&source, HEADLESS).unwrap();
+    let mut compile = std::process::Command::new("cc");
+    compile
+        .arg("-pthread")
+        .arg("-o")
+        .arg(&headless)
+        .arg(&source);
+    if !compile.status().is_ok_and(|status| status.success()) {
+        return;
+    }
+    let script = format!("setsid {} & echo $! > MARK; sleep 600", headless.display());
+    let (hangs, mark) = plugin(folder, "hangs", &script, "timeout = 2s");
+    let Content::Error(error) = run(&hangs).await.content else {
+        panic!("it cannot end well");
+    };
+    assert!(error.message.ends_with("and was killed"), "{error:?}");
+    let pid = pid_in(&mark).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    assert!(stat.is_err(), "{stat:?}");
+}
+
 /// Goal: one that forks without end, each child in a session of its own, is ended too.
 #[tokio::test]
 async fn a_fork_storm_is_ended() {

@@ -38,12 +38,12 @@ fn dead_letters(broker: &dyn Broker) -> DeadLetters<'_> {
 
 async fn listing(broker: &dyn Broker, limit: Option<u64>) -> Result<Vec<Letter>, DeadError> {
     let mut letters = Vec::new();
-    let mut keep = |letter| {
+    let keep = async |letter| {
         letters.push(letter);
         Ok(())
     };
     let dead = dead_letters(broker);
-    let looked = dead.list(&Filter::default(), limit, &mut keep).await?;
+    let looked = dead.list(&Filter::default(), limit, keep).await?;
     assert_eq!(looked.matched, letters.len() as u64);
     Ok(letters)
 }
@@ -251,6 +251,30 @@ fn letters_from_elsewhere_stay() {
         pipeline.settled(2).await;
         let left = list(broker).await;
         assert_eq!((left.len(), left[0].node.as_deref()), (1, Some("node2")));
+    });
+}
+
+/// Goal: a letter that is too large for the broker by now stays, and the replay goes on.
+#[test]
+fn a_letter_that_is_too_large_stays() {
+    in_system(async {
+        let pipeline = Pipeline::start().await;
+        let broker = &*pipeline.broker;
+        for number in 1..=3 {
+            let mut letter = letter(number, "vogeler.master.in");
+            if number == 2 {
+                let mut body = letter.body.to_vec();
+                body.resize(10_000, b' ');
+                letter.body = body.into();
+            }
+            broker.publish(letter).await.unwrap();
+        }
+        broker.take_at_most(9_000);
+        let report = dead_letters(broker).replay(&Job::default()).await.unwrap();
+        assert_eq!((report.done, report.refused), (2, 1));
+        assert!(report.stopped.is_none(), "{report:?}");
+        pipeline.settled(2).await;
+        assert_eq!(list(broker).await[0].node.as_deref(), Some("node2"));
     });
 }
 
@@ -601,6 +625,13 @@ struct Ran {
     stderr: String,
 }
 
+/// The most memory that a process had so far, in bytes.
+fn peak(process: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
 /// Runs `vogeler admin dead` with files for what it prints, and watches its memory.
 fn run_measured(v: &Installation, args: &[&str]) -> Ran {
     let started = std::time::Instant::now();
@@ -612,15 +643,9 @@ fn run_measured(v: &Installation, args: &[&str]) -> Ran {
         .stderr(open("err"))
         .spawn()
         .unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    let peak = || -> Option<u64> {
-        let text = std::fs::read_to_string(&status).ok()?;
-        let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
-        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-    };
     let (mut resident, mut code) = (0, None);
     let has_ended = || {
-        resident = peak().unwrap_or(0).max(resident);
+        resident = peak(child.id()).unwrap_or(0).max(resident);
         code = child.try_wait().unwrap().map(|status| status.code());
         code.is_some()
     };
@@ -748,6 +773,45 @@ fn many_letters(queue_type: &str) {
         assert_eq!((waiting, ready(&*broker).await), (rest as u64, 0));
         broker.close().await;
     });
+}
+
+/// Goal: a pager may let a list wait for longer than the broker waits for a heartbeat.
+#[test]
+fn a_list_may_be_read_slowly() {
+    const COUNT: u64 = 64;
+    // RabbitMQ closes a connection from which nothing came for about two of them.
+    let dsn = format!("{}?heartbeat=1", Rabbit::shared().fresh_vhost());
+    let v = Installation::new(&dsn, &pouch::fresh_dsn());
+    v.vogeler(&["admin", "setup"]).ok();
+    in_system(async {
+        let broker = real_broker(&v);
+        for number in 0..COUNT {
+            let mut message = letter(number, "orders");
+            message.body = vec![b'x'; 4 << 20].into();
+            // A pipe holds 64 KiB of what is listed, fifteen letters.
+            let detail = "long ".repeat(800);
+            let headers = &mut message.properties.headers;
+            headers.insert("x-vogeler-detail".to_owned(), detail);
+            broker.publish(message).await.unwrap();
+        }
+        broker.close().await;
+    });
+    let mut child = v
+        .prepared(&["admin", "dead", "list", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(!wait_until(Duration::from_secs(8), || child
+        .try_wait()
+        .unwrap()
+        .is_some()));
+    let mut text = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    std::io::Read::read_to_string(&mut stdout, &mut text).unwrap();
+    assert!(child.wait().unwrap().success());
+    let letters: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(letters.len() as u64, COUNT);
+    v.vogeler(&["admin", "dead", "drop", "--all"]).ok();
 }
 
 /// Goal: more letters than one consumer may hold are listed, counted, shown, dropped and replayed: in order, all of them, in

@@ -137,11 +137,11 @@ impl VerifyInput<'_> {
             stop: CancellationToken::new(),
         };
         let mut letters = Vec::new();
-        let mut keep = |letter| {
+        let keep = async |letter| {
             letters.push(letter);
             Ok(())
         };
-        dead.list(&Filter::default(), None, &mut keep).await?;
+        dead.list(&Filter::default(), None, keep).await?;
         self.judge_queues(&mut verdict).await?;
         let book = self.ledger.book();
         let redelivers = self.plan.redelivers();

@@ -38,6 +38,8 @@ pub(super) const KILL_MAX: Duration = Duration::from_secs(4);
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// So many looks in a row at which nothing could be killed are enough.
 const FUTILE_LOOKS_MAX: u32 = 20;
+/// Fields of `/proc/PID/stat` between the parent's number and the number of threads, see proc(5).
+const THREADS_AFTER_PARENT: usize = 15;
 /// So many processes are named.
 const NAMES_MAX: usize = 5;
 
@@ -177,6 +179,9 @@ fn kill_all(is_all_gone: &Receiver<()>) -> (Vec<String>, Vec<String>) {
         for process in descendants(getpid()) {
             // Gone meanwhile is as good as killed.
             let is_refused = kill_process(process.pid, Signal::KILL) == Err(Errno::PERM);
+            if !process.is_alive {
+                continue;
+            }
             is_futile &= is_refused;
             left.add(&process);
             if !is_refused {
@@ -208,9 +213,11 @@ struct Process {
     pid: Pid,
     parent: Pid,
     name: String,
+    /// Whether any thread of it runs.
+    is_alive: bool,
 }
 
-/// All living processes below `top`.
+/// All processes below `top`.
 fn descendants(top: Pid) -> Vec<Process> {
     let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -230,7 +237,7 @@ fn descendants(top: Pid) -> Vec<Process> {
     found
 }
 
-/// Reads `/proc/PID/stat`; none for a process that only waits to be reaped.
+/// Reads `/proc/PID/stat`. A process is shown as a zombie, too, when its first thread ended and others run.
 fn process_of(stat: &[u8]) -> Option<Process> {
     let stat = String::from_utf8_lossy(stat);
     // The name may hold anything, parentheses too.
@@ -239,32 +246,55 @@ fn process_of(stat: &[u8]) -> Option<Process> {
     let mut fields = rest.split(' ');
     let state = fields.next()?;
     let number = |text: &str| text.parse().ok().and_then(Pid::from_raw);
-    let process = Process {
+    let parent = number(fields.next()?)?;
+    let threads = fields.nth(THREADS_AFTER_PARENT)?.parse::<u32>().ok()?;
+    Some(Process {
         pid: number(pid)?,
-        parent: number(fields.next()?)?,
+        parent,
         name: name.to_owned(),
-    };
-    (!matches!(state, "Z" | "X")).then_some(process)
+        is_alive: match state {
+            "X" => false,
+            "Z" => threads > 1,
+            _ => true,
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Goal: whatever a process calls itself, its parent is found; a zombie is no process any more.
+    /// Goal: whatever a process calls itself, its parent is found; a zombie is alive only while threads of it run.
     #[test]
     fn the_kernels_line_is_understood() {
         let of = |stat: &str| process_of(stat.as_bytes());
-        let found = of("71 (a) R (b) S 12 71 71 0 -1").unwrap();
+        let line = |state: &str, threads: u32| {
+            format!(
+                "71 (a) R (b) {state} 12 71 71 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 {threads} 0 99"
+            )
+        };
+        let found = of(&line("S", 1)).unwrap();
         let pid = |pid| Pid::from_raw(pid).unwrap();
         assert_eq!((found.pid, found.parent), (pid(71), pid(12)));
         assert_eq!(found.name, "a) R (b");
-        assert_eq!(of("71 (a) Z 12 71 71 0 -1"), None);
+        for (state, threads, is_alive) in [
+            ("S", 1, true),
+            ("Z", 1, false),
+            ("Z", 2, true),
+            ("X", 1, false),
+        ] {
+            assert_eq!(of(&line(state, threads)).unwrap().is_alive, is_alive);
+        }
         assert_eq!(of(""), None);
         let own = std::process::Command::new("sleep").arg("60").spawn();
         let mut own = own.unwrap();
         let found = descendants(getpid());
-        assert!(found.iter().any(|found| found.pid == Pid::from_child(&own)));
+        let own_pid = Pid::from_child(&own);
+        assert!(
+            found
+                .iter()
+                .any(|found| found.pid == own_pid && found.is_alive)
+        );
         own.kill().unwrap();
         own.wait().unwrap();
     }

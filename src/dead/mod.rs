@@ -153,12 +153,12 @@ pub struct Whole {
 }
 
 impl DeadLetters<'_> {
-    /// Gives `show` the letters that `filter` matches, in the order of the queue (the oldest first), at most `limit`.
+    /// Gives `show`, which must not block, the letters that `filter` matches, in the order of the queue (the oldest first), at most `limit`.
     pub async fn list(
         &self,
         filter: &Filter,
         limit: Option<u64>,
-        show: &mut (dyn FnMut(Letter) -> std::io::Result<()> + Send),
+        mut show: impl AsyncFnMut(Letter) -> std::io::Result<()>,
     ) -> Result<Looked, DeadError> {
         let mut matched = 0;
         let mut reader = Reader::open(self).await?;
@@ -170,7 +170,7 @@ impl DeadLetters<'_> {
                 let letter = Letter::read(&browsed.body, &browsed.properties);
                 if filter.matches(&letter) {
                     matched += 1;
-                    show(letter)?;
+                    show(letter).await?;
                 }
             }
             Ok(())
@@ -188,11 +188,11 @@ impl DeadLetters<'_> {
     /// Counts the letters that `filter` matches.
     pub async fn count(&self, filter: &Filter) -> Result<(Count, Looked), DeadError> {
         let mut count = Count::default();
-        let mut add = |letter: Letter| {
+        let add = async |letter: Letter| {
             count.add(&letter);
             Ok(())
         };
-        let looked = self.list(filter, None, &mut add).await?;
+        let looked = self.list(filter, None, add).await?;
         count.looked = looked.looked;
         Ok((count, looked))
     }

@@ -89,7 +89,12 @@ impl DeadLetters<'_> {
                 Ok(()) => done.push(place),
                 Err(error) => {
                     report.refuse(id, error.to_string());
-                    if !matches!(error, BrokerError::Unroutable { .. }) {
+                    // These say something of one message, others of the broker.
+                    let is_of_one = matches!(
+                        error,
+                        BrokerError::Unroutable { .. } | BrokerError::TooLarge { .. }
+                    );
+                    if !is_of_one {
                         trouble = Some(error.into());
                     }
                 }

@@ -1,6 +1,7 @@
 //! `receipts`: what a runner reads of its run, and how it counts.
 //!
-//! The input's first line names the nodes that the run waits for, each further line is a batch of receipts.
+//! The input's first line names the nodes that the run waits for, each further line is a batch of receipts. One that says
+//! that receipts are lost makes the runner doubt.
 
 use std::collections::BTreeSet;
 
@@ -24,6 +25,7 @@ pub fn receipts(data: &[u8]) {
     };
     let plugin: PluginName = "rpms".parse().expect("a plugin name");
     let mut run = Run::new(RunId::of_trace(1), plugin, expected);
+    let mut is_doubtful = false;
     for line in lines.take(BATCHES_MAX) {
         let Ok(batch) = serde_json::from_str::<ReceiptBatch>(line) else {
             continue;
@@ -31,6 +33,10 @@ pub fn receipts(data: &[u8]) {
         let written = serde_json::to_vec(&batch).expect("a batch is JSON");
         let again: ReceiptBatch = serde_json::from_slice(&written).expect("we wrote it");
         assert_eq!(batch, again);
+        if batch.lost > 0 {
+            run.doubt(format!("{} receipts are lost", batch.lost));
+            is_doubtful = true;
+        }
         for receipt in batch.receipts {
             run.on_receipt(receipt.clone());
             assert_counts(&run);
@@ -39,6 +45,10 @@ pub fn receipts(data: &[u8]) {
     }
     run.end();
     assert_counts(&run);
+    assert!(
+        !is_doubtful || run.counts().silent == 0,
+        "somebody is silent whose receipt may be lost"
+    );
     let answered: BTreeSet<&NodeName> = run.answers().map(|(node, _)| node).collect();
     assert!(
         nodes.iter().all(|node| answered.contains(node)),
@@ -49,6 +59,7 @@ pub fn receipts(data: &[u8]) {
 
 fn assert_counts(run: &Run) {
     let counts = run.counts();
-    assert_eq!(counts.heard() + counts.silent, run.answers().count());
-    assert!(counts.new <= counts.heard() + counts.silent);
+    let all = counts.heard() + counts.silent + counts.unknown;
+    assert_eq!(all, run.answers().count());
+    assert!(counts.new <= all);
 }

@@ -1,6 +1,6 @@
 //! `vogeler admin dead`: list, count, show, replay and drop dead letters. Arguments and wiring; [`crate::dead`] does it.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -230,15 +230,18 @@ async fn list(
 ) -> anyhow::Result<ExitCode> {
     let mut table = Table::default();
     let mut count = 0_u64;
-    let mut show = |letter: Letter| {
+    let show = async |letter: Letter| {
         count += 1;
         if is_json {
             let before = if count == 1 { "[\n" } else { ",\n" };
-            return answer_exact(&format!("{before}{}", json_item(&letter)?));
+            return print(format!("{before}{}", json_item(&letter)?), true).await;
         }
-        table.push(&letter).map_or(Ok(()), |text| answer(&text))
+        match table.push(&letter) {
+            Some(text) => print(text, false).await,
+            None => Ok(()),
+        }
     };
-    let looked = dead.list(filter, limit, &mut show).await?;
+    let looked = dead.list(filter, limit, show).await?;
     if is_json {
         answer_exact(if count == 0 { "[]\n" } else { "\n]\n" })?;
     } else {
@@ -249,6 +252,14 @@ async fn list(
         return Ok(no(&none_matched(looked.looked)));
     }
     Ok(exit_code(count > 0))
+}
+
+/// Prints while the connection goes on: a pager may not read for as long as its reader thinks, and heartbeats go out on
+/// this thread.
+async fn print(text: String, is_exact: bool) -> io::Result<()> {
+    let print = if is_exact { answer_exact } else { answer };
+    let printed = tokio::task::spawn_blocking(move || print(&text)).await;
+    printed.map_err(io::Error::other)?
 }
 
 /// A letter as an item of a JSON array.
