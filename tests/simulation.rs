@@ -131,6 +131,7 @@ impl Simulation {
             68..83 => self.fault(&node),
             83..85 => self.take_broker_away().await,
             85..87 => self.restart().await,
+            87..88 => self.audit.refuse_forwards(self.random.random_range(1..12)),
             _ => {
                 let pause = self.random.random_range(0..200);
                 tokio::time::sleep(Duration::from_millis(pause)).await;

@@ -45,6 +45,7 @@ struct Book {
     dead: BTreeSet<Bytes>,
     /// How often the queue of dead letters takes none.
     dead_refusals: usize,
+    forward_refusals: usize,
     /// States that another version wrote, and what it put beside them.
     skewed: BTreeMap<(String, String), Value>,
     beside: BTreeMap<String, Value>,
@@ -138,6 +139,18 @@ impl Audit {
     /// The queue of dead letters takes none of the next `count`.
     pub(crate) fn refuse_dead_letters(&self, count: usize) {
         self.book().dead_refusals += count;
+    }
+
+    /// The next `count` results that are put into another queue are not taken.
+    pub(crate) fn refuse_forwards(&self, count: usize) {
+        self.book().forward_refusals += count;
+    }
+
+    fn refuse_forward(&self) -> Option<BrokerError> {
+        let mut book = self.book();
+        book.forward_refusals = book.forward_refusals.checked_sub(1)?;
+        let timeout = Duration::from_secs(1);
+        Some(BrokerError::Unconfirmed { timeout })
     }
 
     fn refuse_dead_letter(&self) -> Option<BrokerError> {
@@ -341,6 +354,11 @@ impl Broker for AuditedBroker {
         let (exchange, body) = (message.exchange, message.body.clone());
         if exchange == Exchange::Dead
             && let Some(refusal) = self.audit.refuse_dead_letter()
+        {
+            return Err(refusal);
+        }
+        if exchange == Exchange::Results
+            && let Some(refusal) = self.audit.refuse_forward()
         {
             return Err(refusal);
         }
