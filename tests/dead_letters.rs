@@ -775,7 +775,8 @@ fn many_letters(queue_type: &str) {
     });
 }
 
-/// Goal: a pager may let a list wait for longer than the broker waits for a heartbeat.
+/// Goal: a pager may let a list wait for longer than the broker waits for a heartbeat, and large letters do not pile up
+/// here meanwhile.
 #[test]
 fn a_list_may_be_read_slowly() {
     const COUNT: u64 = 64;
@@ -805,12 +806,15 @@ fn a_list_may_be_read_slowly() {
         .try_wait()
         .unwrap()
         .is_some()));
+    let resident = peak(child.id()).unwrap();
     let mut text = String::new();
     let mut stdout = child.stdout.take().unwrap();
     std::io::Read::read_to_string(&mut stdout, &mut text).unwrap();
     assert!(child.wait().unwrap().success());
     let letters: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(letters.len() as u64, COUNT);
+    println!("{} KiB", resident / 1024);
+    assert!(resident < 2 * RESIDENT_MAX, "{resident} bytes");
     v.vogeler(&["admin", "dead", "drop", "--all"]).ok();
 }
 

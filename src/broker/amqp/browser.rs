@@ -23,13 +23,11 @@ use super::{declare, properties, session, transport};
 use crate::broker::topology::Queue;
 use crate::broker::{BrokerError, Browsed, Place, QueueBrowser};
 
-/// Most messages that one consumer of a quorum queue holds.
-const SHARE_MAX: usize = 2_000;
-/// Fewest: with the channels of a connection that is 32,000 messages, however large.
-const SHARE_MIN: usize = 16;
-/// The first share, which tells how large messages are.
-const SHARE_FIRST: usize = 64;
-/// RabbitMQ sends a share at once, and lapin keeps it until it is read: at most so much, judged by the largest before.
+/// Most messages that one consumer holds: a quorum queue would give it 2,000, but so many that are suddenly large would be
+/// under way together. With the channels of a connection that is a million messages.
+const SHARE_MAX: usize = 512;
+/// RabbitMQ sends a share at once, and lapin keeps it until it is read: at most so much, or one message, judged by those
+/// before.
 const SHARE_BYTES_MAX: usize = 32 << 20;
 /// RabbitMQ allows 2,047 channels on a connection, unless told otherwise.
 const CHANNELS_MAX: usize = 2_000;
@@ -45,7 +43,15 @@ pub(super) struct AmqpBrowser {
     control: Option<Channel>,
     shares: Vec<Share>,
     shares_max: usize,
-    /// Bytes of the largest message so far.
+    seen: Seen,
+}
+
+/// The messages so far.
+#[derive(Debug, Default)]
+struct Seen {
+    count: usize,
+    bytes: usize,
+    /// Bytes of the largest one.
     largest: usize,
 }
 
@@ -56,6 +62,8 @@ struct Share {
     stream: lapin::Consumer,
     size: usize,
     held: usize,
+    /// Bytes of what is held.
+    bytes: usize,
     /// Up to this tag everything is taken out.
     out_through: u64,
 }
@@ -93,7 +101,7 @@ impl AmqpBrowser {
             shares_max: channels
                 .saturating_sub(CHANNELS_OTHER)
                 .clamp(1, CHANNELS_MAX),
-            largest: 0,
+            seen: Seen::default(),
         })
     }
 
@@ -103,11 +111,8 @@ impl AmqpBrowser {
 
     /// Stops the last share, which holds what it holds, and opens the next.
     async fn open_share(&mut self) -> Result<(), BrokerError> {
-        let size = if self.shares.is_empty() {
-            SHARE_FIRST
-        } else {
-            (SHARE_BYTES_MAX / self.largest.max(1)).clamp(SHARE_MIN, SHARE_MAX)
-        };
+        let last = self.shares.last().map(|last| (last.size, last.bytes));
+        let size = self.seen.next_share(last);
         let work = async {
             if let Some(last) = self.shares.last() {
                 last.stop().await?;
@@ -126,9 +131,30 @@ impl AmqpBrowser {
             stream,
             size,
             held: 0,
+            bytes: 0,
             out_through: 0,
         });
         Ok(())
+    }
+}
+
+impl Seen {
+    fn add(&mut self, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes;
+        self.largest = self.largest.max(bytes);
+    }
+
+    /// How many messages to ask for next, the `last` share having been of so many, and so many bytes: one at first, then
+    /// twice as many, as long as they fit if one is as large as any before and the others are as on average, of all or of
+    /// the last share.
+    fn next_share(&self, last: Option<(usize, usize)>) -> usize {
+        let Some((last, last_bytes)) = last else {
+            return 1;
+        };
+        let mean = (self.bytes / self.count.max(1)).max(last_bytes / last.max(1));
+        let others = SHARE_BYTES_MAX.saturating_sub(self.largest) / mean.max(1);
+        (2 * last).min(1 + others).min(SHARE_MAX)
     }
 }
 
@@ -200,10 +226,13 @@ impl QueueBrowser for AmqpBrowser {
         let trouble = match tokio::time::timeout(patience, share.stream.next()).await {
             Err(_) => return Ok(None),
             Ok(Some(Ok(delivery))) => {
+                let properties = properties::from_amqp(&delivery.properties);
+                let bytes = delivery.data.len() + properties.bytes();
                 share.held += 1;
-                self.largest = self.largest.max(delivery.data.len());
+                share.bytes += bytes;
+                self.seen.add(bytes);
                 return Ok(Some(Browsed {
-                    properties: properties::from_amqp(&delivery.properties),
+                    properties,
                     place: Place {
                         channel,
                         tag: delivery.delivery_tag,
@@ -264,5 +293,45 @@ impl QueueBrowser for AmqpBrowser {
         if let Err(trouble) = self.target.within("closing", close).await {
             tracing::debug!(target: "vogeler::broker", ?trouble, "the connection was gone before it was closed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shares of a queue with messages of these sizes.
+    fn shares(sizes: &[usize]) -> Vec<usize> {
+        let mut seen = Seen::default();
+        let (mut shares, mut last, mut left) = (Vec::new(), None, sizes);
+        while !left.is_empty() {
+            let size = seen.next_share(last);
+            let (share, rest) = left.split_at(size.min(left.len()));
+            for bytes in share {
+                seen.add(*bytes);
+            }
+            last = Some((size, share.iter().sum()));
+            shares.push(size);
+            left = rest;
+        }
+        shares
+    }
+
+    /// Goal: nothing is asked for unseen but one message; what is under way stays within its bytes, and small messages come
+    /// many at a time.
+    #[test]
+    fn a_share_follows_what_was_seen() {
+        const MIB: usize = 1 << 20;
+        assert_eq!(shares(&[100; 7]), [1, 2, 4]);
+        assert_eq!(shares(&[100; 2_000])[8..], [256, 512, 512, 512]);
+        assert_eq!(shares(&[4 * MIB; 40]), [1, 2, 4, 8, 8, 8, 8, 8]);
+        assert_eq!(shares(&[64 * MIB; 3]), [1, 1, 1]);
+        // One large one among small ones leaves them their large shares.
+        let mut mixed = vec![1_000; 5_000];
+        mixed[700] = 16 * MIB;
+        assert!(shares(&mixed).len() < 25, "{:?}", shares(&mixed));
+        // Where they become large, the next share is small.
+        let growing = [vec![100; 1_023], vec![MIB; 1_000]].concat();
+        assert!(shares(&growing)[11..].iter().all(|size| *size <= 32));
     }
 }
