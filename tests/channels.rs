@@ -87,7 +87,7 @@ fn a_cancelled_consumer_declares_its_queue_again() {
             depths.iter().all(is_consumed).then_some(())
         })
         .await;
-        assert_eq!(scene.logged("the broker cancelled its consumers"), 2);
+        assert_eq!(scene.logged("the broker ended the consumer"), 2);
         scene.publish_all(&NODES, 2, &json!(2)).await;
         scene.store.clear();
         stored_and_settled(&scene, 2).await;
