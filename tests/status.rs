@@ -72,7 +72,10 @@ async fn is_healthy(scene: &Scene) {
     assert_eq!(body["ready"], true);
     assert_eq!(body["broker"]["ok"], true);
     assert_eq!(body["store"]["ok"], true);
-    assert_eq!(body["partitions"], json!({"owned": [0, 1], "servers": 1}));
+    assert_eq!(
+        body["partitions"],
+        json!({"owned": [0, 1], "servers": 1, "left_out": 0})
+    );
     assert_eq!(body["draining"], false);
     assert!(body["last_write"]["at"].is_string(), "{body}");
     let seen = see(&scene.v, "healthy");
