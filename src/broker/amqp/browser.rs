@@ -1,8 +1,8 @@
 //! Going through a queue at RabbitMQ, on a connection of its own.
 //!
 //! RabbitMQ gives one consumer of a quorum queue no more than 2,000 unsettled messages, and a connection 2,047 channels. So
-//! one channel after the other takes its share and holds it unsettled. Closed in that order, they give their messages back
-//! in the old order. An acknowledgement that RabbitMQ keeps back (a quorum queue gets 32 commands of a channel at once, the
+//! one channel after the other takes its share and holds it unsettled. Closed in that order, each gives its messages back in
+//! their old order; RabbitMQ may put one share before another. An acknowledgement that RabbitMQ keeps back (a quorum queue gets 32 commands of a channel at once, the
 //! rest when those are done) is lost when its channel closes: a channel that stops consuming first has them passed on, since
 //! the queue answers the one after the other.
 
