@@ -174,10 +174,11 @@ async fn a_fork_storm_is_ended() {
 #[tokio::test]
 async fn a_killed_supervisor_is_said() {
     let folder = tempfile::tempdir().unwrap();
+    // A supervisor that dies before it could tell what it started leaves that running: the message says so, too.
     let (rude, mark) = plugin(
         folder.path(),
         "rude",
-        "echo $$ > MARK; kill -9 $PPID; sleep 600",
+        "echo $$ > MARK; sleep 2; kill -9 $PPID; sleep 600",
         "",
     );
     let Content::Error(error) = run(&rude).await.content else {
