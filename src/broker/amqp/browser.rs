@@ -1,14 +1,14 @@
 //! Going through a queue at RabbitMQ, on a connection of its own.
 //!
 //! RabbitMQ gives one consumer of a quorum queue no more than 2,000 unsettled messages, and a connection 2,047 channels. So
-//! one channel after the other takes its share and holds it unsettled. Closed in that order, each gives its messages back in
-//! their old order; RabbitMQ may put one share before another. An acknowledgement that RabbitMQ keeps back (a quorum queue gets 32 commands of a channel at once, the
-//! rest when those are done) is lost when its channel closes: a channel that stops consuming first has them passed on, since
-//! the queue answers the one after the other.
+//! one channel after the other takes its share and holds it unsettled. Closed in that order, each once the queue has back what
+//! the one before it held, they give their messages back in the old order. An acknowledgement that RabbitMQ keeps back (a
+//! quorum queue gets 32 commands of a channel at once, the rest when those are done) is lost when its channel closes: a channel
+//! that stops consuming first has them passed on, since the queue answers the one after the other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,6 +29,9 @@ const SHARE_MAX: usize = 512;
 /// RabbitMQ sends a share at once, and lapin keeps it until it is read: at most so much, or one message, judged by those
 /// before.
 const SHARE_BYTES_MAX: usize = 32 << 20;
+/// How long the queue may take to have back what a closed channel held, and how often it is asked.
+const BACK_PATIENCE: Duration = Duration::from_secs(5);
+const BACK_LOOK_EVERY: Duration = Duration::from_millis(2);
 /// RabbitMQ allows 2,047 channels on a connection, unless told otherwise.
 const CHANNELS_MAX: usize = 2_000;
 /// Channels of ours beside the shares.
@@ -107,6 +110,19 @@ impl AmqpBrowser {
 
     fn explain(&self, trouble: Trouble) -> BrokerError {
         trouble.into_error(&self.target.address, &self.queue.name)
+    }
+
+    /// Waits until so many messages are ready; says how many are. RabbitMQ answers a close before the queue has back what
+    /// the channel held, and the next channel's messages could come before them.
+    async fn until_ready(&mut self, expected: u64) -> Result<u64, BrokerError> {
+        let started = Instant::now();
+        loop {
+            let ready = self.ready().await?;
+            if ready >= expected || started.elapsed() > BACK_PATIENCE {
+                return Ok(ready);
+            }
+            tokio::time::sleep(BACK_LOOK_EVERY).await;
+        }
     }
 
     /// Stops the last share, which holds what it holds, and opens the next.
@@ -280,10 +296,17 @@ impl QueueBrowser for AmqpBrowser {
             let stopped = self.target.within("stopping", last.stop()).await;
             stopped.map_err(|trouble| self.explain(trouble))?;
         }
+        let mut ready = self.ready().await?;
+        let mut keeps_order = true;
         for share in &shares {
             let close = async { Ok(share.channel.close(200, "done".into()).await?) };
             let closed = self.target.within("closing", close).await;
             closed.map_err(|trouble| self.explain(trouble))?;
+            if keeps_order {
+                let expected = ready + share.held as u64;
+                ready = self.until_ready(expected).await?;
+                keeps_order = ready >= expected;
+            }
         }
         Ok(())
     }
