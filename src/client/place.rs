@@ -24,7 +24,7 @@ const COMMANDS_MAX: u16 = 16;
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// How long apart a client binds its queue again, at most: an exchange that somebody deleted comes back without bindings, and
-/// nobody tells. A hundred thousand clients make 170 requests a second of it.
+/// nobody tells. A hundred thousand clients do so 170 times a second, with about ten requests each.
 const BIND_AGAIN_MAX: Duration = Duration::from_mins(15);
 
 /// Longest wait for a consumer to end that is not used.

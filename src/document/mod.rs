@@ -36,8 +36,6 @@ const UNREADABLE: &str = "unreadable";
 const BOOKKEEPING_VERSION: u8 = 1;
 /// A stored sequence further ahead of the server's clock than this came from a broken clock, and loses.
 const CLOCK_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
-/// The same in microseconds, which sequences count.
-const CLOCK_AHEAD_MICROS: u64 = 24 * 3600 * 1_000_000;
 
 /// What is known of one plugin of a node: kept in the document under `vogeler.plugins`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,10 +148,9 @@ impl Bookkeeping {
     /// The time of the last write by the server's clock, or a later one that a plugin was heard with by the node's, unless
     /// that is broken.
     fn newest(&self, written: Timestamp) -> Seq {
-        let written = Seq::after(Seq(0), written);
-        let seqs = self.plugins.seqs();
-        let sane = seqs.filter(|seq| seq.0.saturating_sub(written.0) <= CLOCK_AHEAD_MICROS);
-        sane.fold(written, Seq::max)
+        let limit = sane_until(written);
+        let sane = self.plugins.seqs().filter(|seq| *seq <= limit);
+        sane.fold(Seq::after(Seq(0), written), Seq::max)
     }
 
     /// What a result of a plugin must be above, where its state does not tell. Without a state there was no result, unless
@@ -413,11 +410,15 @@ impl NodeDocument {
 
 /// Whether a result of sequence `new` is newer than one of `old`, which loses if it came from a broken clock.
 pub fn supersedes(new: Seq, old: Seq, now: Timestamp) -> bool {
-    let limit = now
-        .checked_add(CLOCK_AHEAD_MAX)
-        .map_or(Seq(u64::MAX), |limit| Seq::after(Seq(0), limit));
+    let limit = sane_until(now);
     let is_old_broken = old > limit && new <= limit;
     new > old || is_old_broken
+}
+
+/// The largest sequence at `now` that does not come from a broken clock.
+fn sane_until(now: Timestamp) -> Seq {
+    now.checked_add(CLOCK_AHEAD_MAX)
+        .map_or(Seq(u64::MAX), |limit| Seq::after(Seq(0), limit))
 }
 
 /// Whether a check made at `checked_at` still counts. One from the future (a clock was set back) does not.

@@ -18,6 +18,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicQosOptions};
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use super::connection::Target;
+use super::sizes::Sizes;
 use super::trouble::Trouble;
 use super::{declare, properties, session, transport};
 use crate::broker::topology::Queue;
@@ -46,16 +47,8 @@ pub(super) struct AmqpBrowser {
     control: Option<Channel>,
     shares: Vec<Share>,
     shares_max: usize,
-    seen: Seen,
-}
-
-/// The messages so far.
-#[derive(Debug, Default)]
-struct Seen {
-    count: usize,
-    bytes: usize,
-    /// Bytes of the largest one.
-    largest: usize,
+    /// The messages so far.
+    seen: Sizes,
 }
 
 /// One channel and what it holds.
@@ -104,7 +97,7 @@ impl AmqpBrowser {
             shares_max: channels
                 .saturating_sub(CHANNELS_OTHER)
                 .clamp(1, CHANNELS_MAX),
-            seen: Seen::default(),
+            seen: Sizes::default(),
         })
     }
 
@@ -128,7 +121,7 @@ impl AmqpBrowser {
     /// Stops the last share, which holds what it holds, and opens the next.
     async fn open_share(&mut self) -> Result<(), BrokerError> {
         let last = self.shares.last().map(|last| (last.size, last.bytes));
-        let size = self.seen.next_share(last);
+        let size = next_share(&self.seen, last);
         let work = async {
             if let Some(last) = self.shares.last() {
                 last.stop().await?;
@@ -154,24 +147,16 @@ impl AmqpBrowser {
     }
 }
 
-impl Seen {
-    fn add(&mut self, bytes: usize) {
-        self.count += 1;
-        self.bytes += bytes;
-        self.largest = self.largest.max(bytes);
-    }
-
-    /// How many messages to ask for next, the `last` share having been of so many, and so many bytes: one at first, then
-    /// twice as many, as long as they fit if one is as large as any before and the others are as on average, of all or of
-    /// the last share.
-    fn next_share(&self, last: Option<(usize, usize)>) -> usize {
-        let Some((last, last_bytes)) = last else {
-            return 1;
-        };
-        let mean = (self.bytes / self.count.max(1)).max(last_bytes / last.max(1));
-        let others = SHARE_BYTES_MAX.saturating_sub(self.largest) / mean.max(1);
-        (2 * last).min(1 + others).min(SHARE_MAX)
-    }
+/// How many messages to ask for next, those `seen` so far and the `last` share having been of so many, and so many bytes: one at
+/// first, then twice as many, as long as they fit if one is as large as any before and the others are as on average, of all
+/// or of the last share.
+fn next_share(seen: &Sizes, last: Option<(usize, usize)>) -> usize {
+    let Some((last, last_bytes)) = last else {
+        return 1;
+    };
+    let mean = seen.mean().max(last_bytes / last.max(1));
+    let others = SHARE_BYTES_MAX.saturating_sub(seen.largest) / mean;
+    (2 * last).min(1 + others).min(SHARE_MAX)
 }
 
 impl Share {
@@ -325,10 +310,10 @@ mod tests {
 
     /// The shares of a queue with messages of these sizes.
     fn shares(sizes: &[usize]) -> Vec<usize> {
-        let mut seen = Seen::default();
+        let mut seen = Sizes::default();
         let (mut shares, mut last, mut left) = (Vec::new(), None, sizes);
         while !left.is_empty() {
-            let size = seen.next_share(last);
+            let size = next_share(&seen, last);
             let (share, rest) = left.split_at(size.min(left.len()));
             for bytes in share {
                 seen.add(*bytes);

@@ -23,6 +23,7 @@ pub(crate) mod properties;
 mod publisher;
 mod session;
 pub(crate) mod sieve;
+mod sizes;
 mod streak;
 mod transport;
 mod trouble;

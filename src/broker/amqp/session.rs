@@ -187,11 +187,13 @@ impl Waiting {
         }
     }
 
-    fn push(&mut self, delivery: Delivery) {
+    /// Takes one in, and says how many bytes it has.
+    fn push(&mut self, delivery: Delivery) -> usize {
         let bytes = delivery.bytes();
         self.load.comes(bytes);
         self.bytes += bytes;
         self.deliveries.push_back(delivery);
+        bytes
     }
 
     /// The oldest, to be passed on.
@@ -304,8 +306,7 @@ impl Pump<'_> {
             // Dropping it gives it back.
             return;
         }
-        let bytes = delivery.bytes();
-        self.waiting.push(delivery);
+        let bytes = self.waiting.push(delivery);
         self.window.received(bytes, self.tracker.len());
     }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::sizes::Sizes;
+
 /// What a delivery is taken to have before any was seen: of larger ones a few may come.
 const FIRST_BYTES: usize = 1024 * 1024;
 /// The next window is at most so many times this one.
@@ -29,18 +31,11 @@ pub(super) struct Window {
     /// What may wait; none where a consumer has a fixed prefetch.
     bytes_max: Option<usize>,
     prefetch: u16,
-    seen: Seen,
+    /// What came of late.
+    seen: Sizes,
     /// Whether as many as may were unsettled at once: the window held something up.
     was_full: bool,
     no_growth_until: Option<Instant>,
-}
-
-/// The sizes of late.
-#[derive(Debug, Default)]
-struct Seen {
-    count: usize,
-    bytes: usize,
-    largest: usize,
 }
 
 impl Window {
@@ -53,7 +48,7 @@ impl Window {
             prefetch_max,
             bytes_max,
             prefetch: clamp(first, prefetch_max),
-            seen: Seen::default(),
+            seen: Sizes::default(),
             was_full: false,
             no_growth_until: None,
         }
@@ -73,15 +68,13 @@ impl Window {
     pub(super) fn received(&mut self, bytes: usize, unsettled: usize) {
         let seen = &mut self.seen;
         if seen.count >= WINDOWS_KEPT * usize::from(self.prefetch) {
-            *seen = Seen {
+            *seen = Sizes {
                 count: seen.count / 2,
                 bytes: seen.bytes / 2,
                 largest: 0,
             };
         }
-        seen.count += 1;
-        seen.bytes = seen.bytes.saturating_add(bytes);
-        seen.largest = seen.largest.max(bytes);
+        seen.add(bytes);
         self.was_full |= unsettled >= usize::from(self.prefetch);
     }
 
@@ -127,13 +120,12 @@ impl Window {
         if !self.was_full || seen.count < usize::from(self.prefetch) {
             return self.prefetch;
         }
-        let mean = seen.bytes.div_ceil(seen.count.max(1)).max(1);
-        let fitting = bytes_max.saturating_sub(seen.largest) / mean;
+        let fitting = bytes_max.saturating_sub(seen.largest) / seen.mean();
         clamp(fitting, self.prefetch_max).min(self.prefetch.saturating_mul(GROWTH_MAX))
     }
 
     fn begin(&mut self) {
-        self.seen = Seen::default();
+        self.seen = Sizes::default();
         self.was_full = false;
     }
 }

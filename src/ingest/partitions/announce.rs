@@ -312,9 +312,6 @@ impl Listener {
 /// Tells what is agreed now, and the log what is new in it.
 fn update(agreement: &watch::Sender<Agreement>, now: Agreement) {
     let before = agreement.borrow().clone();
-    if before == now {
-        return;
-    }
     if now.is_other_than(&before) {
         telemetry::record_rebalance();
         info!(target: "vogeler::ingest::partitions", servers = now.servers(), partitions = ?now.owned(), "servers agreed who owns which partitions");
