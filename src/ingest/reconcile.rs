@@ -4,6 +4,7 @@
 //! for ever. Whoever publishes next may make it anew, without them. So each look sends a probe through every exchange to
 //! the server's own queue. What is gone is told once, counted, and restored. AMQP cannot list bindings, so one that goes
 //! alone is restored without anybody noticing, except by a dead letter that finds no queue: that asks for a look at once.
+//! While something is wrong it looks more often, so that it is ready again soon after an operator mended it.
 //! Invariant: a look that gets no answer changes nothing of what is told.
 
 use std::sync::Arc;
@@ -15,12 +16,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::broker::topology::{self, Exchange, Queue};
 use crate::broker::{Broker, BrokerError, Link, Message, Missing, Properties};
 use crate::telemetry::catalogue;
 
 /// Pause between two looks at least, however many ask for one.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Bound of the pause after the first look that found something wrong; it doubles up to that of other looks.
+const RETRY_MIN: Duration = Duration::from_secs(2);
 /// A probe that found no queue is sent again after so long: ours may just have been connecting anew.
 const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A probe that nobody took is of no use any more.
@@ -82,6 +86,7 @@ impl Reconciler {
     async fn run(self, told: watch::Sender<Topology>) {
         // Servers that start together do not look together.
         let mut pause = self.every.mul_f64(rand::random::<f64>());
+        let mut after_failure = Backoff::new(RETRY_MIN, self.every);
         loop {
             tokio::select! {
                 biased;
@@ -96,7 +101,12 @@ impl Reconciler {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(PAUSE_MIN) => {}
             }
-            pause = self.every.saturating_sub(PAUSE_MIN);
+            pause = if told.borrow().is_well() {
+                after_failure.reset();
+                self.every.saturating_sub(PAUSE_MIN)
+            } else {
+                after_failure.next_random()
+            };
         }
     }
 
@@ -227,4 +237,51 @@ fn export(known: &Topology) {
     let wrong = usize::from(known.reason.is_some());
     let count = known.missing.len().max(wrong);
     catalogue::TOPOLOGY_MISSING.get().set(count as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::memory::MemoryBroker;
+    use crate::broker::topology::{QueueType, dead_queue};
+
+    /// Goal: after an operator mended what was wrong, the next look comes about as soon as it was wrong for, not after
+    /// the usual hour.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wrong_is_looked_at_again_soon() {
+        let broker = Arc::new(MemoryBroker::new());
+        let wrong = Queue {
+            bindings: Vec::new(),
+            ..dead_queue(QueueType::Classic)
+        };
+        broker.declare(std::slice::from_ref(&wrong)).await.unwrap();
+        let stop = CancellationToken::new();
+        let now = LookNow::default();
+        let reconciler = Reconciler {
+            broker: Arc::<MemoryBroker>::clone(&broker),
+            queues: vec![dead_queue(QueueType::Quorum)],
+            own_queue: topology::server_queue("me"),
+            own_key: "me".to_owned(),
+            every: Duration::from_hours(1),
+            now: now.clone(),
+            stop: stop.clone(),
+        };
+        let (mut known, task) = reconciler.start();
+        now.ask();
+        known
+            .wait_for(|known| known.reason.is_some())
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        broker.delete(&wrong.name);
+        let mended = tokio::time::Instant::now();
+        known.wait_for(Topology::is_well).await.unwrap();
+        assert!(
+            mended.elapsed() < Duration::from_mins(1),
+            "{:?}",
+            mended.elapsed()
+        );
+        stop.cancel();
+        task.await.unwrap();
+    }
 }

@@ -166,8 +166,15 @@ impl Scene {
     pub(crate) async fn until_ready(&self, is_ready: bool) {
         let status = if is_ready { 200 } else { 503 };
         let what = format!("/readyz answers {status}");
+        let mut said = None;
         self.until(&what, || {
-            self.v.get("/readyz").is_some_and(|(now, _)| now == status)
+            let answer = self.v.get("/readyz");
+            let is_so = answer.as_ref().is_some_and(|(now, _)| *now == status);
+            if said != answer {
+                println!("/readyz: {answer:?}");
+                said = answer;
+            }
+            is_so
         })
         .await;
     }
