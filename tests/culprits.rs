@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use vogeler::broker::memory::too_large;
 use vogeler::broker::topology::Exchange;
 use vogeler::broker::{Broker, BrokerError, Link, Message};
 use vogeler::config::Config;
@@ -232,14 +233,8 @@ fn what_cannot_be_forwarded_goes_back_in_order() {
 fn what_is_too_large_to_forward_is_a_dead_letter() {
     in_system(async {
         let pipeline = Pipeline::start().await;
-        let refusal = |message: &Message| {
-            let is_large = is_forwarded(message) && message.body.len() > 1_000;
-            is_large.then(|| BrokerError::TooLarge {
-                bytes: 2_000,
-                bytes_max: 1_000,
-                reason: "test".to_owned(),
-            })
-        };
+        let refusal =
+            |message: &Message| too_large::<1_000>(message).filter(|_| is_forwarded(message));
         pipeline.broker.refuse(Some(refusal));
         for (node, content) in [("web01", "x".repeat(2_000)), ("web02", "x".to_owned())] {
             let body = of_2010(node, "rpms", &json!(content));

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use vogeler::broker::memory::too_large;
 use vogeler::broker::topology::{self, DEAD_QUEUE, Exchange, QueueType};
 use vogeler::broker::{self, Broker, Message, Properties};
 use vogeler::config;
@@ -269,7 +270,7 @@ fn a_letter_that_is_too_large_stays() {
             }
             broker.publish(letter).await.unwrap();
         }
-        broker.take_at_most(9_000);
+        broker.refuse(Some(too_large::<9_000>));
         let report = dead_letters(broker).replay(&Job::default()).await.unwrap();
         assert_eq!((report.done, report.refused), (2, 1));
         assert!(report.stopped.is_none(), "{report:?}");

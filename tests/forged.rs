@@ -42,6 +42,14 @@ async fn announce(broker: Arc<dyn Broker>, stop: CancellationToken) {
     }
 }
 
+/// Somebody who may publish to the servers' exchange.
+fn forger(scene: &Scene) -> Arc<dyn Broker> {
+    broker::open(&vogeler::config::Broker {
+        dsn: scene.vhost.as_str().parse().unwrap(),
+        ..vogeler::config::Broker::default()
+    })
+}
+
 fn partitions(scene: &Scene) -> Value {
     let (_, body) = scene.v.get("/readyz").unwrap();
     let body: Value = serde_json::from_str(&body).unwrap();
@@ -55,11 +63,7 @@ fn servers_that_are_not_there_own_nothing() {
     in_system(async {
         let scene = Scene::new(&[]).await;
         let stop = CancellationToken::new();
-        let config = vogeler::config::Broker {
-            dsn: scene.vhost.as_str().parse().unwrap(),
-            ..vogeler::config::Broker::default()
-        };
-        let forger = broker::open(&config);
+        let forger = forger(&scene);
         let attack = tokio::spawn(announce(Arc::clone(&forger), stop.clone()));
         // Not all of them: on a busy machine some are silent for too long in between.
         scene
@@ -111,11 +115,7 @@ fn an_owner_that_never_comes_is_filled_in_for() {
     in_system(async {
         // What the broker counts as consumers of such a queue differs by its type: this is the default one.
         let scene = Scene::new(&[("BROKER_QUEUE_TYPE", "quorum")]).await;
-        let config = vogeler::config::Broker {
-            dsn: scene.vhost.as_str().parse().unwrap(),
-            ..vogeler::config::Broker::default()
-        };
-        let forger = broker::open(&config);
+        let forger = forger(&scene);
         // Held by a consumer, as a server does.
         let mut held = Vec::new();
         for number in 1..=3 {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{self, Link};
 use crate::client::execute::{Limits, Supervisor, execute};
 use crate::client::plugin::{Plugin, Registry};
-use crate::client::{Client, host_name};
+use crate::client::{Client, host_label};
 use crate::config::{Config, HttpHost, span};
 use crate::http::{self, Hosts};
 use crate::shutdown;
@@ -123,11 +123,10 @@ impl Endpoints {
             .with_context(|| format!("cannot listen on client.http_listen = {listen}"))?;
         let address = listener.local_addr().unwrap_or(listen);
         tracing::info!(target: "vogeler::client", http = %address, "metrics and probes");
-        let machine = host_name().map_or_else(|_| String::new(), |host| host.to_string());
         Ok(Self {
             listener,
             telemetry,
-            hosts: Hosts::new(listen.ip(), &machine, hosts),
+            hosts: Hosts::new(listen.ip(), &host_label(), hosts),
         })
     }
 }

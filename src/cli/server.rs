@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::client::host_name;
+use crate::client::host_label;
 use crate::config::Config;
 use crate::http::{self, Hosts};
 use crate::ingest;
@@ -35,7 +35,7 @@ pub(super) async fn run(
     })
     .context("cannot listen for SIGHUP")?;
     let ledger = Arc::new(Ledger::default());
-    let host = host_name().map_or_else(|_| String::new(), |host| host.to_string());
+    let host = host_label();
     let hosts = Hosts::new(config.http.listen.ip(), &host, config.http.hosts.clone());
     let about = About::new(Role::Server, host, settings(&config));
     let endpoints = if config.http.enabled {

@@ -28,6 +28,11 @@ pub fn host_name() -> Result<NodeName, HostNameError> {
     Ok(NodeName::new(fs::read_to_string(HOST_NAME_FILE)?.trim())?)
 }
 
+/// The host name for people to read; empty where there is none to use.
+pub fn host_label() -> String {
+    host_name().map_or_else(|_| String::new(), |host| host.to_string())
+}
+
 /// The value of the plugin `client`.
 #[derive(Serialize)]
 struct About<'a> {

@@ -40,7 +40,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use about::{HostNameError, host_name};
+pub use about::{HostNameError, host_label, host_name};
 pub use spool::SpoolError;
 
 use agent::{Agent, Loaded};

@@ -226,7 +226,7 @@ mod tests {
     use super::super::envelope::tests::result;
     use super::super::spool::Bounds;
     use super::*;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::memory::{MemoryBroker, too_large};
     use crate::broker::topology::{self, QueueType};
     use crate::wire::{Content, PluginResult, Seq};
 
@@ -248,7 +248,7 @@ mod tests {
         std::fs::create_dir(state.path().join("spool/new")).unwrap();
         let outbox = Outbox::new(spool);
         let broker = MemoryBroker::new();
-        broker.take_at_most(1_000);
+        broker.refuse(Some(too_large::<1_000>));
         // No queue takes the error yet.
         publish_oldest(&outbox, &broker).await.unwrap_err();
         assert_eq!(outbox.with(|spool| spool.len()).await.unwrap(), 2);

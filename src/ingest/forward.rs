@@ -20,7 +20,7 @@ use tracing::error;
 use super::dead_letter::{DeadLetter, DeadLetters};
 use super::place::Entrance;
 use super::reconcile::LookNow;
-use super::refusals::{Held, Refusals, Words};
+use super::refusals::{Held, Refusals, Tries, Words};
 use super::ticket::{Origin, Ticket};
 use crate::backoff::Backoff;
 use crate::broker::topology::{Exchange, forward_key};
@@ -34,8 +34,6 @@ use crate::wire::Seq;
 const UNDER_WAY_MAX: usize = 256;
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// One counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
-const FAILURES_MIN: u32 = 2;
 /// How often the first in the line is looked at, at least.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ENDED: &str = "nothing is forwarded any more: a bug; restart the server";
@@ -145,7 +143,7 @@ pub(super) fn start(
     let (line, receiver) = mpsc::channel(1);
     let forwards = Forwards {
         line,
-        refusals: Refusals::new(&WORDS),
+        refusals: Refusals::new(&WORDS, settings.look.clone()),
         give_up: settings.give_up.clone(),
         broken: Arc::default(),
     };
@@ -217,8 +215,8 @@ impl Forwarder {
         if forward.session < *self.given_back.borrow() {
             return;
         }
-        let (broker, look) = (Arc::clone(&self.broker), self.settings.look.clone());
-        let publish = publish(broker, forward.message, self.refusals.clone(), look);
+        let tries = self.refusals.tries(Backoff::new(RETRY_BASE, RETRY_MAX));
+        let publish = publish(Arc::clone(&self.broker), forward.message, tries);
         self.line.push_back(UnderWay {
             ticket: forward.ticket,
             reason: forward.reason,
@@ -275,35 +273,19 @@ async fn first(line: &mut VecDeque<UnderWay>) -> Result<Published, JoinError> {
 }
 
 /// Publishes until the broker has it: a delivery given back alone would come again behind later ones.
-async fn publish(
-    broker: Arc<dyn Broker>,
-    message: Message,
-    refusals: Refusals,
-    look: LookNow,
-) -> Published {
-    let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
-    let mut held = None;
+async fn publish(broker: Arc<dyn Broker>, message: Message, mut tries: Tries) -> Published {
     loop {
-        let error = match broker.publish(message.clone()).await {
+        match broker.publish(message.clone()).await {
             Ok(()) => {
-                if let Some(held) = held {
-                    Held::taken(held);
-                }
+                tries.taken();
                 return Published::Taken;
             }
             Err(BrokerError::Closed) => return Published::Closed,
-            Err(error) => error,
-        };
-        match &error {
-            BrokerError::TooLarge { .. } => return Published::TooLarge(error.to_string()),
-            BrokerError::Unroutable { .. } => look.ask(),
-            _ => {}
+            Err(error @ BrokerError::TooLarge { .. }) => {
+                return Published::TooLarge(error.to_string());
+            }
+            Err(error) => tokio::time::sleep(tries.failed(&error)).await,
         }
-        let pause = backoff.next_random();
-        if backoff.tries() >= FAILURES_MIN && held.is_none() {
-            held = Some(refusals.hold(error.to_string()));
-        }
-        tokio::time::sleep(pause).await;
     }
 }
 

@@ -1,14 +1,20 @@
 //! What the broker refuses and this server holds, as one state.
 //!
-//! Held messages in, a link for readiness out. Invariant: a change of state is told and logged once, however many
+//! Tries of messages in, a link for readiness out. Invariant: a change of state is told and logged once, however many
 //! messages are held and however often each is tried.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use crate::broker::Link;
+use super::reconcile::LookNow;
+use crate::backoff::Backoff;
+use crate::broker::{BrokerError, Link};
+
+/// A message counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
+const FAILURES_MIN: u32 = 2;
 
 /// What the log says of them.
 #[derive(Debug)]
@@ -30,15 +36,17 @@ pub(super) struct Refusals(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     words: &'static Words,
+    look: LookNow,
     count: Mutex<usize>,
     link: watch::Sender<Link>,
 }
 
 impl Refusals {
-    /// Nothing is held.
-    pub(super) fn new(words: &'static Words) -> Self {
+    /// Nothing is held. What finds no queue asks for a `look`.
+    pub(super) fn new(words: &'static Words, look: LookNow) -> Self {
         Self(Arc::new(Inner {
             words,
+            look,
             count: Mutex::new(0),
             link: watch::Sender::new(Link::Up),
         }))
@@ -47,6 +55,15 @@ impl Refusals {
     /// Whether the broker takes them, and every change of that.
     pub(super) fn link(&self) -> watch::Receiver<Link> {
         self.0.link.subscribe()
+    }
+
+    /// Begins the tries of one message, with pauses by `backoff`.
+    pub(super) fn tries(&self, backoff: Backoff) -> Tries {
+        Tries {
+            refusals: self.clone(),
+            backoff,
+            held: None,
+        }
     }
 
     /// One is held, as long as the answer lives.
@@ -69,19 +86,46 @@ impl Refusals {
     }
 }
 
+/// One message that is tried until the broker takes it. Dropped before, it is held no longer and went back.
+#[derive(Debug)]
+pub(super) struct Tries {
+    refusals: Refusals,
+    backoff: Backoff,
+    held: Option<Held>,
+}
+
+impl Tries {
+    /// The broker did not take it. Says how long to wait before the next try.
+    pub(super) fn failed(&mut self, error: &BrokerError) -> Duration {
+        if matches!(error, BrokerError::Unroutable { .. }) {
+            self.refusals.0.look.ask();
+        }
+        let pause = self.backoff.next_random();
+        if self.count() >= FAILURES_MIN && self.held.is_none() {
+            self.held = Some(self.refusals.hold(error.to_string()));
+        }
+        pause
+    }
+
+    /// How many failed.
+    pub(super) fn count(&self) -> u32 {
+        self.backoff.tries()
+    }
+
+    /// The broker took it.
+    pub(super) fn taken(self) {
+        if let Some(mut held) = self.held {
+            held.is_taken = true;
+        }
+    }
+}
+
 /// One held message; no longer, when dropped.
 #[must_use]
 #[derive(Debug)]
 pub(super) struct Held {
     refusals: Refusals,
     is_taken: bool,
-}
-
-impl Held {
-    /// The broker took it.
-    pub(super) fn taken(mut self) {
-        self.is_taken = true;
-    }
 }
 
 impl Drop for Held {

@@ -376,7 +376,7 @@ rpms on all: 3 of 8 answered, 1 older than what is stored, 1 failed, 1 refused, 
         assert_eq!(report().text(80, false), expected);
     }
 
-    /// Goal: the JSON is what README promises, member by member.
+    /// Goal: the JSON has the members that scripts read, each by its name.
     #[test]
     fn the_json_is_stable() {
         let json = serde_json::to_value(report()).unwrap();

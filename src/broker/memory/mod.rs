@@ -56,13 +56,21 @@ struct State {
     queues: HashMap<String, MemoryQueue>,
     seats: u64,
     is_paused: bool,
-    /// Size of the largest message that is taken, in bytes; none takes all.
-    message_bytes_max: Option<u64>,
     refusal: Option<Refusal>,
 }
 
 /// What becomes of publishing a message; none if it is taken.
 pub type Refusal = fn(&Message) -> Option<BrokerError>;
+
+/// A [`Refusal`] of messages above `BYTES_MAX`, as RabbitMQ refuses them by its `max_message_size`.
+pub fn too_large<const BYTES_MAX: u64>(message: &Message) -> Option<BrokerError> {
+    let bytes = message.body.len() as u64;
+    (bytes > BYTES_MAX).then(|| BrokerError::TooLarge {
+        bytes,
+        bytes_max: BYTES_MAX,
+        reason: "memory".to_owned(),
+    })
+}
 
 impl Default for MemoryBroker {
     fn default() -> Self {
@@ -99,11 +107,6 @@ impl MemoryBroker {
             shared: Arc::new(shared),
             closed: CancellationToken::new(),
         }
-    }
-
-    /// Refuses larger messages from now on, as RabbitMQ does by its `max_message_size`.
-    pub fn take_at_most(&self, bytes: u64) {
-        self.shared.lock().message_bytes_max = Some(bytes);
     }
 
     /// Ends the sessions of all consumers of `queue`, as a broken connection does: what they held comes again.
@@ -322,16 +325,6 @@ impl Broker for MemoryBroker {
 
     async fn publish(&self, message: Message) -> Result<(), BrokerError> {
         self.check()?;
-        let bytes = message.body.len() as u64;
-        let most = self.shared.lock().message_bytes_max;
-        if let Some(bytes_max) = most.filter(|most| bytes > *most) {
-            let reason = "memory".to_owned();
-            return Err(BrokerError::TooLarge {
-                bytes,
-                bytes_max,
-                reason,
-            });
-        }
         let message = Arc::new(message);
         let until_room = async {
             loop {

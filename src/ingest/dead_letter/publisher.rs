@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::super::reconcile::LookNow;
-use super::super::refusals::{Held, Refusals, Words};
+use super::super::refusals::{Refusals, Words};
 use super::Handed;
 use super::message::message;
 use crate::backoff::Backoff;
-use crate::broker::{Broker, BrokerError, Link, Message};
+use crate::broker::{Broker, BrokerError, Link};
 use crate::telemetry::{self, catalogue};
 use crate::wire::Outcome;
 
@@ -29,8 +29,6 @@ const RETRIES_MAX: usize = 4;
 const RETRY_BASE: Duration = Duration::from_millis(100);
 /// Longest pause between two tries of a letter: so late at most, plus its turn, it leaves when the trouble is over.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A letter counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
-const FAILURES_MIN: u32 = 2;
 
 static WORDS: Words = Words {
     refused: "the broker refuses dead letters: they are held and tried again until it takes them",
@@ -44,7 +42,6 @@ pub(super) struct Publisher {
     broker: Arc<dyn Broker>,
     hold_max: Duration,
     stop: CancellationToken,
-    look: LookNow,
     publishes: Semaphore,
     retries: Semaphore,
     refusals: Refusals,
@@ -61,10 +58,9 @@ impl Publisher {
             broker,
             hold_max,
             stop,
-            look,
             publishes: Semaphore::new(PUBLISHES_MAX),
             retries: Semaphore::new(RETRIES_MAX),
-            refusals: Refusals::new(&WORDS),
+            refusals: Refusals::new(&WORDS, look),
         }
     }
 
@@ -76,39 +72,25 @@ impl Publisher {
     /// Publishes a letter, or gives its delivery back.
     pub(super) async fn publish(&self, handed: Handed) {
         let message = message(&handed.letter);
-        let mut backoff = Backoff::new(RETRY_BASE, RETRY_MAX);
-        let mut held = None;
+        let mut tries = self.refusals.tries(Backoff::new(RETRY_BASE, RETRY_MAX));
         let mut turn = self.publishes.acquire().await.ok();
         while let Some(permit) = turn.take() {
-            let published = self.once(&message).await;
+            let published = self.broker.publish(message.clone()).await;
             drop(permit);
             let Err(error) = published else {
-                if let Some(held) = held {
-                    Held::taken(held);
-                }
+                tries.taken();
                 return settle(handed);
             };
             if matches!(error, BrokerError::Closed) || handed.letter.ticket.is_void() {
                 return;
             }
-            let pause = backoff.next_random();
-            if backoff.tries() >= FAILURES_MIN && held.is_none() {
-                held = Some(self.refusals.hold(error.to_string()));
-            }
+            let pause = tries.failed(&error);
             let run = handed.letter.ticket.run().map(tracing::field::display);
-            debug!(target: "vogeler::ingest::dead_letter", run, %error, tries = backoff.tries(), "a dead letter is not published");
+            debug!(target: "vogeler::ingest::dead_letter", run, %error, tries = tries.count(), "a dead letter is not published");
             turn = self.next_turn(&handed, pause).await;
         }
         let run = handed.letter.ticket.run().map(tracing::field::display);
         debug!(target: "vogeler::ingest::dead_letter", run, "a dead letter is not published; its delivery goes back to the broker");
-    }
-
-    async fn once(&self, message: &Message) -> Result<(), BrokerError> {
-        let published = self.broker.publish(message.clone()).await;
-        if let Err(BrokerError::Unroutable { .. }) = &published {
-            self.look.ask();
-        }
-        published
     }
 
     /// Waits until the letter may be tried again; none if it is to go back.
