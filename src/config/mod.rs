@@ -151,7 +151,8 @@ pub struct Server {
     pub node_idle: Duration,
     /// Documents a write at most. Default 100: past it CouchDB gains little rate and much latency (measured).
     pub batch_count_max: usize,
-    /// Bytes of results a write at most. Default 4 MiB.
+    /// Bytes of results a write at most; the writes under way at once have at most a quarter of `bytes_in_flight_max`
+    /// together, however large this is set. Default 4 MiB.
     pub batch_bytes_max: usize,
     /// How long a batch that is not full waits for more. Default 20 ms.
     #[serde(with = "span")]
@@ -170,7 +171,8 @@ pub struct Server {
     #[serde(with = "span")]
     pub freshness: Duration,
     /// Bytes of node documents kept as they were written last, so that a warm node's next write needs no read; 0
-    /// keeps none. Default 32 MiB, some 10,000 documents of 2 KB.
+    /// keeps none. At most a quarter of `bytes_in_flight_max`, however large it is set: a small server keeps few. Default 32 MiB,
+    /// some 10,000 documents of 2 KB.
     pub document_cache_bytes_max: usize,
     /// How often a conflicting document is read, merged and written again before its results go back to the
     /// broker. Default 10.

@@ -76,6 +76,11 @@ use writer::{Drain, WriterActor};
 const DECLARE_RETRY_BASE: Duration = Duration::from_millis(200);
 /// Time for what follows the drain: last dead letters, receipts, acknowledgements.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The writes under way together have at most this part of the budget: a write holds its results three times, as
+/// documents, as their JSON and as the request.
+const WRITES_PART: usize = 4;
+/// The cache of documents has at most this part of the budget.
+const CACHE_PART: usize = 4;
 
 /// A running ingest server. Must be started inside an actix `System`.
 #[derive(Debug)]
@@ -380,7 +385,9 @@ fn node_settings(settings: &config::Server) -> NodeSettings {
 fn batch_bounds(settings: &config::Server) -> BatchBounds {
     BatchBounds {
         count_max: settings.batch_count_max,
-        bytes_max: settings.batch_bytes_max,
+        bytes_max: settings
+            .batch_bytes_max
+            .min(settings.bytes_in_flight_max / (WRITES_PART * settings.writes_in_flight)),
         linger: settings.linger,
         linger_max: settings.linger_max,
     }
@@ -400,6 +407,8 @@ fn commit_settings(settings: &config::Server) -> CommitSettings {
         conflict_retries_max: settings.conflict_retries_max,
         retry_max: settings.retry_max,
         hold_max: settings.hold_max,
-        document_cache_bytes_max: settings.document_cache_bytes_max,
+        document_cache_bytes_max: settings
+            .document_cache_bytes_max
+            .min(settings.bytes_in_flight_max / CACHE_PART),
     }
 }
