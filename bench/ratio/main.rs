@@ -16,7 +16,7 @@
     clippy::single_match_else,
     clippy::too_many_lines,
     clippy::disallowed_methods,
-    reason = "a bench that cannot go on fails, and its figures are no money"
+    reason = "a bench that cannot go on panics, and its figures may be rounded"
 )]
 #![allow(
     dead_code,

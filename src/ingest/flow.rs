@@ -43,7 +43,7 @@ impl Flow {
     }
 }
 
-/// Tells whether results coalesce, from counts looked at now and then. Pure.
+/// Tells whether results coalesce, from counts that it gets every [`LOOK_EVERY`]. Pure.
 #[derive(Debug)]
 pub(super) struct Tendency {
     looked_at: Instant,
@@ -79,7 +79,7 @@ impl Tendency {
 mod tests {
     use super::*;
 
-    /// Goal: results that join tell to wait, results of ever other nodes and silence tell not to.
+    /// Goal: batches wait while results join nodes that wait, and not while every result has a new node or none comes.
     #[test]
     fn the_tendency_follows_what_comes() {
         let flow = Flow::default();

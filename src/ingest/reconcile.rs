@@ -1,4 +1,4 @@
-//! What the server needs at the broker, looked at now and then and declared again: exchanges, queues, bindings.
+//! Checks every `redeclare_every` that exchanges, queues and bindings are at the broker, and declares them again.
 //!
 //! An exchange that somebody deletes takes all its bindings with it, and no consumer notices: results would find no queue
 //! for ever. Whoever publishes next may make it anew, without them. So each look sends a probe through every exchange to

@@ -19,10 +19,10 @@ use super::node::{Incoming, Memory, NodeActor, Retire};
 use super::writer::WriterActor;
 use crate::wire::NodeName;
 
-/// How often a message is sent again because its actor had died; each time a fresh actor takes its place.
+/// A message whose actor died is sent again at most so often, each time to a new actor.
 const RESENDS_MAX: usize = 3;
 
-/// Idle actors are looked for so often in the time after which they count as idle: one stops at most a quarter late.
+/// Sweeps run so many times per `node_idle`, so an idle actor stops at most a quarter late.
 const SWEEPS: u32 = 4;
 /// Nodes that are known at once, at most; past it a node is forgotten when its actor stops, and its next result costs a
 /// read. At rest each takes some 150 bytes, and as much again for each of its plugins (counted from the types): with one

@@ -1,7 +1,7 @@
-//! Which runs were seen lately: each is counted once, and of the last few is known how they went.
+//! The runs seen lately: each is counted once, and the last few are followed.
 //!
 //! Intake says which run a result belongs to, settlement how it ended. Invariant: at most [`REMEMBERED_MAX`] runs are
-//! remembered, and of [`TOLD_MAX`] is told.
+//! remembered, and the last [`TOLD_MAX`] of them are reported.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use crate::wire::{Outcome, PluginName, Receipt, RunId};
 
 /// Runs remembered. One that is older and still sends results is counted again.
 const REMEMBERED_MAX: usize = 1_000;
-/// Runs of which is known how they went.
+/// Runs that are reported: how many results each had, and how they ended.
 const TOLD_MAX: usize = 20;
 
 /// The last runs seen. Cheap to clone.

@@ -1,4 +1,4 @@
-//! The survey: what the server asks broker and store now and then, for the gauges alone.
+//! The survey: asks broker and store at intervals for what the gauges show.
 //!
 //! Reads queue depths and node counts; changes nothing. Invariant: a question that is not answered leaves the gauges
 //! as they were, and the store is asked only while it can be used.
@@ -21,8 +21,8 @@ use crate::telemetry::{NodeState, Partition, catalogue};
 const QUEUES_EVERY: Duration = Duration::from_secs(5);
 /// Pause between two counts of the nodes, at least.
 const NODES_EVERY: Duration = Duration::from_mins(1);
-/// The pause is so many times what the count took, where that is longer: CouchDB goes through all documents for it, and
-/// what that takes the ingest cannot have.
+/// The pause is at least so many times what the last count took: CouchDB reads all documents for it, and the ingest needs
+/// that time.
 const NODES_REST: u32 = 50;
 
 /// What is asked, and of whom.

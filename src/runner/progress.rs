@@ -17,7 +17,7 @@ const MILESTONES: usize = 10;
 pub enum Progress {
     /// A bar that moves.
     Bar(ProgressBar),
-    /// A line now and then.
+    /// A line at intervals.
     Lines(Milestones),
     /// Nothing.
     Quiet,

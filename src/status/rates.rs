@@ -1,6 +1,6 @@
 //! Rates over the last seconds, from counters that only grow. Pure.
 //!
-//! Takes a sample now and then, gives differences. Invariant: at most `SAMPLES_MAX` samples are kept, which span the
+//! Takes samples at intervals, gives differences. Invariant: at most `SAMPLES_MAX` samples are kept, which span the
 //! longest window.
 
 use std::collections::VecDeque;

@@ -33,8 +33,8 @@ use crate::broker::{BrokerError, ConsumerLoad, Delivery, Settlement, Settler, ne
 /// How often, and how long apart, a session that is to end looks whether all that was taken is settled.
 const RELEASE_LOOKS: usize = 20;
 const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(1);
-/// How long a session that is to become larger passes nothing on, so that what was passed on is settled. What a slow store
-/// has not written by then is delivered once more, and is known by its sequence.
+/// Before a session is replaced by a larger one it passes nothing on, at most for this time, so that its deliveries are
+/// settled. A slow store may not have written them all by then: those are delivered again, and their sequences tell.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the broker may be silent before it says that a channel is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);

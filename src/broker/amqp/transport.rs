@@ -62,7 +62,7 @@ impl<S> Sifted<S> {
         }
     }
 
-    /// Counts the messages that were written anew, and logs them now and then.
+    /// Counts the messages that were written anew, and logs their number at intervals.
     fn tell(&mut self) {
         let count = self.sieve.rewritten() - self.told;
         if count == 0 {

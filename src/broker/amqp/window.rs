@@ -11,15 +11,15 @@ use tokio::time::Instant;
 
 use super::sizes::Sizes;
 
-/// What a delivery is taken to have before any was seen: of larger ones a few may come.
+/// Assumed size of a delivery before the first one came, in bytes.
 const FIRST_BYTES: usize = 1024 * 1024;
 /// The next window is at most so many times this one.
 const GROWTH_MAX: u16 = 16;
-/// A window grows so many times at least; a session that ends costs a moment.
+/// A window at least doubles when it grows: each growth replaces the session.
 const GROWTH_MIN: u16 = 2;
-/// A window that shrank stays so for so long.
+/// After a window shrank it does not grow for this time.
 const SHRUNK_FOR: Duration = Duration::from_mins(1);
-/// After so many windows what was seen before counts half.
+/// After so many full windows the sizes seen before count half.
 const WINDOWS_KEPT: usize = 4;
 /// The part of the bytes that may be passed on and not be taken: those wait on when a session ends.
 const PASSED_PART: usize = 4;
