@@ -23,12 +23,12 @@ use vogeler::wire::{Content, Format, NodeName, PluginResult, Seq};
 /// Sizes of the values, in bytes: a short list, a typical fact set, a long package list.
 const SIZES: [usize; 3] = [2_000, 20_000, 100_000];
 
-/// Plugins of a node, and results of each that come while one write is under way.
+/// Plugins of a node, and results of each plugin that come while one write is under way.
 const PLUGINS: usize = 5;
 const RESULTS_EACH: u64 = 10;
-/// Nodes that announce themselves: full batches, and none left over.
+/// Nodes that announce themselves: enough for full batches, with none left over.
 const ANNOUNCED: usize = 10_000;
-/// Documents a write, and a large one.
+/// Documents of a usual write, and of a large one.
 const ROWS: [usize; 2] = [100, 500];
 
 /// A list of package lines of about `bytes`.
@@ -97,7 +97,7 @@ fn stages(criterion: &mut Criterion) {
     }
 }
 
-/// Results of one node, plugin by plugin in turn: what the coalescer is there for.
+/// Results of one node, plugin by plugin in turn: the case that the coalescer is for.
 fn coalescing(criterion: &mut Criterion) {
     let newest = result(SIZES[0]);
     let results: Vec<PluginResult> = (1..=RESULTS_EACH)
@@ -134,7 +134,7 @@ fn batching(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// CouchDB's answer to a write of so many documents, every tenth a conflict.
+/// CouchDB's answer to a write of `count` documents, of which every tenth is a conflict.
 fn verdicts(criterion: &mut Criterion) {
     for count in ROWS {
         let nodes: Vec<NodeName> = (0..count)

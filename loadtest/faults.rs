@@ -46,7 +46,7 @@ impl Part {
     }
 }
 
-/// A fault as it was.
+/// A fault as it really went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FaultRecord {
     /// Its name in plans.
@@ -58,13 +58,13 @@ pub(crate) struct FaultRecord {
 }
 
 impl FaultRecord {
-    /// What it was; its delay is not told.
+    /// The kind of fault; without its delay, which the record does not have.
     pub(crate) fn kind(&self) -> Option<FaultKind> {
         FaultKind::named(&self.kind)
     }
 }
 
-/// Whether these faults can be, with services that are given.
+/// Whether these faults are possible with the given services.
 pub(crate) fn check(faults: &[FaultPlan], given: &Given) -> anyhow::Result<()> {
     for (index, fault) in faults.iter().enumerate() {
         let (name, part) = (fault.kind.name(), Part::of(fault.kind));
@@ -147,7 +147,7 @@ async fn one(
     begin(fault.kind, services, timeline)
         .await
         .with_context(|| format!("cannot begin {name}"))?;
-    // It lasts from when it has begun: a broker takes seconds to stop.
+    // Its time counts from when it is in effect: a broker takes seconds to stop.
     until(started.elapsed() + fault.lasts).await;
     end(fault.kind, services)
         .await
@@ -217,7 +217,7 @@ mod tests {
         }
     }
 
-    /// Goal: every fault has its turn, those of one part by time, in whatever order they were named.
+    /// Goal: every fault has its turn, those of one part by time, whatever order they were named in.
     #[test]
     fn faults_of_a_part_take_turns() {
         let all = faults(&[
@@ -244,7 +244,7 @@ mod tests {
         assert!(in_turn[2].at < in_turn[3].at);
     }
 
-    /// Goal: two faults of one part may follow one another, and not overlap; of two parts they may.
+    /// Goal: two faults of one part may follow one another but not overlap; faults of two parts may overlap.
     #[test]
     fn overlaps_are_refused() {
         let none = Given::default();

@@ -80,7 +80,7 @@ fn start(args: &Args) -> anyhow::Result<Report> {
             () = shutdown.at_once.cancelled() => Err(anyhow!("ended at once by a second signal")),
         }
     });
-    // A RabbitMQ that is just starting is not waited for: it ends with this process.
+    // This does not wait for a RabbitMQ that is just starting: it ends with this process.
     runtime.shutdown_background();
     let report = ran?;
     if !args.quiet {
@@ -102,7 +102,7 @@ fn start(args: &Args) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Makes the folder, and takes an earlier run's report out of it, which must not be read as this one's.
+/// Makes the folder, and removes an earlier run's report from it, which must not be taken for this run's.
 fn prepare(folder: &Path) -> anyhow::Result<()> {
     let wanted = |path: &Path| {
         let path = path.display();
@@ -114,7 +114,7 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
         .into_iter()
         .chain(plots)
     {
-        // Created first: better to hear now that nothing can be written than after the run.
+        // Created first: an operator should learn before the run, not after it, that nothing can be written.
         let path = folder.join(file);
         let created = std::fs::File::create(&path);
         let removed = created.and_then(|_| std::fs::remove_file(&path));

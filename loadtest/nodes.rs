@@ -8,7 +8,7 @@ use crate::payload::Machine;
 use crate::plan::{Distribution, Plan};
 use crate::rng::Draws;
 
-/// How far wrong clocks are off, in microseconds. Two days ahead is past what the server takes for a clock at all.
+/// How far wrong clocks are off, in microseconds. The server takes a clock that is two days ahead for a broken one.
 const SKEWS: [i64; 4] = [-6 * HOUR, -HOUR, 3 * HOUR, 48 * HOUR];
 const HOUR: i64 = 3_600_000_000;
 
@@ -23,7 +23,7 @@ pub(crate) struct Member {
     pub(crate) is_real: bool,
     /// Whether it comes only while the load runs.
     pub(crate) joins: bool,
-    /// What its clock is off, in microseconds.
+    /// How far its clock is off, in microseconds.
     pub(crate) skew_micros: i64,
 }
 

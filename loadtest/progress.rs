@@ -1,7 +1,7 @@
-//! Live progress on stderr: what it does now, rate, backlog, what may be lost, p99, and faults as they begin and end.
+//! Live progress on stderr: current phase, rate, backlog, what may be lost, p99, and faults as they begin and end.
 //!
-//! On a terminal one line that stays in its place; elsewhere a plain line when something changes, and now and then.
-//! Invariant: reads only, and is never silent for long unless it was asked to be.
+//! On a terminal it is one line that stays in its place; elsewhere it prints a plain line when something changes, and
+//! every [`LINE_EVERY`]. Invariant: it only reads, and is never silent for long unless it was asked to be.
 
 use std::fmt::Write;
 use std::io::IsTerminal as _;
@@ -18,7 +18,7 @@ use crate::stats::Stats;
 use crate::watch::sample::{FaultEvent, Sample, Timeline};
 
 const EVERY: Duration = Duration::from_millis(500);
-/// Between two plain lines, where there is no terminal.
+/// Time between two plain lines, where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Where it is shown.
@@ -64,7 +64,7 @@ impl Progress {
         }
     }
 
-    /// The last phase: its line is left as it is.
+    /// The last phase: its line stays as it is.
     pub(crate) fn last_phase(&self, what: &str) {
         if let Output::Terminal(bar) = &self.0 {
             bar.finish_and_clear();
@@ -124,10 +124,10 @@ impl Progress {
     }
 }
 
-/// Minutes and seconds: short, so that all that matters fits beside it.
+/// Minutes and seconds: short, so that everything that matters fits beside them.
 fn clock(state: &ProgressState, to: &mut dyn Write) {
     let seconds = state.elapsed().as_secs();
-    // Nobody could do anything about it.
+    // Nobody could do anything about an error.
     write!(to, "{:>3}:{:02}", seconds / 60, seconds % 60).ok();
 }
 
@@ -139,7 +139,7 @@ impl Drop for Progress {
     }
 }
 
-/// What goes on, and how much of the schedule was due: `load 41 %`, `kill_server, load 41 %`.
+/// The phase, and how much of the schedule was due: `load 41 %`, `kill_server, load 41 %`.
 fn phase(fleet: &Fleet, elapsed: Duration, events: &[FaultEvent]) -> String {
     let sendings = &fleet.schedule.sendings;
     let last = sendings.last().map_or(0, |sending| sending.at);
@@ -156,7 +156,7 @@ fn phase(fleet: &Fleet, elapsed: Duration, events: &[FaultEvent]) -> String {
     among(events, &format!("{name} {percent} %"))
 }
 
-/// Behind the faults that are.
+/// The phase, behind the names of the faults under way.
 fn among(events: &[FaultEvent], phase: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     for event in events {
@@ -188,7 +188,8 @@ fn message(samples: &[Sample], stats: &Stats, redelivers: bool) -> String {
     );
     let lost = match last.and_then(Sample::lost) {
         None => "?".to_owned(),
-        // What the server had to tell when it was killed is gone, too: the store knows, and the verifier will.
+        // A killed server's unsent receipts are gone, too, so this is an upper bound: the store knows better, and the
+        // verifier will.
         Some(lost) if lost > 0 && redelivers => format!("{} at most", count(lost)),
         Some(lost) => count(lost),
     };
@@ -206,7 +207,7 @@ mod tests {
     use super::*;
     use crate::report::tests::sample;
 
-    /// Goal: the line tells the last second's rate, what waits anywhere, and what is overdue and waits nowhere.
+    /// Goal: the line tells the last second's rate, everything that waits, and what is overdue and waits nowhere.
     #[test]
     fn the_line_tells_the_last_second() {
         let stats = Stats::default();
@@ -236,7 +237,7 @@ mod tests {
         assert!(line(&waiting, true).contains("lost so far 0 "));
     }
 
-    /// Goal: the faults that are under way are named, each once, and no longer when they are over.
+    /// Goal: the faults under way are named, each once, until they are over.
     #[test]
     fn faults_under_way_are_named() {
         let event = |name, is_over| FaultEvent {

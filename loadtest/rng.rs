@@ -2,7 +2,7 @@
 //!
 //! SplitMix64: `rand` promises no stable values between its versions, and the fingerprint of a plan must not move.
 
-/// A source of draws.
+/// A source of draws by lot.
 #[derive(Debug, Clone)]
 pub(crate) struct Draws(u64);
 

@@ -1,6 +1,6 @@
 //! One run: services up, load and faults, settled, verified, reported, services down.
 //!
-//! Invariant: whatever fails on the way, what was started here ends, and the run's own database is deleted.
+//! Invariant: whatever fails on the way, everything started here ends, and the run's own database is deleted.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use crate::verify::{Ownership, VerifyInput};
 use crate::watch::procfs;
 use crate::watch::sample::{Sampler, Timeline};
 
-/// The fleet is back soon after a fault: it is not what is tested.
+/// Longest pause before the fleet connects again. It is short, since the fleet is not what is tested.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
-/// What does not hold at once may hold a moment later; after so long it is a finding.
+/// Longest wait for the verifier to find nothing: what does not hold at once may hold a moment later.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(15);
 
-/// What a run is asked for.
+/// What to run, and with what.
 pub(crate) struct RunSpec<'a> {
     /// With the seed and faults of the command line.
     pub(crate) plan: &'a Plan,
@@ -147,7 +147,7 @@ fn target(
     })
 }
 
-/// Compares the ledger with everything, past all proxies.
+/// Compares the ledger with all services, past all proxies.
 async fn verify(
     spec: &RunSpec<'_>,
     fleet: &Fleet,

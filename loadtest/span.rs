@@ -15,7 +15,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
     span::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
 }
 
-/// One that need not be there.
+/// A length of time that may be absent.
 pub(crate) mod option {
     use super::{Deserialize, Deserializer, Duration, Serializer, span};
 

@@ -10,9 +10,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use vogeler::wire::Outcome;
 
-/// Longest time that is told apart, in microseconds: an hour. Longer counts as that.
+/// Longest time that the histograms tell apart, in microseconds: 1 h. Longer times count as this.
 const MICROS_MAX: u64 = 3_600_000_000;
-/// Digits that are kept.
+/// Significant digits of a time.
 const DIGITS: u8 = 3;
 
 /// Live counts of a run. All times are from when the result was due.
@@ -39,7 +39,7 @@ pub(crate) struct Stats {
     pub(crate) published_to_stored: Latency,
     /// Until the tester had made the message.
     pub(crate) tester_lag: Latency,
-    /// What a timer of the tester's had to wait for its turn; also of use where no light client has a lag.
+    /// How long the tester's timers waited for their turn; also measured where no light client has a lag.
     pub(crate) timer_lag: Latency,
 }
 
@@ -108,7 +108,7 @@ pub(crate) struct Latency(Mutex<Histogram<u64>>);
 
 impl Latency {
     fn new() -> Self {
-        // These bounds are valid; were they not, an empty histogram that records nothing would do.
+        // These bounds are valid. If they were not, an empty histogram that records nothing would do.
         let histogram =
             Histogram::new_with_bounds(1, MICROS_MAX, DIGITS).or_else(|_| Histogram::new(DIGITS));
         Self(Mutex::new(histogram.unwrap_or_else(|_| unreachable!())))
@@ -120,12 +120,12 @@ impl Latency {
         self.lock().saturating_record(micros.clamp(1, MICROS_MAX));
     }
 
-    /// All times so far, to be asked for quantiles.
+    /// All times so far, for quantiles.
     pub(crate) fn snapshot(&self) -> Histogram<u64> {
         self.lock().clone()
     }
 
-    /// The time that this share of all is within; none before the first.
+    /// The time that this share of all times is within; none before the first one.
     pub(crate) fn quantile(&self, share: f64) -> Option<Duration> {
         let histogram = self.lock();
         (!histogram.is_empty()).then(|| Duration::from_micros(histogram.value_at_quantile(share)))
@@ -149,15 +149,15 @@ pub(crate) struct ServerCounts {
     pub(crate) redelivered: u64,
     /// `vogeler_documents_written_total`.
     pub(crate) documents_written: u64,
-    /// `vogeler_receipts_failed_total`: receipts that the server gave up, with its queue full or the broker away.
+    /// `vogeler_receipts_failed_total`: receipts that the server gave up because its queue was full or the broker away.
     pub(crate) receipts_failed: u64,
-    /// Whether every count of every life is in here: false once a server was killed, since what it counted after the
-    /// last look is gone; and false for a server that others load, too.
+    /// Whether every count of every life is in here: false once a server was killed, since its counts after the last
+    /// look are gone, and false for a server that others load, too.
     pub(crate) is_complete: bool,
 }
 
 impl ServerCounts {
-    /// Deliveries that ended so.
+    /// Deliveries that ended with this outcome.
     pub(crate) fn of(&self, outcome: Outcome) -> u64 {
         self.ended
             .get(outcome as usize)
@@ -170,7 +170,7 @@ impl ServerCounts {
 mod tests {
     use super::*;
 
-    /// Goal: quantiles are of what was recorded, and what is longer than an hour counts as an hour.
+    /// Goal: quantiles are of what was recorded, and a time longer than an hour counts as an hour.
     #[test]
     fn quantiles_are_of_what_was_recorded() {
         let latency = Latency::new();

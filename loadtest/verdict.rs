@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 /// One thing that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Finding {
-    /// Whose.
+    /// The node that it is about.
     pub(crate) node: String,
-    /// Which plugin's, if it is about one.
+    /// The plugin, if it is about one.
     pub(crate) plugin: Option<String>,
-    /// Which result's, if it is about one.
+    /// The result's sequence, if it is about one.
     pub(crate) seq: Option<u64>,
     /// What, in a sentence.
     pub(crate) what: String,
@@ -26,7 +26,7 @@ pub(crate) struct Verdict {
     pub(crate) stale_over_newer: Vec<Finding>,
     /// A node's document has another node's content.
     pub(crate) mixed_up: Vec<Finding>,
-    /// What was deleted, or refused, is in the store.
+    /// The store has a result that was deleted or refused.
     pub(crate) resurrected: Vec<Finding>,
     /// Settled without a receipt, and no fault explains it.
     pub(crate) missing_receipt: Vec<Finding>,
@@ -37,19 +37,19 @@ pub(crate) struct Verdict {
     /// Real clients that ended with an error.
     #[serde(default)]
     pub(crate) failed_clients: Vec<Finding>,
-    /// Receipts that a fault explains the lack of; the store told the fate. No finding.
+    /// Missing receipts that a fault explains; the store shows what became of the results. No finding.
     pub(crate) receipts_lost_to_faults: u64,
-    /// Receipts that are missing after a fault's time, and that the server says it gave up: after an outage it may settle
-    /// more than its queue of receipts holds. No finding; without faults each is one.
+    /// Receipts that are missing after a fault's time, but that the server counted as given up: after an outage it may
+    /// settle more than its queue of receipts holds. No finding; without faults each is one.
     #[serde(default)]
     pub(crate) receipts_given_up: u64,
-    /// An older result that came late was taken for new, after an unchanged one that leaves no trace in the store and a
-    /// fault that made the server forget it (ARCHITECTURE.md, Decisions). No finding; only ever above 0 with faults.
+    /// Older results that came late and were taken for new: a newer unchanged one leaves no trace in the store, and a
+    /// fault made the server forget it (ARCHITECTURE.md, Decisions). No finding; above 0 only with faults.
     pub(crate) unchanged_forgotten: u64,
     /// Messages that were compared.
     pub(crate) checked: u64,
-    /// Nodes that left and whose document was deleted, to see whether it comes back. None where no document was to be
-    /// deleted: resurrection was not tested.
+    /// Nodes that left and whose document was deleted, to see whether it comes back. None if no document was to be
+    /// deleted: then resurrection was not tested.
     #[serde(default)]
     pub(crate) deleted: Option<u64>,
 }
@@ -85,10 +85,10 @@ pub(crate) struct RunnerOutcome {
     /// When it began, from the start of the load.
     #[serde(with = "crate::span")]
     pub(crate) at: Duration,
-    /// How long until all had answered, or the deadline.
+    /// Time until all had answered, or until the deadline.
     #[serde(with = "crate::span")]
     pub(crate) took: Duration,
-    /// How long its connections then took to close: an operator waits for that, too.
+    /// Time that its connections then took to close: an operator waits for that, too.
     #[serde(default, with = "crate::span")]
     pub(crate) closing: Duration,
     /// Nodes that were expected to answer.

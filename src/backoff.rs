@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// Doubles a bound from try to try, between a base and a maximum.
+/// A bound that doubles with each try, from a base up to a maximum.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
     base: Duration,
@@ -38,7 +38,7 @@ impl Backoff {
         self.next(rand::random::<f64>())
     }
 
-    /// How many waits were asked for since the start or the last [`reset`](Self::reset).
+    /// Number of waits since the start or the last [`reset`](Self::reset).
     pub fn tries(&self) -> u32 {
         self.tries
     }

@@ -1,4 +1,4 @@
-//! The content hash: one value for equal JSON, whatever its key order, white space and spelling of numbers.
+//! The content hash: equal JSON has one hash, whatever its key order, white space and spelling of numbers.
 //!
 //! JSON text in, 32 hexadecimal digits out (BLAKE3, first 128 bits: clients are not trusted not to collide).
 //! The canonical form: objects sorted by key, the last of repeated keys, strings unescaped, numbers as sign,
@@ -12,10 +12,10 @@ use serde_json::value::RawValue;
 
 use crate::wire::{ContentHash, DEPTH_MAX};
 
-/// How many times the text of a value is read at most, once a level: 8 MB inside of 64 levels would take seconds. Of real facts
-/// most bytes are 3 to 8 levels deep.
+/// Most times that a value's text may be read; each level of nesting reads its text once more. To read 8 MB inside 64
+/// levels would take seconds. Most bytes of real facts are 3 to 8 levels deep.
 const READS_MAX: usize = 16;
-/// Bytes that may be read in any case, so that a small value may nest as deep as [`DEPTH_MAX`].
+/// Bytes that may be read in addition, so that a small value may nest as deep as [`DEPTH_MAX`].
 const READS_FREE_BYTES: usize = 1024 * 1024;
 const HASH_HEX_DIGITS: usize = 32;
 
@@ -25,7 +25,7 @@ pub enum HashError {
     /// Nested deeper than [`DEPTH_MAX`].
     #[error("nested deeper than {DEPTH_MAX} levels")]
     TooDeep,
-    /// So large and nested so deep at once that reading it level by level takes too long.
+    /// Both so large and so deeply nested that reading it level by level takes too long.
     #[error("too much of it is nested too deep: it would be read more than {READS_MAX} times")]
     TooLong,
     /// A string or key in it is not Unicode (a lone surrogate escape).
@@ -68,7 +68,7 @@ impl Pointer {
             .map(Self)
     }
 
-    /// The keys from the outside in.
+    /// The keys, the outermost first.
     pub fn segments(&self) -> &[String] {
         &self.0
     }
@@ -89,7 +89,7 @@ pub fn content_hash(value: &RawValue, volatile: &[Pointer]) -> Result<ContentHas
     Ok(ContentHash(hex.into()))
 }
 
-/// Feeds one value. `volatile` holds what is left of the pointers that lead here, `left` how many bytes may still be read.
+/// Feeds one value. `volatile` holds the rest of each pointer that leads here, `left` the bytes that may still be read.
 fn feed(
     hasher: &mut blake3::Hasher,
     left: &mut usize,
@@ -156,7 +156,7 @@ fn feed_array(
     Ok(())
 }
 
-/// The pointers that lead on below `key`, or none if one of them ends there: the member is volatile.
+/// The rest of the pointers that lead below `key`; none if one of them ends there: then the member is volatile.
 fn below<'a>(volatile: &[&'a [String]], key: &str) -> Option<Vec<&'a [String]>> {
     let mut rest = Vec::new();
     for path in volatile {
@@ -178,7 +178,7 @@ fn feed_string(hasher: &mut blake3::Hasher, tag: &[u8], text: &str) -> Result<()
     Ok(())
 }
 
-/// A JSON string, borrowed where it has no escapes.
+/// A JSON string, borrowed if it has no escapes.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -204,7 +204,7 @@ fn canonical_number(text: &str) -> Cow<'_, str> {
     let trailing = digits.len() - digits.trim_end_matches('0').len();
     let shift = i64::try_from(trailing).unwrap_or(0) - i64::try_from(fraction.len()).unwrap_or(0);
     let exponent = exponent.parse::<i64>().ok();
-    // An exponent beyond an i64 is no number that any program means: such a text stays as it is spelled.
+    // No program means a number whose exponent exceeds an i64: such a text stays as it is spelled.
     exponent
         .and_then(|exponent| exponent.checked_add(shift))
         .map_or(Cow::Borrowed(text), |exponent| {
@@ -293,7 +293,8 @@ mod tests {
         }
     }
 
-    /// Goal: a value that is large and deep at once is an error before it was read 64 times; large or deep alone is none.
+    /// Goal: a value that is both large and deep is an error before it is read 64 times; a value that is only one of
+    /// them is not.
     #[test]
     fn large_and_deep_at_once_is_an_error() {
         let nested = |depth: usize, bytes: usize| {
@@ -311,7 +312,7 @@ mod tests {
         assert!(matches!(error, HashError::TooLong), "{error}");
     }
 
-    /// Goal: pointers follow RFC 6901, and what is none is refused with its text.
+    /// Goal: pointers follow RFC 6901, and any other text is refused with an error that shows it.
     #[test]
     fn pointers_follow_the_rfc() {
         assert_eq!(Pointer::parse("/a~1b/~0").unwrap().segments(), ["a/b", "~"]);

@@ -7,7 +7,7 @@
 //!    └──── broker ◀── ingest: consumer ▶ decode ▶ router ▶ node actor ▶ writer ▶ store
 //! ```
 //!
-//! The modules in the order the data flows; each names its invariant in its own first lines.
+//! The modules follow the order in which the data flows; each states its invariant in its first lines.
 
 pub mod config;
 

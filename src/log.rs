@@ -1,8 +1,8 @@
 //! Logging: what is logged, how it looks, and where it goes (stderr: stdout is for answers).
 //!
 //! Targets name the stage (`vogeler::store`, `vogeler::ingest`, …), so that one stage can be made loud with
-//! `info,vogeler::store=debug`. Libraries speak from `warn` on unless a directive names them; lapin not at all, as it
-//! calls every ordinary end of a channel an error and prints the bodies of returned messages.
+//! `info,vogeler::store=debug`. Libraries log from `warn` on unless a directive names them. lapin logs nothing, since
+//! it calls every ordinary end of a channel an error and prints the bodies of returned messages.
 
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::config::{Log, LogFormat};
 use crate::status::journal::Recorder;
 use crate::terminal;
 
-/// What libraries log unless a directive names them: what else they say, only their authors want to know.
+/// What libraries log unless a directive names them: the rest interests only their authors.
 const LIBRARIES: [&str; 9] = [
     "lapin=off",
     "reqwest=warn",
@@ -45,7 +45,7 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
     Ok(filter)
 }
 
-/// One directive. A bare word is a level: tracing itself would take a misspelt level for a target.
+/// One directive. A bare word must be a level: tracing itself would take a misspelt level for a target.
 fn directive(text: &str) -> Result<Directive, String> {
     let error = || {
         format!(
@@ -62,11 +62,11 @@ pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// What the status page tells of.
+/// The least level that the status page shows.
 const JOURNAL: &str = "warn";
 
 /// Starts logging to stderr, at `level_default` unless a level is set, and warnings to the journal of the status page.
-/// Where logging runs already (tests), that stays as it is.
+/// If logging runs already (in tests), it stays as it is.
 pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
     let level = filter(log.level.as_deref().unwrap_or(level_default))?;
     let lines = fmt::layer()
@@ -86,7 +86,7 @@ pub fn init(log: &Log, level_default: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// How fields look in lines for people: as by default, but that no text of others can steer the terminal.
+/// How fields look in lines for people: as by default, except that foreign text cannot steer the terminal.
 fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
     debug_fn(write_field).delimited(" ")
 }

@@ -1,5 +1,5 @@
-//! The `vogeler` binary: read the command line and the configuration, start logging, run one subcommand, say how it
-//! ended. What the subcommands do is in `cli/`.
+//! The `vogeler` binary: reads the command line and the configuration, starts logging, runs one subcommand, and reports
+//! how it ended. The subcommands are in `cli/`.
 
 use std::process::ExitCode;
 
@@ -11,8 +11,8 @@ use vogeler::log;
 use vogeler::shutdown::Shutdown;
 use vogeler::trace::Export;
 
-/// glibc's allocator keeps what a burst of results took, in small pieces: with 100,000 nodes at rest 183 MB were resident
-/// with it, and 116 MB with mimalloc.
+/// glibc's allocator keeps the memory of a burst of results in small pieces: with 100,000 idle nodes, 183 MB were
+/// resident with it and 116 MB with mimalloc.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let loaded = config::load(cli.settings.config.as_deref(), &cli.settings.overrides()?)?;
     log::init(&loaded.config.log, cli.command.log_level()).map_err(anyhow::Error::msg)?;
-    // Dropped last: what the command did is exported after it ended.
+    // Dropped last, so that the command's spans are exported after it ended.
     let _export = Export::start(cli.command.service())?;
     if let Some(file) = &loaded.file {
         tracing::debug!(target: "vogeler::config", file = %file.display(), "configuration read");

@@ -1,7 +1,7 @@
 //! The files that ship with Vogeler, in the program itself: the commented configuration, plugin files, design documents.
 //!
-//! One binary is enough to set up broker and store. Files on disk come first; these are what is there otherwise.
-//! Invariant: they are those of `etc/vogeler`, which a test holds.
+//! One binary is enough to set up broker and store. Files on disk come first; these are used if there are none.
+//! Invariant: they equal those of `etc/vogeler`; a test checks it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -54,7 +54,7 @@ pub fn below(folder: &str) -> impl Iterator<Item = File> {
     })
 }
 
-/// What became of a file that was laid down.
+/// The outcome of laying down a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Laid {
     /// It was not there.
@@ -68,8 +68,8 @@ pub enum Laid {
 }
 
 impl File {
-    /// Lays the file down below `folder`. One that is there with other content is only replaced by `force`. The
-    /// configuration may come to hold passwords, so nobody else may read it.
+    /// Lays the file down below `folder`. Replaces a file with other content only with `force`. The configuration may
+    /// later hold passwords, so others may not read it.
     pub fn lay_down(&self, folder: &Path, force: bool) -> io::Result<Laid> {
         let path = folder.join(self.path);
         let laid = match fs::read(&path) {
@@ -80,7 +80,7 @@ impl File {
             Err(error) => return Err(error),
         };
         if let Some(parent) = path.parent() {
-            // The client refuses plugins in folders that others may write, whatever the umask.
+            // The mode does not depend on a loose umask: the client refuses plugins in folders that others may write.
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o755).create(parent)?;
         }
@@ -92,7 +92,7 @@ impl File {
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).mode(mode);
         let mut file = options.open(&path)?;
-        // One that was there, open to others, is closed to them before anything is in it.
+        // A file that was there and open to others is closed to them before it gets its content.
         let found = file.metadata()?.permissions().mode();
         file.set_permissions(Permissions::from_mode(found & mode))?;
         file.set_len(0)?;
@@ -122,7 +122,7 @@ mod tests {
         }
     }
 
-    /// Goal: what is in the program is what is in the folder, in full.
+    /// Goal: the files in the program are exactly those in the folder.
     #[test]
     fn what_ships_is_the_folder() {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/etc/vogeler"));
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(below("plugins").next().unwrap().path, "facts.cfg");
     }
 
-    /// Goal: a file of the operator's is kept unless it is told otherwise, and the configuration is not for all to read.
+    /// Goal: an operator's file is kept unless `force` is set, and others cannot read the configuration.
     #[test]
     fn what_is_there_is_kept() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! Stopping: SIGTERM or SIGINT (Ctrl-C) asks for a clean stop, a second one a moment later for an end at once.
+//! Stopping: SIGTERM or SIGINT (Ctrl-C) asks for a clean stop; a second one after `ONE_SIGNAL` ends at once.
 //!
-//! Invariant: nothing here ends the process; `main` returns, so destructors run and the broker takes back what is
-//! unsettled.
+//! Invariant: nothing here ends the process; `main` returns, so destructors run and the broker takes back unsettled
+//! deliveries.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Signals so close together are one: timeout(1) tells its child and then the whole group, the child once more.
+/// Signals within this time count as one: timeout(1) signals its child and then the whole group, so the child gets two.
 const ONE_SIGNAL: Duration = Duration::from_millis(500);
 
 /// What the signals ask for.
@@ -46,7 +46,7 @@ impl Shutdown {
     }
 }
 
-/// Does `act` at each SIGHUP from now on; by itself that signal ends a process. Must be called inside a runtime.
+/// Calls `act` at each SIGHUP from now on; without a handler SIGHUP ends a process. Must be called inside a runtime.
 pub fn on_hangup(mut act: impl FnMut() + Send + 'static) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
@@ -61,7 +61,8 @@ pub fn on_hangup(mut act: impl FnMut() + Send + 'static) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Goal: the first signal asks for a clean stop and nothing more, also if it comes twice at once; the next for the end.
+    /// Goal: the first signal asks only for a clean stop, even if it comes twice at once; the next one asks for the
+    /// end.
     #[tokio::test]
     async fn the_first_signal_stops_the_second_ends() {
         let shutdown = Shutdown::on_signals().unwrap();

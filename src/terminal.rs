@@ -1,13 +1,13 @@
-//! Text of others on the operator's terminal. Whatever a plugin, a message or another server says goes through here
-//! before people see it; what programs read (`--json`) does not.
+//! Foreign text on the operator's terminal. All text of a plugin, a message or another server goes through here before
+//! people see it; output for programs (`--json`) does not.
 //!
-//! Invariant: no character that steers a terminal, turns the direction of text, or cannot be seen is printed as it is.
-//! In its place stands what it is called in Rust: `\u{1b}`. Pure.
+//! Invariant: no character is printed as it is if it steers a terminal, changes the writing direction, or is invisible.
+//! Its Rust escape is printed instead: `\u{1b}`. Pure.
 
 use std::borrow::Cow;
 
-/// Characters that cannot be seen, or change how others are: format characters (category Cf), variation selectors and
-/// tags, fillers, separators of lines and paragraphs. Control characters are asked for apart.
+/// Characters that are invisible, or change how others look: format characters (category Cf), variation selectors and
+/// tags, fillers, separators of lines and paragraphs. Control characters are checked separately.
 const HIDDEN: [(char, char); 30] = [
     ('\u{ad}', '\u{ad}'),
     ('\u{34f}', '\u{34f}'),
@@ -51,12 +51,12 @@ pub fn is_unsafe(c: char) -> bool {
     c.is_control() || range.is_some_and(|(_, last)| c <= *last)
 }
 
-/// Text in one line: ends of lines and tabs are escaped, too, so that it cannot pretend to be another line or column.
+/// Text in one line: line ends and tabs are escaped, too, so that it cannot pretend to be another line or column.
 pub fn line(text: &str) -> Cow<'_, str> {
     escape(text, is_unsafe)
 }
 
-/// Text with lines: their ends and tabs stay.
+/// Text of several lines: line ends and tabs stay.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_unsafe(c) && !matches!(c, '\n' | '\t'))
 }
@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// Goal: what people read stays, whatever their language; what steers or hides is named.
+    /// Goal: text in any language stays as it is; characters that steer or hide are escaped.
     #[test]
     fn what_people_read_stays() {
         for text in ["", "web01: größer als 5 €", "日本語 العربية עברית", "🦀 ½"]

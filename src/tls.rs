@@ -2,6 +2,6 @@
 
 /// Makes ring the process's crypto provider. Idempotent: the first call wins, later ones change nothing.
 pub fn install_crypto_provider() {
-    // An error says that a provider is installed already, which is what was asked for.
+    // An error means that a provider is installed already, which is all that is needed.
     drop(rustls::crypto::ring::default_provider().install_default());
 }

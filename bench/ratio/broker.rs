@@ -1,4 +1,5 @@
-//! The broker's side: backlogs prepared, and the broker ceiling, a bare consumer that throws the bodies away.
+//! The broker's side: it prepares backlogs, and measures the broker ceiling with a bare consumer that throws the bodies
+//! away.
 
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,7 @@ pub(crate) struct Rabbit {
     connection: Connection,
     broker: std::sync::Arc<dyn Broker>,
     queues: Vec<String>,
-    /// Queues of the same kind, for the bare consumers: the server's have a consumer already.
+    /// Queues of the same kind for the bare consumers: the server's queues have a consumer already.
     bare: Vec<String>,
 }
 
@@ -127,12 +128,12 @@ impl Rabbit {
         channel.close(200, "done".into()).await.unwrap();
     }
 
-    /// Waits until so many messages are ready in the partition queues, which nobody consumes.
+    /// Waits until `count` messages are ready in the partition queues, which nobody consumes.
     pub(crate) async fn wait_for(&self, count: usize) {
         self.wait(&self.queues, count).await;
     }
 
-    /// Waits until every partition queue is consumed and has nothing ready. What was taken need not be settled.
+    /// Waits until every partition queue has a consumer and nothing ready. Deliveries may still be unsettled.
     pub(crate) async fn wait_until_taken(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -249,7 +250,7 @@ impl Rabbit {
     }
 }
 
-/// Nothing here takes so long unless it hangs: then the bench says where.
+/// Does `work`. It takes longer than [`PATIENCE`] only if it hangs: then the bench says where.
 async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work)
         .await
@@ -261,7 +262,7 @@ pub(crate) async fn send(channel: &Channel, (key, body): &Prepared) -> Publisher
     send_to(channel, topology::Exchange::Results.name(), key, body).await
 }
 
-/// Waits until the broker has them all. (Not `wait_for_confirms`: suspected, not shown, of a hang.)
+/// Waits until the broker has them all. (It avoids `wait_for_confirms`, which is suspected of a hang, but not proven.)
 pub(crate) async fn confirmed(confirms: Vec<PublisherConfirm>) {
     for confirm in confirms {
         assert!(within("a confirm", confirm).await.unwrap().is_ack());

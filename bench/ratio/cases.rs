@@ -1,5 +1,5 @@
-//! The cases: each ceiling and each figure of the server in turn, round after round, so that what else the machine
-//! does falls on all of them alike.
+//! The cases: each ceiling and each figure of the server in turn, round after round, so that other load on the machine
+//! affects all of them alike.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,18 +19,18 @@ const LARGE: usize = 20_000;
 const LARGE_NODES: usize = 500_000;
 /// Longest wait for the actors of idle nodes to stop.
 const IDLE_PATIENCE: Duration = Duration::from_secs(30);
-/// Results of each node where results coalesce.
+/// Results of each node in the cases in which results coalesce.
 const TEN: usize = 10;
-/// Backlogs that are drained for one figure of what the metrics cost: CPU is counted in hundredths of a second.
+/// Backlogs drained for one figure of the metrics' cost: several, since CPU is counted in hundredths of a second.
 const METRICS_DRAINS: usize = 4;
-/// Results a second that the latency is measured with at most: past it RabbitMQ's own queueing is measured.
+/// Highest rate for the latency, in results/s: past it, RabbitMQ's own queueing is measured.
 const RATE_MAX: f64 = 4_000.0;
 
 /// Where everything runs.
 pub(crate) struct Services {
     pub(crate) amqp: Url,
     pub(crate) store: Url,
-    /// The null store's write times, if it is that.
+    /// The write times, if the store is the null store.
     pub(crate) null: Option<Writes>,
 }
 
@@ -134,8 +134,9 @@ pub(crate) async fn run(name: &str, services: &Services, plan: &Plan, only: Opti
             bench.measure_ten().await;
         }
         if wants("latency") {
-            // One `_bulk_docs` as the server sends it when it has much to write, alone: at the ceiling's shape and
-            // concurrency its time is the queue in front of the store, which the server must not be excused by.
+            // The time of one `_bulk_docs` as large as the server's when it has much to write, with nothing else in
+            // flight. At the ceiling's shape and concurrency the time would be that of the queue in front of the store,
+            // which must not excuse the server.
             let batch = config::Server::default().batch_count_max;
             let alone = ceiling.request(plan.small, SMALL, batch).await;
             bench.samples.add("request", alone * 1e3);
@@ -149,7 +150,7 @@ pub(crate) async fn run(name: &str, services: &Services, plan: &Plan, only: Opti
                 .add("large store", ceiling.documents_per_second);
             bench.measure_large().await;
         }
-        // Last, since they restart the server: what is measured above is a server that knows its nodes.
+        // These come last, since they restart the server: the cases above measure a server that knows its nodes.
         if wants("unchanged") {
             bench.measure_unchanged().await;
         }
@@ -220,19 +221,19 @@ impl Bench<'_> {
         self.restart_with(&self.again(nodes)).await;
     }
 
-    /// Ten results each of `nodes` that say what the last ones said.
+    /// Ten results of each of `nodes`, with the same content as the last ones.
     fn again(&self, nodes: usize) -> Vec<Prepared> {
         (0..nodes * TEN)
             .map(|n| prepare(&node(n % nodes), SMALL, self.content))
             .collect()
     }
 
-    /// The CPU for unchanged results of a server with its metrics and of one without, one after the other.
+    /// Measures the CPU for unchanged results of a server with metrics and of one without, one after the other.
     async fn measure_metrics(&mut self, round: usize) {
         let nodes = self.plan.small / 2;
         let results = (nodes * TEN * METRICS_DRAINS) as f64;
         self.server.stop().await;
-        // Who comes first changes from round to round.
+        // The order changes from round to round.
         for with_metrics in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
             let Services { amqp, store, .. } = self.services;
             let mut server = Server::launch(amqp, store, &self.database_name, with_metrics);
@@ -254,8 +255,8 @@ impl Bench<'_> {
         self.server = self.start().await;
     }
 
-    /// Drains a backlog with a server that does not tell how far it is; gives the CPU it took, in seconds, with one scrape
-    /// where there is something to scrape.
+    /// Drains a backlog with a server that does not show its progress. Returns the CPU that it took, in seconds, which
+    /// includes the scrapes if there are metrics.
     async fn drain_unseen(&self, server: &Server, messages: &[Prepared]) -> f64 {
         server.pause(true);
         self.rabbit.publish(messages).await;
@@ -265,7 +266,7 @@ impl Bench<'_> {
             self.rabbit.wait_until_taken().await;
             server.settled().await;
             server.until_idle().await;
-            // A session that changes its prefetch gives back what it had.
+            // A session that changes its prefetch gives its deliveries back.
             let ready = self.rabbit.ready().await;
             if ready == 0 {
                 return server.cpu() - cpu;
@@ -294,8 +295,8 @@ impl Bench<'_> {
         .await
     }
 
-    /// Writes every node once, unmeasured, since the first write of a node reads its document; then takes so many small
-    /// results that every partition reaches its full prefetch.
+    /// Writes every node once, unmeasured, since the first write of a node reads its document. Then takes enough small
+    /// results for every partition to reach its full prefetch.
     async fn warm_up(&mut self, with_large: bool) {
         let nodes = self.plan.small;
         self.changed(nodes, 1, SMALL).await;
@@ -305,7 +306,8 @@ impl Bench<'_> {
         }
     }
 
-    /// Drains a new large result of each of the large nodes, which are others, so that small documents stay small.
+    /// Drains a new large result of each of the large nodes. They are nodes of their own, so that small documents stay
+    /// small.
     async fn changed_large(&mut self) -> Drain {
         self.content += 1;
         let nodes = LARGE_NODES..LARGE_NODES + self.plan.large;
@@ -323,7 +325,7 @@ impl Bench<'_> {
             .add("large cpu", drain.cpu * 1e6 / count as f64);
     }
 
-    /// Publishes at a steady rate, each result of another node, and looks when each is stored.
+    /// Publishes at a steady rate, each result from another node, and measures when each is stored.
     async fn measure_latency(&mut self, rate: f64) {
         let rate = rate.min(RATE_MAX);
         self.content += 1;
@@ -376,7 +378,7 @@ impl Bench<'_> {
         self.samples.add("p50", times[times.len() / 2]);
     }
 
-    /// A server that knows many nodes and has nothing to do.
+    /// Measures the memory of a server that knows many nodes and has nothing to do.
     async fn measure_memory(&mut self) {
         self.server.stop().await;
         self.server = self.start().await;

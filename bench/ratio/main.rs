@@ -1,8 +1,8 @@
 //! `make bench`: the speed of the server as ratios to ceilings that are measured in the same run, on the same services.
 //!
 //! One table a store, and all figures in `bench/results.json`. Services come from `VOGELER_BENCH_AMQP` and
-//! `VOGELER_BENCH_COUCH`; without them RabbitMQ is started as the tests do, and the stores are the null store and
-//! pouchdb-server. The server under test is the real binary, a process of its own, so CPU and memory are its own.
+//! `VOGELER_BENCH_COUCH`. Without them the bench starts RabbitMQ as the tests do, and the stores are the null store and
+//! pouchdb-server. The server under test is the real binary in a process of its own, so CPU and memory are its own.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! The null store: CouchDB's protocol over a hash map, as fast as a machine can, so that our own cost shows.
+//! The null store: CouchDB's protocol over a hash map, as fast as the machine allows, so that the server's own cost
+//! shows.
 //!
 //! It keeps revisions and conflicts as CouchDB does, and when each document was last written.
 

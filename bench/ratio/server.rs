@@ -8,10 +8,10 @@ use url::Url;
 
 use crate::process::{Service, free_port, wait_until};
 
-/// Between two looks at the metrics: rendering them is the server's CPU too.
+/// Pause between two looks at the metrics: rendering them costs the server CPU, too.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_mins(3);
-/// A server that uses no more CPU than two ticks in so long has nothing to do.
+/// A server that uses at most [`IDLE_CPU_MAX`] seconds of CPU (two ticks) in this time has nothing to do.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
 const IDLE_CPU_MAX: f64 = 0.02;
 /// Clock ticks a second in /proc; the same on every Linux.
@@ -27,7 +27,7 @@ pub(crate) struct Server {
     _folder: tempfile::TempDir,
 }
 
-/// What was counted of a drain.
+/// The figures of one drain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drain {
     pub(crate) seconds: f64,
@@ -48,7 +48,8 @@ impl Server {
         server
     }
 
-    /// Starts it and waits for nothing. Without metrics it answers nothing: only its CPU and the queues tell of it.
+    /// Starts it and waits for nothing. Without metrics it answers no request: only its CPU and the queues show what it
+    /// does.
     pub(crate) fn launch(amqp: &Url, store: &Url, database: &str, with_metrics: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -85,7 +86,7 @@ impl Server {
         }
     }
 
-    /// Freezes it, or lets it run on: what is published meanwhile is a backlog.
+    /// Freezes it, or lets it run on: messages published while it is frozen make a backlog.
     pub(crate) fn pause(&self, is_paused: bool) {
         let signal = if is_paused {
             Signal::STOP

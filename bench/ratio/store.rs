@@ -14,11 +14,11 @@ use vogeler::document::NodeDocument;
 use crate::broker::{node, result};
 use crate::table::median;
 
-/// Batch size and requests in flight that the ceiling is tried with; the best pair is the ceiling.
+/// Pairs of batch size and requests in flight to try; the best pair is the ceiling.
 const SHAPES: [(usize, usize); 5] = [(50, 4), (100, 4), (200, 4), (500, 4), (100, 8)];
-/// How often each is tried, in turn with the others: a single run is noise.
+/// Tries of each pair, in turn with the others: a single run is noise.
 const SHAPE_ROUNDS: usize = 3;
-/// After so long no further round begins, on a store that is slow.
+/// No further round begins after this time, on a slow store.
 const SEARCH_MAX: Duration = Duration::from_mins(1);
 
 /// A database, spoken to directly.
@@ -29,7 +29,7 @@ pub(crate) struct Database {
     content: u64,
 }
 
-/// How a run of requests went: its rate, and how long one request took beside the others in flight.
+/// The figures of a run of requests: its rate, and how long one request took beside the others in flight.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ceiling {
     pub(crate) documents_per_second: f64,
@@ -54,7 +54,7 @@ pub(crate) async fn product(url: &str) -> String {
 }
 
 impl Database {
-    /// Makes a new one.
+    /// Makes a new database.
     pub(crate) async fn create(server: &Url, name: &str) -> Self {
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -83,7 +83,7 @@ impl Database {
 
     /// The shape of requests for documents of `bytes` with the best median rate.
     pub(crate) async fn best_shape(&mut self, count: usize, bytes: usize) -> (usize, usize) {
-        // Unmeasured: the documents are made.
+        // Unmeasured: this creates the documents.
         self.post(count, bytes, SHAPES[1]).await;
         let started = Instant::now();
         let mut rates = SHAPES.map(|shape| (shape, Vec::with_capacity(SHAPE_ROUNDS)));
@@ -166,7 +166,7 @@ impl Database {
         format!("{{\"_id\":\"{id}\",{revision}{}", &json.get()[1..])
     }
 
-    /// Listens to changes: when each document was last seen to be written.
+    /// Listens to changes: notes when each document was last seen to be written.
     pub(crate) fn listen(
         &self,
     ) -> (

@@ -7,13 +7,13 @@ use serde::Serialize;
 pub(crate) struct Row {
     case: &'static str,
     unit: &'static str,
-    /// "at least" or "at most".
+    /// "≥" (at least) or "≤" (at most).
     bound: &'static str,
     target: f64,
     median: f64,
     samples: Vec<f64>,
     is_met: bool,
-    /// What it is a ratio of, in plain figures.
+    /// The plain figures behind the row.
     note: String,
 }
 

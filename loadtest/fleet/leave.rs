@@ -1,7 +1,8 @@
-//! A node leaves: once all that it sent is settled, its document is deleted, as an operator does with machines that are
-//! gone. Nothing of it may ever be in the store again.
+//! A node leaves: once all that it sent is settled, its document is deleted, as an operator does for machines that are
+//! gone. Nothing that it sent may ever be in the store again.
 //!
-//! With faults that make the broker deliver again nothing is deleted: a redelivered copy rightly brings a document back.
+//! If the plan has faults that make the broker redeliver, nothing is deleted: a redelivered copy rightly brings a
+//! document back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,9 @@ use vogeler::wire::NodeName;
 use super::light::Light;
 
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long it is waited for the node's last result to be settled; past it the document stays.
+/// Longest wait until the node's last result is settled; past it the document stays.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
-/// How often a deletion is tried: conflicts end with the server's last write.
+/// Tries of one deletion, at most: conflicts end with the server's last write.
 const TRIES_MAX: u32 = 20;
 
 /// Deletes documents.
@@ -27,7 +28,7 @@ pub(crate) enum Deleter {
     /// In the store of a test.
     #[cfg(test)]
     Memory(vogeler::store::memory::MemoryStore),
-    /// This store cannot: the nodes only fall silent.
+    /// The store cannot delete: the nodes only fall silent.
     Nobody,
 }
 

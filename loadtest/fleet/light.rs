@@ -1,9 +1,9 @@
 //! Light clients: an open loop on the schedule.
 //!
 //! The dispatcher hands each message to its connection's sender when it is due and waits for nothing else; the sender
-//! makes it at once and keeps it until the broker confirmed it, as a client's spool would. Bounds: the outlets' lines (what
-//! does not fit is counted as dropped, and the run does not pass), the bytes that they keep (past them messages are made
-//! late, which counts as the tester's lag) and the messages in flight at once.
+//! makes it at once and keeps it until the broker has confirmed it, as a client's spool would. Bounds: the outlets'
+//! lines (a message that does not fit counts as dropped, and the run does not pass), the bytes that outlets keep (past
+//! them messages are made late, which counts as the tester's lag), and the messages in flight at once.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,15 +18,15 @@ use vogeler::wire::RunId;
 use super::{Fleet, Start, Target, leave, sender};
 use crate::plan::Connections;
 
-/// Messages that wait in all lines together, 4 bytes each: an outage of minutes at thousands a second.
+/// Messages that wait in all lines together, 4 bytes each: enough for an outage of minutes at thousands a second.
 const LINES_MAX: usize = 2_000_000;
-/// Bytes of messages that all outlets together keep until they are confirmed: some 50,000, packed.
+/// Bytes of unconfirmed messages that all outlets keep together: some 50,000 packed messages.
 const KEPT_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Messages in flight at once, of all outlets together.
 const IN_FLIGHT_MAX: usize = 4_096;
-/// The same of one sender: what a channel of the product has in flight.
+/// Messages in flight at once of one sender, at most: as many as a channel of the product has.
 const OUTLET_IN_FLIGHT_MAX: usize = 1_024;
-/// And at least so many of each.
+/// Messages that each sender may have in flight, at least.
 const OUTLET_IN_FLIGHT_MIN: usize = 4;
 
 /// What all outlets share.
@@ -34,11 +34,11 @@ const OUTLET_IN_FLIGHT_MIN: usize = 4;
 pub(super) struct Light {
     pub(super) fleet: Fleet,
     pub(super) start: Start,
-    /// A run a tick.
+    /// One run for each tick.
     pub(super) runs: Vec<RunId>,
     /// Messages of each node that are in a line or in flight.
     pub(super) pending: Vec<AtomicU32>,
-    /// Nodes that left and whose document is not deleted yet: they cannot come back before.
+    /// Nodes that left and whose document is not deleted yet: until then they cannot come back.
     leaving: Mutex<HashSet<u32>>,
     pub(super) stop: CancellationToken,
 }
@@ -74,12 +74,12 @@ pub(super) async fn run(fleet: &Fleet, target: &Target, start: Start, stop: &Can
         () = patience => {}
         () = stop.cancelled() => {}
     }
-    // Each ends with its next message, and counts it as unconfirmed.
+    // Each task ends with its next message, and counts it as unconfirmed.
     give_up.cancel();
     while tasks.join_next().await.is_some() {}
 }
 
-/// The lines to the connections, by node. A node finds its own at its number modulo their count.
+/// The lines to the connections, one each. A node's line is at the node's number modulo the number of lines.
 fn outlets(light: &Arc<Light>, target: &Target, tasks: &mut JoinSet<()>) -> Vec<mpsc::Sender<u32>> {
     let count = match light.fleet.plan.connections {
         Connections::PerClient => light.fleet.nodes.members.len(),
@@ -99,7 +99,8 @@ fn outlets(light: &Arc<Light>, target: &Target, tasks: &mut JoinSet<()>) -> Vec<
     (0..count).map(open).collect()
 }
 
-/// Hands out what is due. Departures are begun in the same order, so that a node's last message is handed out before.
+/// Hands out messages when they are due. Departures begin in the same order, so a node's last message is handed out
+/// before it leaves.
 async fn dispatch(
     light: &Arc<Light>,
     target: &Target,
@@ -148,7 +149,7 @@ impl Light {
         self.pending[node as usize].load(Ordering::Relaxed) == 0
     }
 
-    /// Keeps a node from coming back, or no longer.
+    /// Keeps a node from coming back, or lets it again.
     pub(super) fn set_leaving(&self, node: u32, is_leaving: bool) {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         if is_leaving {

@@ -1,7 +1,7 @@
 //! Hears the receipts of all runs, and so learns the fate of each result without asking the store.
 //!
-//! Invariant: it listens before the first message is sent. Its queue goes with its connection, and with it receipts that
-//! were under way when a fault cut that: they are the ones that a fault explains.
+//! Invariant: it listens before the first message is sent. Its queue ends with its connection. If a fault cuts the
+//! connection, the receipts under way are lost with the queue: these are the ones that a fault explains.
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use crate::ledger::Hash;
 
 /// Bodies from this size on are packed, as a client's default settings say.
 const ZSTD_BYTES_MIN: usize = 4096;
-/// zstd's quickest: what packing costs here is the tester's, not the product's.
+/// zstd's fastest level: packing here costs the tester, not the product.
 const ZSTD_LEVEL: i32 = 1;
 
 /// A result to be made.
@@ -55,7 +55,7 @@ pub(super) fn result(parts: Parts<'_>) -> anyhow::Result<Message> {
     } else {
         json
     };
-    // Without the room that zstd had reserved: thousands are kept while the broker is away.
+    // Frees the room that zstd had reserved: thousands of bodies are kept while the broker is away.
     let body = Bytes::from(body.into_boxed_slice());
     Ok(message(node, format!("{node}/{seq}"), body, is_zstd))
 }

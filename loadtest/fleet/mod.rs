@@ -43,9 +43,10 @@ pub(crate) use leave::Deleter;
 
 /// Hexadecimal digits of a fingerprint.
 const FINGERPRINT_DIGITS: usize = 16;
-/// Between two looks at whether all is settled.
+/// Pause between two checks whether all is settled.
 const SETTLED_PAUSE: Duration = Duration::from_millis(200);
-/// After a fault receipts may be lost: all is settled when the queues are empty and no receipt came for so long.
+/// After a fault, all counts as settled when the queues are empty and no receipt came for this long: receipts may be
+/// lost.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// Opens connections to the broker.
@@ -122,7 +123,7 @@ pub(crate) struct Sent {
     pub(crate) failed_clients: Vec<Finding>,
     /// From the first message due to the last one confirmed or given up.
     pub(crate) load: Duration,
-    /// Until everything was settled, or nobody waited any longer.
+    /// Until everything was settled, or the wait was over.
     pub(crate) settled: Duration,
 }
 
@@ -141,7 +142,7 @@ impl Start {
         }
     }
 
-    /// That many microseconds after it.
+    /// The instant `micros` microseconds after the start.
     fn at(self, micros: u64) -> Instant {
         self.instant + Duration::from_micros(micros)
     }
@@ -157,7 +158,7 @@ impl Start {
             .saturating_sub(Duration::from_micros(micros))
     }
 
-    /// When it was that time by the clock on the wall; never later than now.
+    /// A time of the wall clock in microseconds from the start; never later than now.
     fn micros_at(self, time: Timestamp) -> u64 {
         let micros = time.as_microsecond() - self.wall.as_microsecond();
         u64::try_from(micros).unwrap_or(0).min(self.micros())
@@ -187,7 +188,7 @@ impl Fleet {
         })
     }
 
-    /// Names what this fleet prints, and what of it is sent when: 16 hexadecimal digits.
+    /// A hash of what this fleet prints, and of what it sends when: 16 hexadecimal digits.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         payload::fingerprint(&self.plan, &self.nodes.machines(), &mut hasher);
@@ -215,7 +216,7 @@ impl Fleet {
         target: &Target,
         stop: &CancellationToken,
     ) -> anyhow::Result<Sent> {
-        // Ends whatever of the fleet still works when this returns, however it does.
+        // Ends all tasks of the fleet that still work when this function returns, for whatever reason.
         let over = stop.child_token();
         let guard = over.clone().drop_guard();
         let start = Start::now();
@@ -247,8 +248,8 @@ impl Fleet {
         })
     }
 
-    /// Waits until what real clients tried to publish is confirmed, and each confirmed result has its receipt, or none is to
-    /// be expected any more.
+    /// Waits until all that real clients tried to publish is confirmed, and each confirmed result has its receipt or
+    /// can expect none any more.
     async fn settle(&self, target: &Target, stop: &CancellationToken) {
         stop.run_until_cancelled(target.faults_over.cancelled())
             .await;

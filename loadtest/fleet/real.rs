@@ -1,8 +1,8 @@
 //! Real clients: the product's own, in this process, each with a connection and a folder of its own.
 //!
-//! Their plugins are stubs that print what a machine of their distribution would (`cat` of a file; by its path, since a program
-//! that has to be looked up is started by a fork of this large process). They answer commands, and
-//! report themselves when they start; a recording broker notes all of it in the ledger.
+//! Their plugins are stubs that print what a machine of their distribution would: each is `cat` of a file. It is called
+//! by its path, since a program that has to be looked up is started by a fork of this large process. They answer
+//! commands, and report themselves when they start; a recording broker notes all of it in the ledger.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -28,7 +28,7 @@ use crate::verdict::Finding;
 /// The real clients of a fleet.
 #[derive(Debug)]
 pub(super) struct Clients {
-    /// Each with the finding that its failure is.
+    /// One task a client; it returns a finding if the client failed.
     tasks: JoinSet<Option<Finding>>,
     stop: CancellationToken,
     /// Deleted when this is dropped, and with this process.
@@ -67,7 +67,7 @@ impl Clients {
         })
     }
 
-    /// Ends them. Those that failed are findings: it is the product that failed, and not the run.
+    /// Ends all clients. Those that failed are findings: the product failed, not the run.
     pub(super) async fn stop(mut self) -> Vec<Finding> {
         self.stop.cancel();
         let mut findings = Vec::new();

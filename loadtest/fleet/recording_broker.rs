@@ -1,6 +1,6 @@
 //! A broker that notes the results which pass through it: how the ledger learns what real clients send.
 //!
-//! Invariant: a result is in the ledger before the broker can have it. It was due when it was collected: what it waited in
+//! Invariant: a result is in the ledger before the broker can have it. It was due when it was collected: its wait in
 //! the client's spool counts.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use vogeler::wire::{Content, PluginResult};
 use super::{Fleet, Start};
 use crate::ledger::{EntryId, Hash, Sent};
 
-/// Another broker, and who takes notes.
+/// Another broker, and the fleet whose ledger takes the notes.
 #[derive(Debug)]
 pub(super) struct RecordingBroker {
     pub(super) inner: Arc<dyn Broker>,

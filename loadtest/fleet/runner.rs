@@ -109,7 +109,8 @@ async fn ask(
     Ok(())
 }
 
-/// Who should have answered: of the real clients what the plan has, not what the run happened to learn of.
+/// How many nodes should have answered: for real clients the plan's number, not the number that the run happened to
+/// learn of.
 fn expected(real: Option<usize>, counts: &Counts) -> anyhow::Result<usize> {
     let expected = real.or(counts.expected);
     expected.context("the store could not say who should answer")
@@ -119,8 +120,8 @@ fn is_real(target: &runner::Target) -> bool {
     matches!(target, runner::Target::Group(group) if group.as_str() == REAL_GROUP)
 }
 
-/// A run asks whom the store knows, so runs begin when the store knows all real clients, as far as they come in time. They
-/// are looked for from the end of the ramp on.
+/// A run asks the nodes that the store knows, so runs begin when the store knows all real clients, or after
+/// [`KNOWN_MAX`]. The store is asked from the end of the ramp on.
 async fn wait_until_known(fleet: &Fleet, target: &Target, start: Start, stop: &CancellationToken) {
     let ramped = start.instant + fleet.plan.ramp;
     stop.run_until_cancelled(tokio::time::sleep_until(ramped))

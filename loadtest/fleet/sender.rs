@@ -1,7 +1,8 @@
-//! An sender: one connection of light clients, and what waits for it.
+//! A sender: one connection of light clients, and the messages that wait for it.
 //!
-//! Numbers of the schedule come in when they are due; each becomes a message at once, is noted, kept, and published until
-//! the broker confirmed it. Bounds: bytes kept, messages in flight, and one message at a time that tries again.
+//! Indexes into the schedule come in when they are due. Each becomes a message at once, which is noted in the ledger,
+//! kept, and published until the broker has confirmed it. Bounds: bytes kept, messages in flight, and one message at a
+//! time that tries again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,17 +37,17 @@ enum Note {
     Poison(String),
 }
 
-/// A connection, and who may try again when it fails.
+/// A connection, and the turn to try again when it fails.
 struct Sender {
     broker: Arc<dyn Broker>,
-    /// One message at a time tries whether the broker is back; thousands that do are the tester's own load.
+    /// One message at a time tries whether the broker is back; thousands at once would be the tester's own load.
     turn: Semaphore,
-    /// Told of every confirm, on which all others try again.
+    /// Signals every confirm; all waiting messages then try again.
     confirms: watch::Sender<()>,
 }
 
 impl Sender {
-    /// Waits until there is a point in publishing again. Who holds the permit tries for all.
+    /// Waits until publishing again makes sense. Whoever holds the permit tries for all.
     async fn again(&self, pause: Duration) -> Option<SemaphorePermit<'_>> {
         let mut confirms = self.confirms.subscribe();
         let turn = async {
@@ -158,7 +159,8 @@ impl Light {
         Ok((message::result(parts)?, Note::Entry(entry)))
     }
 
-    /// Publishes until the broker has it, it cannot, or nobody waits any longer. Returns how large it was.
+    /// Publishes the message until the broker has it, cannot take it, or nobody waits any longer. Returns its size in
+    /// bytes.
     async fn publish(&self, sender: &Sender, made: Made) -> usize {
         self.publish_until_confirmed(sender, &made).await;
         self.pending[made.sending.node as usize].fetch_sub(1, Ordering::Relaxed);

@@ -49,8 +49,8 @@ fn plan() -> Plan {
     Plan::parse(text, "test").unwrap()
 }
 
-/// Goal: same plan and seed, same bytes at the same times, on every machine and in every version of this program; another
-/// seed or another share of changes, others.
+/// Goal: same plan and seed, same bytes at the same times, on every machine and in every version of this program;
+/// another seed or another share of changes gives others.
 #[test]
 fn the_fingerprint_of_a_plan_is_fixed() {
     let fingerprint = |plan: &Plan| Fleet::new(plan, Arc::default()).unwrap().fingerprint();
@@ -71,7 +71,7 @@ fn no_faults() -> CancellationToken {
     over
 }
 
-/// What a load on a server in this process ended with.
+/// The result of a load on a server in this process.
 struct Loaded {
     fleet: Fleet,
     sent: Sent,
@@ -205,7 +205,7 @@ fn waiting_counts_from_when_a_result_was_due() {
         assert_eq!(stats.sent.get(), fleet.schedule.sendings.len() as u64);
         assert_eq!(stats.confirmed.get(), stats.sent.get());
         let waited = |latency: &crate::stats::Latency, share| latency.quantile(share).unwrap();
-        // A third of all was due in that second, evenly: a sixth waited for half of it at least.
+        // A third of all results was due in that second, evenly spread: a sixth of all waited at least half of it.
         assert!(
             waited(&stats.publish_to_confirmed, 0.85) > Duration::from_millis(450),
             "{stats:?}"
@@ -214,8 +214,8 @@ fn waiting_counts_from_when_a_result_was_due() {
     });
 }
 
-/// Goal: sessions that break again and again, so that the broker delivers again what was settled or not, explain
-/// themselves: nothing is lost, and receipts too many or too few are no findings.
+/// Goal: sessions that break again and again make the broker redeliver results, settled or not. Nothing is lost, and
+/// receipts too many or too few are no findings.
 #[test]
 fn broken_sessions_lose_nothing() {
     actix::System::new().block_on(async {

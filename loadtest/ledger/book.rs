@@ -9,14 +9,14 @@ use vogeler::wire::{ContentHash, NodeName, Outcome, PluginName, RunId};
 pub(crate) struct Hash([u8; 16]);
 
 impl Hash {
-    /// Of the bytes of a value.
+    /// The hash of a value's bytes.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let mut half = [0; 16];
         half.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
         Self(half)
     }
 
-    /// Of a hash on the wire. One that is not 32 hexadecimal digits is hashed again: it is only compared.
+    /// A hash from the wire. One that is not 32 hexadecimal digits is hashed again: hashes are only compared.
     pub(crate) fn of_wire(hash: &ContentHash) -> Self {
         let text = hash.0.as_ref();
         let number = (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok());
@@ -26,7 +26,7 @@ impl Hash {
         )
     }
 
-    /// As it travels.
+    /// The form that it has on the wire.
     pub(crate) fn to_wire(self) -> ContentHash {
         ContentHash(format!("{:032x}", u128::from_be_bytes(self.0)).into())
     }
@@ -53,7 +53,7 @@ pub(crate) struct Sent {
     pub(crate) is_late: bool,
 }
 
-/// Where an entry is.
+/// The place of an entry in the book.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct EntryId(pub(super) u32);
 
@@ -74,13 +74,13 @@ pub(crate) struct Entry {
     pub(crate) due: u64,
     /// Whether it was sent after a newer one on purpose.
     pub(crate) is_late: bool,
-    /// Tries to publish it, failed ones included: the broker has at most so many copies.
+    /// Tries to publish it, failed ones included: the broker has at most this many copies.
     pub(crate) attempts: u32,
-    /// Copies that the broker confirmed: it has at least so many.
+    /// Copies that the broker confirmed: it has at least this many.
     pub(crate) confirmed: u32,
     /// Receipts by outcome, in the order of [`Outcome::ALL`].
     pub(crate) outcomes: [u16; Outcome::ALL.len()],
-    /// When the first copy was tried for the first time. All times are microseconds from the start; none: not yet.
+    /// When the first copy was first tried. All times are microseconds from the start; none means not yet.
     pub(crate) attempted_at: Option<u64>,
     /// When the last copy was confirmed.
     pub(crate) confirmed_at: Option<u64>,
@@ -115,7 +115,8 @@ impl Entry {
         }
     }
 
-    /// Whether the broker may have it and never said so. Of real clients only: what a light one gives up it counts itself.
+    /// Whether the broker may have it and never said so. For real clients only: a light client counts itself what it
+    /// gives up.
     pub(crate) fn is_never_confirmed(&self) -> bool {
         self.version.is_none() && self.attempts > 0 && self.confirmed == 0
     }
@@ -174,7 +175,7 @@ pub(crate) struct Poison {
     pub(crate) confirmed: u32,
 }
 
-/// Everything that is known.
+/// Everything that the ledger knows.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     /// All results.
@@ -191,7 +192,8 @@ pub(crate) struct Book {
     pub(crate) deleted: HashMap<u32, u64>,
     /// Messages that are no results, by message id.
     pub(crate) poison: HashMap<String, Poison>,
-    /// When the listener was away: from the last receipt before to the first one after, in microseconds from the start.
+    /// When the listener was away: from the last receipt before the gap to the first one after it, in microseconds from
+    /// the start.
     pub(crate) listener_gaps: Vec<(u64, u64)>,
     /// Receipts of our runs that no entry explains.
     pub(crate) strays: Vec<(NodeName, PluginName, Outcome)>,

@@ -1,7 +1,8 @@
 //! The ledger: every message that was sent, and its fate as the broker and the server tell it.
 //!
 //! Whoever publishes notes a message before its first try, each try, and the confirm; the listener notes the receipts.
-//! Invariant: nothing reaches the broker that is not in here first, so that what the store has can be explained.
+//! Invariant: every message is in the ledger before it reaches the broker, so that everything in the store can be
+//! explained.
 
 pub(crate) mod book;
 
@@ -11,7 +12,7 @@ use vogeler::wire::{NodeName, Outcome, Receipt, RunId};
 
 pub(crate) use book::{Book, Entry, EntryId, Hash, Sent};
 
-/// Receipts that no entry explains, kept at most; one is a finding already.
+/// Most receipts without an entry that are kept; a single one is a finding already.
 const STRAYS_MAX: usize = 1_000;
 
 /// The ledger of one load. One lock: a few thousand short calls a second.
@@ -68,8 +69,8 @@ impl Ledger {
         id
     }
 
-    /// It is handed to the broker at this time (microseconds from the start, as all times here). Says whether it never was
-    /// before.
+    /// The message is handed to the broker at this time (microseconds from the start, as all times here). Returns
+    /// whether this is its first time.
     pub(crate) fn attempt(&self, id: EntryId, at: u64) -> bool {
         let mut book = self.book();
         let entry = book.entry_mut(id);
@@ -95,7 +96,7 @@ impl Ledger {
             .attempts += 1;
     }
 
-    /// The broker confirmed it.
+    /// The broker confirmed such a message.
     pub(crate) fn confirm_poison(&self, message_id: &str) {
         self.book()
             .poison
@@ -104,8 +105,8 @@ impl Ledger {
             .confirmed += 1;
     }
 
-    /// A receipt came. Returns when the result was due if it is the first one; receipts of runs that are not in here are
-    /// somebody else's.
+    /// A receipt came. Returns when the result was due if it is the first one; receipts of runs that the ledger does
+    /// not know are somebody else's.
     pub(crate) fn receipt(&self, run: RunId, receipt: &Receipt, at: u64) -> Noted {
         let mut book = self.book();
         let Some(run) = book.runs.find(&run) else {
@@ -135,7 +136,7 @@ impl Ledger {
         }
     }
 
-    /// The listener had to subscribe anew between these receipts; what came in between went with its queue.
+    /// The listener had to subscribe anew between these receipts; whatever came in between was lost with its queue.
     pub(crate) fn listener_gap(&self, from: u64, until: u64) {
         self.book().listener_gaps.push((from, until));
     }
@@ -154,7 +155,7 @@ impl Ledger {
             .all(|entry| entry.attempts == entry.confirmed && entry.receipts() >= entry.confirmed)
     }
 
-    /// The document of this node was deleted, when all was settled that it had sent.
+    /// The document of this node was deleted, after everything that it had sent was settled.
     pub(crate) fn deleted(&self, node: &NodeName) {
         let mut book = self.book();
         let Some(number) = book.nodes.find(node) else {
@@ -166,7 +167,7 @@ impl Ledger {
         }
     }
 
-    /// Results that the broker confirmed and that have no receipt yet, of those that will get one.
+    /// Results that the broker confirmed and that still wait for a receipt; those that get none do not count.
     pub(crate) fn unsettled(&self) -> usize {
         let book = self.book();
         let is_open = |entry: &&Entry| entry.has_run && entry.receipts() < entry.confirmed;
@@ -189,8 +190,8 @@ pub(crate) enum Noted {
         /// When the result was due, in microseconds from the start.
         due: u64,
     },
-    /// One of a copy.
+    /// A further one, of a copy.
     Again,
-    /// Not of a result of ours.
+    /// One that is not of our results.
     Foreign,
 }

@@ -1,5 +1,5 @@
-//! Facts as `facter -j` prints them. What makes them large on real machines makes them large here: interfaces and
-//! mount points of containers.
+//! Facts as `facter -j` prints them. The same things make them large here as on real machines: interfaces and mount
+//! points of containers.
 
 use super::words::{self, Words};
 use super::{Machine, push};
@@ -13,7 +13,7 @@ pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Dr
     machine_facts(&mut text, cores, draws);
     moving(&mut text, version, cores);
     identity(&mut text, machine, draws);
-    // Half of what is left for each: the facts of containers.
+    // The facts of containers: each of the two kinds gets half of the bytes that are left.
     let middle = usize::midpoint(text.len(), bytes);
     text.push_str(
         r#","mountpoints":{"/":{"device":"/dev/sda2","filesystem":"xfs","size_bytes":53660876800}"#,
@@ -95,7 +95,7 @@ fn machine_facts(text: &mut String, cores: u64, draws: &mut Draws) {
     text.push_str("]},");
 }
 
-/// What changes from one collection to the next.
+/// The facts that change from one collection to the next.
 fn moving(text: &mut String, version: u64, cores: u64) {
     let seconds = 86_400 + version * 900;
     push(

@@ -1,7 +1,7 @@
 //! What the plugins of a simulated machine print: facts, packages and processes of its distribution.
 //!
-//! Seed, node, plugin and version go in, a JSON text comes out. Pure: the same always gives the same bytes, and no two
-//! nodes or versions ever give equal ones, so that content tells whose it is.
+//! Seed, node, plugin and version go in, a JSON text comes out. Pure: the same input always gives the same bytes, and
+//! no two nodes or versions give equal ones, so that content shows whose it is.
 
 mod facts;
 mod packages;
@@ -19,11 +19,11 @@ const FACTS_BYTES: [usize; 2] = [5_000, 100_000];
 const PACKAGES_BYTES: [usize; 2] = [15_000, 150_000];
 /// Smallest and largest process list, in bytes: some 100 to 600 processes.
 const PROCESSES_BYTES: [usize; 2] = [5_000, 30_000];
-/// Nodes at most, and versions of each, that the fingerprint covers.
+/// Most nodes, and versions of each, that the fingerprint covers.
 const FINGERPRINT_NODES: usize = 20;
 const FINGERPRINT_VERSIONS: u32 = 3;
 
-/// A simulated machine, as far as its content goes.
+/// A simulated machine: what determines its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Machine {
     /// Its number in the fleet.
@@ -55,7 +55,7 @@ impl Machine {
 #[derive(Debug, Clone)]
 pub(crate) struct Generator {
     seed: u64,
-    /// Which plugin of the plan: two of one kind differ.
+    /// The plugin's place in the plan, so that two of one kind differ.
     plugin: u64,
     kind: PluginKind,
     bytes: [usize; 2],
@@ -79,7 +79,7 @@ impl Generator {
             .collect()
     }
 
-    /// The value on `machine` after so many changes: compact JSON.
+    /// The value on `machine` after `version` changes: compact JSON.
     pub(crate) fn value(&self, machine: &Machine, version: u32) -> String {
         let mut draws = Draws::of(self.seed, &[machine.number, 2, self.plugin]);
         let bytes = draws.magnitude(self.bytes[0], self.bytes[1]);
@@ -93,7 +93,7 @@ impl Generator {
     }
 }
 
-/// Text without a meaning.
+/// Meaningless text.
 fn custom(machine: &Machine, version: u64, bytes: usize, draws: &mut Draws) -> String {
     let mut text = format!(
         r#"{{"node":"{}","version":{version},"text":""#,
@@ -106,7 +106,7 @@ fn custom(machine: &Machine, version: u64, bytes: usize, draws: &mut Draws) -> S
     text
 }
 
-/// Appends; a `String` takes everything.
+/// Appends to `text`; writing to a `String` cannot fail.
 fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).unwrap_or_default();
 }

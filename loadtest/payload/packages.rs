@@ -5,7 +5,7 @@ use super::{Machine, push};
 use crate::plan::Distribution;
 use crate::rng::Draws;
 
-/// An update moves every so many-th package.
+/// An update changes one of this many packages.
 const UPDATED_EVERY: u64 = 17;
 
 pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Draws) -> String {
@@ -21,7 +21,7 @@ pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Dr
         number: 0,
     };
     list.text.push('[');
-    // A package of this machine alone: its list is nobody else's.
+    // A package that only this machine has: no other machine has the same list.
     let host = machine.name.split('.').next().unwrap_or_default();
     list.add(format_args!("site-config-{host}"), 1, version);
     for name in words.packages {

@@ -26,7 +26,7 @@ pub(super) fn text(machine: &Machine, version: u64, bytes: usize, draws: &mut Dr
         pid += draws.between(1, 20);
         push(&mut text, format_args!(r#","root {pid} {daemon}""#));
     }
-    // Of this machine and collection alone.
+    // A line that only this machine and collection have.
     let name = &machine.name;
     push(
         &mut text,

@@ -47,7 +47,7 @@ fn values_are_compact_json_of_realistic_size() {
     }
 }
 
-/// Goal: content tells whose it is: no two nodes, plugins or versions print the same.
+/// Goal: content shows whose it is: no two nodes, plugins or versions print the same.
 #[test]
 fn no_two_values_are_equal() {
     let mut plan = plan();

@@ -1,4 +1,4 @@
-//! What the distributions are made of: releases, packages and daemons as they are called on such machines.
+//! The words of the distributions: releases, packages and daemons, by their real names.
 
 use crate::plan::Distribution;
 
@@ -10,7 +10,7 @@ pub(super) struct Words {
     pub(super) release: [&'static str; 2],
     pub(super) codename: &'static str,
     pub(super) kernel: &'static str,
-    /// What is behind a package's version.
+    /// The end of a package's version.
     pub(super) suffix: &'static str,
     /// Endings that split a source package into several.
     pub(super) parts: &'static [&'static str],
@@ -250,5 +250,5 @@ pub(super) const DAEMONS: [&str; 14] = [
     "gunicorn: worker [app.wsgi:application]",
 ];
 
-/// What a machine is for; in its name.
+/// What a machine is for; part of its name.
 pub(super) const ROLES: [&str; 6] = ["web", "db", "cache", "build", "queue", "mail"];

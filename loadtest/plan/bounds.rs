@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::span;
 
-/// What must hold. What the verifier counts must be 0 always and has no key here.
+/// What must hold. The verifier's counts have no key here: they must always be 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Bounds {
     /// 99 of 100 results are stored (settled) within this, counted from the time they were due.
     #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
     pub(crate) p99_published_to_stored: Option<Duration>,
-    /// Results settled a second, over the whole of the load, at least.
+    /// Least results settled per second, over the whole load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rate_min: Option<f64>,
     /// After each fault the backlog is gone within this.
     #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
     pub(crate) recovery: Option<Duration>,
-    /// 99 of 100 results are made within this of when they were due, and 99 of 100 of the tester's timers are as punctual;
-    /// past it the tester is the bottleneck, and the run does not pass. Default 250 ms.
+    /// 99 of 100 results are made at most this long after they were due, and 99 of 100 of the tester's timers are as
+    /// punctual. Past it the tester is the bottleneck, and the run does not pass. Default 250 ms.
     #[serde(with = "span")]
     pub(crate) p99_tester_lag: Duration,
     /// Share of all cores that the tester itself may use in its busiest 10 s; past it the tester is the bottleneck.
@@ -41,7 +41,7 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// These bounds with another value for one, `KEY=VALUE` as a plan has them; quotes are not needed.
+    /// These bounds with one value replaced, by `KEY=VALUE` as in a plan; quotes are not needed.
     pub(crate) fn with(&self, spec: &str) -> Result<Self, String> {
         let (key, value) = spec.split_once('=').ok_or_else(|| {
             format!("{spec:?} is no bound: write KEY=VALUE, such as p99_tester_lag=5s")
@@ -60,7 +60,7 @@ impl Bounds {
 mod tests {
     use super::*;
 
-    /// Goal: one bound is replaced and all others stay; a misspelt one is an error that names what there is.
+    /// Goal: one bound is replaced and all others stay; a misspelt one is an error that names the bounds that exist.
     #[test]
     fn one_bound_is_replaced() {
         let bounds = Bounds::default().with("recovery=7s").unwrap();

@@ -1,4 +1,4 @@
-//! What a plan must be beyond its shape, and the errors that say what to do.
+//! The rules for a plan beyond its shape, and the errors that say what to do.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use vogeler::wire::PluginName;
 
 use super::{Connections, Distribution, Length, Plan, PluginKind, PluginPlan};
 
-/// Nodes at most: the ledger and the names are in memory.
+/// Most nodes: the ledger and the names are in memory.
 const NODES_MAX: usize = 100_000;
-/// Results at most: a ledger entry each, some 200 bytes.
+/// Most results: each has a ledger entry of some 200 bytes.
 const RESULTS_MAX: usize = 5_000_000;
-/// Messages that become dead letters at most: half of what one look goes through.
+/// Most messages that become dead letters: half of what one look goes through.
 const POISON_MAX: usize = 10_000;
-/// Real clients at most: each has a connection, a folder and runs processes.
+/// Most real clients: each has a connection and a folder, and runs processes.
 const REAL_CLIENTS_MAX: usize = 1_000;
-/// Connections at most; each is a file descriptor here and one at the broker.
+/// Most connections: each is a file descriptor here and one at the broker.
 const CONNECTIONS_MAX: usize = 5_000;
-/// Bytes of a value at most, by the server's default `message_bytes_max`.
+/// Most bytes of a value, by the server's default `message_bytes_max`.
 const VALUE_BYTES_MAX: usize = 4_000_000;
-/// Longest run and longest wait in it.
+/// Longest run, and longest wait in a run.
 const LENGTH_MAX: Duration = Duration::from_hours(24);
 
 /// Why a plan cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
-    /// No bundled plan, and no file.
+    /// Neither a bundled plan nor a file.
     #[error("cannot read plan {path}; name a file, or one of the bundled plans: {bundled}")]
     Read {
-        /// As it was named.
+        /// The name that was given.
         path: String,
-        /// What there is.
+        /// The bundled plans.
         bundled: String,
         /// Why.
         #[source]
@@ -47,7 +47,7 @@ pub(crate) enum PlanError {
         #[source]
         source: Box<toml::de::Error>,
     },
-    /// A value that cannot be.
+    /// A value that is not allowed.
     #[error("plan {origin}: {key} is {value}: {rule}")]
     Value {
         /// Which plan.
@@ -61,7 +61,7 @@ pub(crate) enum PlanError {
     },
 }
 
-/// Gathers the first thing that is wrong.
+/// Keeps the first thing that is wrong.
 struct Check<'a> {
     origin: &'a str,
 }

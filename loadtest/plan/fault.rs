@@ -35,7 +35,7 @@ pub(crate) enum FaultKind {
     StopStore,
     /// The store answers 503.
     StoreAnswers503,
-    /// The store does what it is asked, and its answers are swallowed.
+    /// The store does its work, but its answers are swallowed.
     SwallowStoreAnswers,
     /// The store's answers are late.
     SlowStore {
@@ -131,7 +131,7 @@ impl FromStr for FaultPlan {
     }
 }
 
-/// As it stands in the plan.
+/// A fault as the plan writes it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {

@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::span;
 
-/// How much is sent, at which rate once all nodes have started.
+/// How much is sent, and at which rate once all nodes have started.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Table", into = "Table")]
 pub(crate) enum Length {
-    /// For so long, the ramp included.
+    /// A load of this length, the ramp included.
     Duration {
         /// Results a second.
         rate: f64,
         /// How long.
         duration: Duration,
     },
-    /// So many results.
+    /// A load of this number of results.
     Count {
         /// Results a second.
         rate: f64,
@@ -34,7 +34,7 @@ impl Length {
         }
     }
 
-    /// About how many results that is, with a ramp of that length.
+    /// About how many results the load has, with a ramp of this length.
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -52,7 +52,7 @@ impl Length {
     }
 }
 
-/// As it stands in the plan.
+/// A length as the plan writes it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {

@@ -31,14 +31,14 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     /// What it is for, in a sentence.
     pub(crate) description: String,
-    /// Seed of everything that is drawn by lot: same seed, same load.
+    /// Seed of all random draws: same seed, same load.
     pub(crate) seed: u64,
     /// Nodes of the fleet when the ramp is over, real ones included.
     pub(crate) nodes: usize,
     /// Share of each distribution among the nodes, as weights. Default: all alike.
     #[serde(default = "Distribution::all_alike", alias = "flavours")]
     pub(crate) distributions: BTreeMap<Distribution, f64>,
-    /// Of the nodes, those that are the product's own client in this process, and answer commands.
+    /// How many of the nodes are the product's own client in this process, and answer commands.
     #[serde(default)]
     pub(crate) real_clients: usize,
     /// AMQP connections of the light clients. A real client always has its own.
@@ -46,7 +46,7 @@ pub(crate) struct Plan {
     pub(crate) connections: Connections,
     /// What the nodes collect.
     pub(crate) plugins: Vec<PluginPlan>,
-    /// Chance that a result has another content than the one before. Default 0.2.
+    /// Chance that a result's content differs from the one before. Default 0.2.
     #[serde(default = "default_change_rate")]
     pub(crate) change_rate: f64,
     /// Chance that a result is sent twice, byte for byte.
@@ -58,16 +58,16 @@ pub(crate) struct Plan {
     /// Share of nodes whose clock is wrong, by hours or by days.
     #[serde(default)]
     pub(crate) clock_skew_rate: f64,
-    /// Chance that a message that is no result is sent beside a result.
+    /// Chance that a message that is no result is sent along with a result.
     #[serde(default)]
     pub(crate) poison_rate: f64,
-    /// Nodes that come while it runs.
+    /// Nodes that join while the load runs.
     #[serde(default)]
     pub(crate) joins: usize,
-    /// Nodes that leave while it runs; their documents are deleted, and half of them come back as new machines.
+    /// Nodes that leave while the load runs. Their documents are deleted, and half of them come back as new machines.
     #[serde(default)]
     pub(crate) leaves: usize,
-    /// Over how long the nodes start. Default none.
+    /// Time over which the nodes start. Default none.
     #[serde(default, with = "span")]
     pub(crate) ramp: Duration,
     /// How much is sent.
@@ -75,8 +75,7 @@ pub(crate) struct Plan {
     /// Longest wait, after the last result was sent, until the server has settled all. Default 60 s.
     #[serde(default = "default_settle_timeout", with = "span")]
     pub(crate) settle_timeout: Duration,
-    /// Operators that ask, at the same time if so planned. They ask the real clients, in the group
-    /// [`REAL_GROUP`].
+    /// Runs of operators, at the same time if so planned. They ask the real clients, in the group [`REAL_GROUP`].
     #[serde(default)]
     pub(crate) runners: Vec<RunnerPlan>,
     /// What is broken, and when.
@@ -93,7 +92,7 @@ pub(crate) struct Plan {
 /// The group that all real clients are in.
 pub(crate) const REAL_GROUP: &str = "real";
 
-/// What a node's operating system is.
+/// The operating system of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Distribution {
@@ -136,7 +135,7 @@ pub(crate) enum Connections {
     /// One connection each, as in a real fleet.
     #[default]
     PerClient,
-    /// So many for all of them.
+    /// This many for all of them.
     Shared(usize),
 }
 
@@ -213,7 +212,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether a fault makes the broker deliver again, or lose a receipt: it, or the server, is interrupted.
+    /// Whether a fault makes the broker redeliver, or lose a receipt, because it interrupts the broker or the server.
     pub(crate) fn redelivers(&self) -> bool {
         self.faults.iter().any(|fault| fault.kind.redelivers())
     }

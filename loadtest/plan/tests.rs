@@ -12,7 +12,7 @@ length = { rate = 5, duration = "10s" }
 plugins = [{ name = "facter", kind = "facts" }]
 "#;
 
-/// What is added to a good plan, and what its error says.
+/// Text to add to a good plan, and what the error then says.
 const ADDED: [(&str, &str); 17] = [
     ("nodez = 3", "unknown field `nodez`"),
     ("late_rate = 1.5", "late_rate is 1.5: a share is 0 to 1"),
@@ -60,7 +60,7 @@ const ADDED: [(&str, &str); 17] = [
     ),
 ];
 
-/// What is put in the place of what in a good plan, and what its error says.
+/// Text to replace in a good plan, its replacement, and what the error then says.
 const REPLACED: [(&str, &str, &str); 8] = [
     (
         "real_clients = 2",
@@ -117,7 +117,7 @@ fn every_plan_of_the_folder_is_bundled() {
     assert_eq!(files, names);
 }
 
-/// What the tester says of a plan that it cannot use: the error with its cause, and nothing twice.
+/// The tester's message for a plan that it cannot use: the error with its cause, and nothing twice.
 fn told(plan: Result<Plan, PlanError>) -> String {
     let error = plan.unwrap_err();
     let cause = error.source().map(ToString::to_string);
@@ -150,7 +150,7 @@ fn mistakes_are_named() {
     );
 }
 
-/// Goal: runners without anybody who could hear them are a mistake.
+/// Goal: runners are a mistake if nobody can hear them.
 #[test]
 fn runners_need_real_clients() {
     let text = GOOD.replace("real_clients = 2", "real_clients = 0");
@@ -159,7 +159,7 @@ fn runners_need_real_clients() {
     assert!(error.contains("runners need real clients"), "{error}");
 }
 
-/// Goal: a fault of the command line is the one of the plan, and a mistake in it is named.
+/// Goal: the command line and the plan read a fault alike, and a mistake in it is named.
 #[test]
 fn faults_read_from_the_command_line() {
     let fault: FaultPlan = "slow_store:200ms@5s+10s".parse().unwrap();

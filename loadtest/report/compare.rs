@@ -8,7 +8,7 @@ use super::layout::{Align, align};
 use super::{FORMAT, Report, Resources, Times};
 use crate::plan::Plan;
 
-/// Figures that are no further apart are alike: two runs of the same differ by as much.
+/// Figures at most this share apart are alike: two runs of the same plan and build differ by as much.
 const ALIKE: f64 = 0.05;
 
 /// Reads a report of an earlier run.
@@ -29,7 +29,7 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<Report> {
     serde_json::from_value(value).with_context(other)
 }
 
-/// The figures of both, new : old, which is better, and what makes them hard to compare.
+/// A table of the figures of both runs: the ratio new : old, which is better, and what makes them hard to compare.
 pub(crate) fn table(old: &Report, new: &Report) -> String {
     let rows: Vec<Vec<String>> = figures()
         .into_iter()
@@ -76,7 +76,7 @@ fn judge(before: Option<f64>, after: Option<f64>, good: Good) -> (String, String
     (format!("{ratio:.2}"), verdict.to_owned())
 }
 
-/// What is not the same in both, and what did not pass.
+/// Lists what differs between the two runs, and which of them did not pass.
 fn differences(old: &Report, new: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     let mut differ = |what: &str, old: &str, new: &str| {
@@ -117,7 +117,7 @@ fn differences(old: &Report, new: &Report) -> Vec<String> {
 enum Good {
     More,
     Less,
-    /// It is the load's more than the server's.
+    /// The figure depends on the load more than on the server.
     Neither,
 }
 
@@ -215,7 +215,7 @@ mod tests {
         );
     }
 
-    /// Goal: two runs that cannot be compared well are told apart, and a run that did not pass is named.
+    /// Goal: differences that make two runs hard to compare are listed, and a run that did not pass is named.
     #[test]
     fn what_differs_is_told() {
         let (mut old, mut new) = (good(), good());

@@ -10,9 +10,9 @@ use super::over_time::busiest;
 use super::{Bound, Fault, Report, Times, float};
 use crate::verdict::RunnerOutcome;
 
-/// The clients are connected again so long after the broker is back; the tester bounds their pause to a second.
+/// Seconds from the broker's return until the clients are connected again; the tester bounds their pause to 1 s.
 const RECONNECT_SECONDS: f64 = 2.0;
-/// Whose CPU comes first in a sample.
+/// The tester's place in a sample's `usage`.
 const TESTER: usize = 0;
 
 /// Everything that had to hold, in the order of importance.
@@ -38,7 +38,7 @@ fn bound(
     }
 }
 
-/// What must be 0 always. A run that compared nothing has shown nothing.
+/// Counts that must always be 0. A run that compared nothing does not pass: it has shown nothing.
 fn verified(report: &Report) -> Vec<Bound> {
     let zero = |what: &str, count: u64| bound(what, "0", count.to_string(), count == 0);
     let verdict = &report.verdict;
@@ -101,7 +101,7 @@ fn within(what: &str, limit: Duration, measured: Option<f64>) -> Bound {
     bound(what, span::format(limit), measured, holds)
 }
 
-/// Every operator's run is answered by all nodes. A run that a fault came across may miss its deadline, or its answers.
+/// All nodes must answer every operator's run. A run that met a fault may miss its deadline, or answers.
 fn runs(report: &Report) -> Option<Bound> {
     let whole = |run: &&RunnerOutcome| {
         run.error.is_none() && run.expected > 0 && run.answered >= run.expected
@@ -126,8 +126,8 @@ fn runs(report: &Report) -> Option<Bound> {
     })
 }
 
-/// Whether a run was under way between the begin of a fault and when it was got over: the backlog gone, and the clients
-/// connected again.
+/// Whether a run was under way during a fault or the recovery from it, which ends when the backlog is gone and the
+/// clients are connected again.
 fn meets(run: &RunnerOutcome, fault: &Fault) -> bool {
     let (began, ended) = (run.at.as_secs_f64(), (run.at + run.took).as_secs_f64());
     let over = fault.recovery.map_or(f64::INFINITY, |seconds| {
@@ -136,7 +136,7 @@ fn meets(run: &RunnerOutcome, fault: &Fault) -> bool {
     began <= over && fault.record.began <= ended
 }
 
-/// Whether it was the server that was measured, and not the tester. What was not measured does not hold.
+/// Whether the run measured the server and not the tester. A bound that was not measured does not hold.
 fn tester(report: &Report) -> Vec<Bound> {
     let limits = &report.plan.bounds;
     let dropped = report.totals.dropped;

@@ -1,6 +1,6 @@
 //! Figures and tables as text for people.
 
-/// A time in ms, as short as it can be told.
+/// Formats a time in ms, as short as possible.
 pub(crate) fn time(millis: f64) -> String {
     match millis {
         ms if ms < 10.0 => format!("{ms:.2} ms"),
@@ -9,7 +9,7 @@ pub(crate) fn time(millis: f64) -> String {
     }
 }
 
-/// A count with its thousands apart.
+/// A count with its thousands separated.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -26,7 +26,7 @@ pub(super) fn cores(cores: f64) -> String {
     format!("{cores:.2}")
 }
 
-/// What stands in the columns after the first.
+/// What the columns after the first hold, and how they are aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
     /// Figures, to the right.
@@ -73,7 +73,7 @@ pub(super) fn align(head: &[&str], rows: &[Vec<String>], align: Align) -> String
 mod tests {
     use super::*;
 
-    /// Goal: times and counts are told shortly and without loss of what matters.
+    /// Goal: times and counts are short and lose nothing that matters.
     #[test]
     fn figures_are_readable() {
         assert_eq!(

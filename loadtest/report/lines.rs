@@ -3,12 +3,12 @@
 use super::float;
 use crate::watch::sample::{Sample, WATCHED};
 
-/// A rate is taken over so many seconds at least: samples come at odd times when a service answers late.
+/// A rate is taken over at least this many seconds: samples come at odd times when a service answers late.
 const RATE_SECONDS_MIN: f64 = 0.9;
-/// A logarithmic axis has no 0.
+/// The smallest time on the logarithmic axis, which has no 0.
 pub(super) const MILLIS_MIN: f64 = 0.1;
 
-/// A line: its name, and where it is not interrupted.
+/// A line: its name, and its pieces between the gaps.
 pub(super) type Line = (String, Vec<Vec<(f64, f64)>>);
 
 pub(super) fn rates(timeline: &[Sample]) -> Vec<Line> {
@@ -80,7 +80,7 @@ pub(super) fn cpus(timeline: &[Sample]) -> Vec<Line> {
     WATCHED.iter().enumerate().map(one).collect()
 }
 
-/// Points with gaps as pieces without.
+/// Splits points with gaps into pieces without.
 fn line(name: &str, points: impl Iterator<Item = (f64, Option<f64>)>) -> Line {
     let mut pieces = vec![Vec::new()];
     for (at, value) in points {

@@ -18,7 +18,7 @@ use crate::stats::{Latency, ServerCounts, Stats};
 use crate::verdict::Verdict;
 use crate::watch::sample::{Sample, WATCHED};
 
-/// A backlog of so many seconds of load is no backlog.
+/// Seconds of load that are always under way: a backlog up to this counts as none.
 const SECONDS_UNDER_WAY: f64 = 1.0;
 
 /// All that a report is made from.
@@ -39,7 +39,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The report, judged.
+    /// Makes the report, and judges the run.
     pub(crate) fn report(self) -> Report {
         let totals = self.totals();
         let rates = self.rates();
@@ -100,7 +100,7 @@ impl Run<'_> {
         float(crate::watch::counts::settled(&self.server))
     }
 
-    /// When the server had settled all that it ever did, to the second.
+    /// When the server settled its last delivery, to the second.
     fn settled_seconds(&self) -> f64 {
         let most = self.timeline.last().map_or(0, |last| last.settled);
         let reached = self.timeline.iter().find(|sample| sample.settled == most);

@@ -31,7 +31,7 @@ use crate::plan::Plan;
 use crate::verdict::{RunnerOutcome, Verdict};
 use crate::watch::sample::Sample;
 
-/// Shape of report.json; `--compare` reads its own only.
+/// Version of the shape of report.json; `--compare` reads no other.
 pub(crate) const FORMAT: u32 = 1;
 
 /// The server's log, in the folder of the report.
@@ -50,7 +50,7 @@ pub(crate) struct Report {
     pub(crate) passed: bool,
     /// What was planned, with the seed and the faults of the command line in it.
     pub(crate) plan: Plan,
-    /// Of what was generated: same plan and seed, same fingerprint.
+    /// Fingerprint of the generated load: same plan and seed, same fingerprint.
     pub(crate) fingerprint: String,
     /// When the load began.
     pub(crate) started_at: Timestamp,
@@ -72,7 +72,7 @@ pub(crate) struct Report {
     pub(crate) verdict: Verdict,
     /// What had to hold.
     pub(crate) bounds: Vec<Bound>,
-    /// Each second of it.
+    /// One sample for each second of the run.
     pub(crate) timeline: Vec<Sample>,
 }
 
@@ -112,33 +112,33 @@ pub(crate) struct Totals {
     pub(crate) receipts: BTreeMap<String, u64>,
     /// Deliveries that the server received, by its own count.
     pub(crate) received: u64,
-    /// Of these, delivered before.
+    /// Of these, redeliveries.
     pub(crate) redelivered: u64,
-    /// How they ended, by its own count.
+    /// Deliveries by outcome, by the server's own count.
     pub(crate) outcomes: BTreeMap<String, u64>,
-    /// Documents that it wrote.
+    /// Documents that the server wrote.
     pub(crate) documents: u64,
-    /// Whether its counts are those of this run, no more and no less: see [`ServerCounts::is_complete`].
+    /// Whether the server's counts are those of this run, no more and no less: see [`ServerCounts::is_complete`].
     ///
     /// [`ServerCounts::is_complete`]: crate::stats::ServerCounts::is_complete
     #[serde(default)]
     pub(crate) is_complete: bool,
-    /// Times that it was started again.
+    /// Times that the server was started again.
     pub(crate) server_restarts: u64,
 }
 
 /// Rates and ratios of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Rates {
-    /// Messages sent a second of the load.
+    /// Messages sent per second of the load.
     pub(crate) sent: f64,
-    /// Deliveries settled a second, until all were.
+    /// Deliveries settled per second, until all were.
     pub(crate) settled: f64,
-    /// The best of ten seconds.
+    /// The highest rate over any ten seconds.
     pub(crate) settled_peak: f64,
-    /// Share of the settled ones that needed no write: unchanged, superseded or stale.
+    /// Share of the settled deliveries that needed no write: unchanged, superseded or stale.
     pub(crate) dedup: f64,
-    /// Documents written a settled delivery.
+    /// Documents written per settled delivery.
     pub(crate) writes_per_result: f64,
 }
 
@@ -147,11 +147,11 @@ pub(crate) struct Rates {
 pub(crate) struct Latencies {
     /// Until the broker confirmed.
     pub(crate) publish_to_confirmed: Times,
-    /// Until the server's receipt was here: an upper bound of when it was stored.
+    /// Until the server's receipt arrived: an upper bound of the time until the result was stored.
     pub(crate) published_to_stored: Times,
     /// Until the tester handed it to its connection: its own lag.
     pub(crate) tester_lag: Times,
-    /// What a timer of the tester's had to wait for its turn.
+    /// How long the tester's timers waited for their turn.
     #[serde(default)]
     pub(crate) timer_lag: Times,
 }
@@ -184,19 +184,19 @@ pub(crate) struct Resources {
     pub(crate) cores: f64,
     /// Cores used in the busiest second.
     pub(crate) cores_peak: f64,
-    /// CPU time a settled delivery, in microseconds.
+    /// CPU time per settled delivery, in microseconds.
     pub(crate) cpu_micros_per_result: f64,
     /// Most resident memory, in MB.
     pub(crate) rss_mb_peak: f64,
 }
 
-/// A fault, and how it was got over.
+/// A fault, and the recovery from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fault {
-    /// When it was.
+    /// What it was, and when.
     #[serde(flatten)]
     pub(crate) record: FaultRecord,
-    /// Seconds from its end until the backlog was back to what it was before; none if that never was.
+    /// Seconds from its end until the backlog was back to what it was before; none if it never was.
     pub(crate) recovery: Option<f64>,
 }
 
@@ -205,9 +205,9 @@ pub(crate) struct Fault {
 pub(crate) struct Bound {
     /// What.
     pub(crate) what: String,
-    /// What was asked for.
+    /// The value that was required.
     pub(crate) limit: String,
-    /// What was.
+    /// The value that was measured.
     pub(crate) measured: String,
     /// Whether it held.
     pub(crate) holds: bool,

@@ -7,7 +7,7 @@ use crate::watch::sample::Sample;
 /// Seconds that a peak rate is taken over.
 const PEAK_SECONDS: f64 = 10.0;
 
-/// 0 of nothing.
+/// `part` divided by `of`; 0 if `of` is 0.
 pub(super) fn ratio(part: f64, of: f64) -> f64 {
     if of > 0.0 { part / of } else { 0.0 }
 }
@@ -17,8 +17,8 @@ pub(super) fn peak(timeline: &[Sample]) -> f64 {
     busiest(timeline, |sample| Some(float(sample.settled))).unwrap_or(0.0)
 }
 
-/// The largest growth a second of a count over any ten seconds, or over the whole if it is shorter. None if it was not
-/// seen twice.
+/// The largest growth of a count per second, over any ten seconds, or over the whole run if it is shorter. None if the
+/// count was not seen twice.
 pub(super) fn busiest(timeline: &[Sample], count: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
     let seen: Vec<(f64, f64)> = timeline
         .iter()
@@ -38,8 +38,8 @@ pub(super) fn busiest(timeline: &[Sample], count: impl Fn(&Sample) -> Option<f64
     later.max_by(f64::total_cmp).or_else(whole)
 }
 
-/// Seconds from the end of a fault until the backlog was no more than before it, or than what is always under way. Where
-/// others begin before that, from the end of the last of them: nobody recovers during a fault.
+/// Seconds from the end of a fault until the backlog was at most what it was before, or what is always under way. If
+/// other faults begin before that, the seconds count from the end of the last of them: nobody recovers during a fault.
 pub(super) fn recovery(
     fault: &FaultRecord,
     faults: &[FaultRecord],
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(recovery(&fault, &[], &timeline[..5], 10.0), None);
     }
 
-    /// Goal: what waits in the clients is to be caught up, too: an outage of the broker leaves nothing in its queues.
+    /// Goal: recovery includes what waits in the clients: an outage of the broker leaves nothing in its queues.
     #[test]
     fn recovery_waits_for_the_clients() {
         let fault = FaultRecord {
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(recovery(&fault, &[], &timeline, 100.0), Some(3.5));
     }
 
-    /// Goal: a fault that begins before the one before is got over is not held against that one.
+    /// Goal: a fault that begins during the recovery from an earlier one is not held against the earlier one.
     #[test]
     fn recovery_is_not_counted_during_a_fault() {
         let fault = |began, ended| FaultRecord {

@@ -21,15 +21,15 @@ pub(crate) const FILES: [(&str, &str); 4] = [
 
 /// What each plot's axis counts, in the order of [`FILES`].
 const UNITS: [&str; 4] = ["a second", "ms", "messages", "cores"];
-/// Faults of a kind whose times the legend names.
+/// The legend names the times of at most this many faults of a kind.
 const TIMES_SHOWN_MAX: usize = 3;
 
 const SIZE: (u32, u32) = (1000, 320);
-/// Of these the legend's, to the right.
+/// Width of the legend at the right, part of the plot's width.
 const LEGEND: u32 = 210;
 const LEGEND_TOP: i32 = 60;
 const LEGEND_STEP: i32 = 24;
-/// Well told apart by the colour-blind, too (Okabe and Ito).
+/// Colours that the colour-blind can tell apart, too (Okabe and Ito).
 const COLOURS: [RGBColor; 4] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -152,7 +152,7 @@ fn faults(report: &Report) -> Vec<String> {
     kinds.iter().map(name).collect()
 }
 
-/// Whole numbers, and small ones with a digit more.
+/// The label of an axis: a whole number, with one digit more if it is below 10 and not whole.
 #[allow(
     clippy::trivially_copy_pass_by_ref,
     reason = "plotters hands it over so"

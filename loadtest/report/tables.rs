@@ -1,9 +1,9 @@
-//! The report as tables of text, once for terminal and Markdown.
+//! The report as tables of text, the same for terminal and Markdown.
 
 use super::layout::{cores, count, time};
 use super::{Report, Times};
 
-/// A title, column heads, and rows as long as these.
+/// A title, column heads, and rows with a cell for each head.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) title: &'static str,
@@ -84,7 +84,7 @@ fn throughput(report: &Report) -> Table {
     }
 }
 
-/// Before counts of a server that was killed.
+/// What to print before the counts of a server that was killed.
 fn at_least(report: &Report) -> &'static str {
     let is_short = !report.totals.is_complete && report.totals.server_restarts > 0;
     if is_short { "at least " } else { "" }
@@ -168,7 +168,7 @@ fn runs(report: &Report) -> Table {
         vec![
             format!("{} on {}", run.plugin, run.target),
             format!("{:.1} s", run.at.as_secs_f64()),
-            // Why is among the findings: it may be long.
+            // The reason is among the findings: it may be long.
             run.error.as_ref().map_or(answered, |_| "failed".to_owned()),
             time(run.took.as_secs_f64() * 1e3),
             time(run.closing.as_secs_f64() * 1e3),

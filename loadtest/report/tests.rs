@@ -27,7 +27,7 @@ pub(crate) fn sample(at: f64, settled: u64) -> Sample {
     }
 }
 
-/// A run of smoke in which all went well.
+/// A run of the plan `smoke` in which all went well.
 pub(crate) fn good() -> Report {
     let stats = Stats::default();
     for _ in 0..100 {
@@ -101,7 +101,7 @@ fn a_good_run_passes() {
     assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
 }
 
-/// Goal: each thing that must not be makes a run fail, and is named among the bounds.
+/// Goal: each missed bound makes the run fail, and is named.
 #[test]
 fn each_missed_bound_fails_the_run() {
     fn finding() -> Finding {
@@ -186,7 +186,7 @@ fn ran(at: u64, answered: usize) -> RunnerOutcome {
     }
 }
 
-/// Goal: a run that not all nodes answered fails the plan, unless a fault came across that very run.
+/// Goal: a run that not all nodes answered fails the plan, unless that very run met a fault.
 #[test]
 fn only_a_fault_in_a_run_excuses_it() {
     let fault = |recovery| Fault {
@@ -218,7 +218,8 @@ fn only_a_fault_in_a_run_excuses_it() {
             "{at}"
         );
     }
-    // It begins in the run, the run in it, or before its backlog is gone.
+    // The fault begins during the run; the run begins during the fault; the run begins before the fault's backlog is
+    // gone.
     for at in [7, 8, 11] {
         assert_eq!(
             holds(&[ran(at, 3)], vec![fault(Some(1.0))]),
@@ -229,7 +230,7 @@ fn only_a_fault_in_a_run_excuses_it() {
     assert_eq!(holds(&[ran(13, 3)], vec![fault(None)]), Some(true));
 }
 
-/// Goal: where all nodes are real no light client has a lag: then the tester's timers are judged, and only they.
+/// Goal: where all nodes are real, no light client has a lag, and only the tester's timers are judged.
 #[test]
 fn real_fleets_are_judged_by_the_timers() {
     let mut report = good();

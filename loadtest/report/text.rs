@@ -5,7 +5,7 @@ use super::tables;
 use super::{Report, judge, plot};
 use crate::plan::Connections;
 
-/// Findings of a category that are shown; report.json has all.
+/// Findings shown of each category, at most; report.json has all.
 const SHOWN_MAX: usize = 10;
 
 /// The whole report for a terminal.
@@ -109,7 +109,7 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The findings, a line each, some of each category; and what faults explain.
+/// The findings, one a line, at most [`SHOWN_MAX`] of each category; then what faults explain.
 fn findings(report: &Report) -> impl Iterator<Item = String> + '_ {
     let shown = report
         .verdict
@@ -179,7 +179,7 @@ mod tests {
 
     use crate::verdict::{Finding, RunnerOutcome};
 
-    /// Goal: both forms say how it ended and why, and name the finding.
+    /// Goal: both forms say how the run ended and why, and name the finding.
     #[test]
     fn a_missed_bound_is_told() {
         let mut report = good();
@@ -212,8 +212,8 @@ mod tests {
         );
     }
 
-    /// Goal: why a run failed is told, and not in a column that is as wide as that; counts of a killed server are "at
-    /// least".
+    /// Goal: the reason why a run failed is shown, but not in a column, which would be too wide; counts of a killed
+    /// server are "at least".
     #[test]
     fn failed_runs_and_short_counts_are_told() {
         let mut report = good();

@@ -1,8 +1,8 @@
 //! The schedule: what the light clients send, and when. Pure.
 //!
 //! A plan and its fleet go in, a list of sendings by time comes out: an open loop that no answer of the server can slow
-//! down. Each node runs each plugin at a fixed interval, as timers do. Invariant: within one tick a node collects a
-//! plugin at most once, so that run (one a tick), node and plugin name one result.
+//! down. Each node runs each plugin at a fixed interval, as timers do. Invariant: a node collects a plugin at most once
+//! a tick. So run (one for each tick), node and plugin identify one result.
 
 mod series;
 
@@ -17,7 +17,7 @@ const TICK_MICROS_MAX: u64 = 1_000_000;
 const LEAVES_UNTIL: f64 = 0.6;
 /// A node that comes back is away for this share of the load.
 const AWAY: f64 = 0.15;
-/// How many versions a machine that comes back is ahead of the one that left: its content is new.
+/// A machine that comes back is this many versions ahead of the one that left, so that its content is new.
 const LIFE_VERSIONS: u32 = 1_000_000;
 
 /// What is sent.
@@ -33,7 +33,7 @@ pub(crate) enum Kind {
     Poison(u8),
 }
 
-/// Ways of being no result.
+/// Number of ways in which a message can be no result.
 pub(crate) const POISONS: u8 = 6;
 
 /// One message.
@@ -41,15 +41,15 @@ pub(crate) const POISONS: u8 = 6;
 pub(crate) struct Sending {
     /// When it is due, in microseconds from the start.
     pub(crate) at: u64,
-    /// When the plugin ran, by the true clock: with the node's skew, the sequence.
+    /// When the plugin ran, by the true clock; adding the node's skew gives the sequence.
     pub(crate) collected: u64,
     /// Which of the nodes.
     pub(crate) node: u32,
     /// Which plugin of the plan.
     pub(crate) plugin: u16,
-    /// Which tick it was collected in: its run.
+    /// The tick that it was collected in, which stands for its run.
     pub(crate) tick: u32,
-    /// How often the content has changed before.
+    /// How often the content had changed by then.
     pub(crate) version: u32,
     /// What it is.
     pub(crate) kind: Kind,
@@ -75,7 +75,7 @@ pub(crate) struct Schedule {
     pub(crate) departures: Vec<Departure>,
     /// When each node starts, in microseconds.
     pub(crate) starts: Vec<u64>,
-    /// Ticks.
+    /// Number of ticks.
     pub(crate) ticks: u32,
     /// When the last message is due, in microseconds.
     pub(crate) end: u64,
@@ -140,7 +140,7 @@ impl Schedule {
         }
     }
 
-    /// Adds what is sent and when, and who starts and leaves when, to a fingerprint.
+    /// Adds to a fingerprint what is sent and when, and when nodes start and leave.
     pub(crate) fn fingerprint(&self, hasher: &mut blake3::Hasher) {
         for sending in &self.sendings {
             let kind = match sending.kind {
@@ -167,7 +167,7 @@ impl Schedule {
     }
 }
 
-/// Keeps so many results, and what came with them.
+/// Keeps the first `count` results, and what came with them.
 fn cut(sendings: &mut Vec<Sending>, count: usize) {
     let is_result = |sending: &Sending| matches!(sending.kind, Kind::Result | Kind::Late);
     let mut results = 0;
@@ -182,7 +182,8 @@ fn index(node: usize) -> u32 {
     u32::try_from(node).unwrap_or(u32::MAX)
 }
 
-/// How often a node runs each plugin, in microseconds, so that the nodes of the ramp's end make the plan's rate.
+/// The interval at which a node runs each plugin, in microseconds, so that the nodes make the plan's rate at the end of
+/// the ramp.
 fn intervals(plan: &Plan) -> Vec<u64> {
     let weights: f64 = plan.plugins.iter().map(|plugin| plugin.weight).sum();
     let light = count(plan.nodes - plan.real_clients);
@@ -198,7 +199,7 @@ fn end(plan: &Plan, intervals: &[u64]) -> u64 {
     let longest = intervals.iter().copied().max().unwrap_or(0);
     match plan.length {
         Length::Duration { duration, .. } => micros(duration.as_secs_f64()),
-        // One interval more than needed on average; the rest is cut.
+        // On average one interval more than needed; the rest is cut.
         Length::Count {
             rate,
             count: results,
@@ -206,7 +207,7 @@ fn end(plan: &Plan, intervals: &[u64]) -> u64 {
     }
 }
 
-/// The planned nodes over the ramp in an order drawn by lot; those that join, over the rest.
+/// When each node starts: the planned nodes during the ramp, in a random order; those that join, during the rest.
 fn starts(plan: &Plan, nodes: &Nodes, end: u64) -> Vec<u64> {
     let mut draws = Draws::of(plan.seed, &[5]);
     let mut ranks: Vec<usize> = (0..plan.nodes).collect();
@@ -245,7 +246,7 @@ fn departures(plan: &Plan, end: u64) -> Vec<Departure> {
     departures
 }
 
-/// Seconds of a run as the schedule and the ledger count them.
+/// Seconds of a run as microseconds, the unit of the schedule and the ledger.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

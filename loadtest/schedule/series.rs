@@ -1,4 +1,4 @@
-//! One plugin of one node: a result each interval, and what may go wrong on its way.
+//! One plugin of one node: one result each interval, and what may go wrong on its way.
 
 use super::{Kind, POISONS, Sending};
 use crate::plan::Plan;
@@ -16,22 +16,22 @@ pub(super) struct Series<'a> {
 }
 
 impl Series<'_> {
-    /// Results from somewhere in the first interval after `start` until `end`; the first has content `version`.
+    /// Adds results until `end`. The first falls into the interval after `start`, and has content `version`.
     pub(super) fn fill(&mut self, start: u64, end: u64, version: u32) {
         let mut version = version;
         let mut collected = start + self.draws.below(self.interval);
         let mut is_late = false;
         while collected < end {
-            // The one after a late one is on time, so that it overtakes it.
+            // The result after a late one is on time, so that it overtakes the late one.
             is_late = self.collect(collected, end, version, !is_late);
             collected += self.interval;
             version += u32::from(self.draws.happens(self.plan.change_rate));
         }
     }
 
-    /// One result, and what comes with it. Says whether it is late.
+    /// Adds one result, and what comes with it. Returns whether it is late.
     fn collect(&mut self, collected: u64, end: u64, version: u32, may_be_late: bool) -> bool {
-        // Drawn whether they are used or not, so that one rate does not move another's draws.
+        // All draws are made, even if unused, so that one rate does not change the draws of another.
         let is_late = self.draws.happens(self.plan.late_rate);
         let is_doubled = self.draws.happens(self.plan.duplicate_rate);
         let is_beside_poison = self.draws.happens(self.plan.poison_rate);

@@ -51,7 +51,7 @@ fn the_rate_is_the_planned_one() {
     assert!((300..=700).contains(&ramp), "{ramp}");
 }
 
-/// Goal: a count is kept to the result.
+/// Goal: a count is kept to exactly that many results.
 #[test]
 fn a_count_is_kept() {
     let plan = Plan {
@@ -64,7 +64,7 @@ fn a_count_is_kept() {
     assert_eq!(results(&schedule(&plan)).count(), 2_345);
 }
 
-/// Goal: nobody sends before it starts or after it left, and who comes back brings new content.
+/// Goal: no node sends before it starts or after it leaves, and one that comes back brings new content.
 #[test]
 fn joins_and_leaves_are_kept() {
     let plan = plan();
@@ -97,8 +97,8 @@ fn joins_and_leaves_are_kept() {
 }
 
 proptest! {
-    /// Whatever the plan: by time, at most one collection a tick, node and plugin; a late result comes after the next
-    /// one of its plugin, and a copy after what it copies; the same seed gives the same schedule.
+    /// Whatever the plan, sendings are sorted by time, and a node collects a plugin at most once a tick. A late result
+    /// comes after the next one of its plugin, and a copy after what it copies. The same seed gives the same schedule.
     #[test]
     fn schedules_are_sound(
         seed: u64, nodes in 2..30_usize, rate in 1.0..3000.0_f64, late in 0.0..0.5_f64, duplicates in 0.0..0.5_f64,

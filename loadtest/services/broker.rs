@@ -1,6 +1,6 @@
 //! RabbitMQ: started for the run as the tests start theirs, or given.
 //!
-//! Where connections are to be cut a proxy stands before it, for fleet and server alike.
+//! If a fault cuts connections, a proxy stands before it, for fleet and server alike.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,7 +21,7 @@ pub(crate) struct BrokerService {
     /// None if it was given.
     rabbit: Option<Arc<Mutex<Rabbit>>>,
     proxy: Option<Proxy>,
-    /// Past the proxy.
+    /// The DSN that goes past the proxy.
     direct: String,
     /// As fleet and server reach it.
     dsn: String,
@@ -67,7 +67,7 @@ impl BrokerService {
         local_port(&self.direct, PORT_DEFAULT)
     }
 
-    /// A connection of its own past the proxy, for looks that meet no faults.
+    /// A connection of its own past the proxy, for looks that faults do not disturb.
     pub(crate) fn direct(&self) -> anyhow::Result<Arc<dyn Broker>> {
         let dsn = self.direct.parse()?;
         Ok(broker::open(&config::Broker {
@@ -76,8 +76,8 @@ impl BrokerService {
         }))
     }
 
-    /// Refuses a given broker that is in use, or is not what the given server works with, before anything is
-    /// changed. Takes the number and type of queues from the given server: the plan's settings are not for it.
+    /// Refuses a given broker that is in use, or that the given server does not work with, before anything is changed.
+    /// Takes the number and type of queues from the given server: the plan's settings do not apply to it.
     pub(super) async fn check(
         &self,
         settings: &mut config::Broker,
@@ -116,7 +116,7 @@ impl BrokerService {
                 "no server consumes vogeler.results.* here: give the virtual host of the server of --metrics",
             )?;
             settings.partitions = last + 1;
-            // They are there, so this only tells which type they have.
+            // The queues exist, so declaring them only shows which type they have.
             let dead = topology::server_queues(0, settings.queue_type);
             if let Err(BrokerError::Mismatch { .. }) = broker.declare(&dead).await {
                 settings.queue_type = match settings.queue_type {
@@ -179,7 +179,7 @@ impl BrokerService {
 
     /// Ends what was started here.
     pub(super) async fn stop(self) {
-        // The end of a RabbitMQ that nobody needs any more cannot fail in a way that matters.
+        // No failure matters here: nobody needs this RabbitMQ any more.
         drop(blocking("the end of RabbitMQ", move || drop(self)).await);
     }
 }

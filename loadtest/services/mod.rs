@@ -1,7 +1,7 @@
 //! The services of a run: broker, store and server, started for it unless their addresses are given.
 //!
 //! Invariants: what was not started here is never stopped, killed or emptied; what was started here ends with this
-//! process, however it ends. Faults that need a place between two services get a proxy there, all others none.
+//! process, however it ends. A proxy stands between two services only if a fault of the plan needs it there.
 
 mod broker;
 #[allow(
@@ -60,11 +60,11 @@ use store::StoreService;
 
 /// RabbitMQ, a database and a server are up within this, on a slow and busy machine too.
 const READY_PATIENCE: Duration = Duration::from_mins(2);
-/// A given server runs already.
+/// Longest wait for a given server, which runs already.
 const GIVEN_PATIENCE: Duration = Duration::from_secs(5);
-/// So long what ends in order may take after a signal.
+/// Longest time that an orderly end may take after a signal.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// What a signal leaves to say.
+/// The error of a run that a signal ended.
 pub(crate) const INTERRUPTED: &str = "interrupted before its end";
 const READY_PAUSE: Duration = Duration::from_millis(100);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,7 +105,7 @@ impl Services {
         let touches = |part| plan.faults.iter().any(|fault| Part::of(fault.kind) == part);
         let started = async {
             let server = ServerService::given(given).await?;
-            // Both take seconds to start, and make nothing yet that would outlive this process.
+            // Both take seconds to start, and create nothing yet that would outlive this process.
             let broker = async {
                 let with_proxy = touches(Part::Connections);
                 let broker = BrokerService::start(given.broker.as_deref(), with_proxy).await?;
@@ -122,7 +122,7 @@ impl Services {
                 // Broker and store are set up as that server wants them.
                 return Ok(server);
             }
-            // To its end if that is near: what is still to be made could not be deleted.
+            // Runs to its end if that is near: what it has not made yet could not be deleted.
             soon_after(stop, store.set_up()).await?;
             let started = async {
                 broker.set_up(&config).await?;
@@ -215,11 +215,11 @@ fn install_services() {
 }
 
 thread_local! {
-    /// Whether a panic of this thread becomes an error, which is told once and not twice.
+    /// Whether a panic of this thread becomes an error; it is then reported once and not twice.
     static IS_TOLD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Leaves the panics of [`blocking`] to those who get them as errors.
+/// Silences the panics of [`blocking`]: its callers get them as errors.
 fn tell_panics_once() {
     static DONE: Once = Once::new();
     DONE.call_once(|| {
@@ -232,7 +232,7 @@ fn tell_panics_once() {
     });
 }
 
-/// Runs what blocks, and may panic, on a thread of its own; a panic is an error.
+/// Runs work that blocks and may panic on a thread of its own; a panic becomes an error.
 async fn blocking<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -252,7 +252,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// `dsn`, by another port of this machine.
+/// `dsn` with another port on this machine.
 fn with_port(dsn: &str, port: u16) -> anyhow::Result<String> {
     let mut url: Url = dsn.parse().context("not a DSN with host and port")?;
     if url.set_port(Some(port)).is_err() {
@@ -268,7 +268,7 @@ pub(crate) fn local_port(dsn: &str, port_default: u16) -> Option<u16> {
     is_local.then(|| url.port().unwrap_or(port_default))
 }
 
-/// For requests that are no part of the load.
+/// The client for requests that are no part of the load.
 fn http_client() -> anyhow::Result<reqwest::Client> {
     vogeler::tls::install_crypto_provider();
     let builder = reqwest::Client::builder().no_proxy().timeout(HTTP_TIMEOUT);

@@ -22,9 +22,9 @@ use crate::watch::counts;
 const PROGRAM: &str = "vogeler";
 /// Lines of the log that an error shows.
 const LAST_WORDS: usize = 5;
-/// Of what a server says that is not ready.
+/// Characters that an error shows of the answer of a server that is not ready.
 const OBSTACLE_CHARACTERS_MAX: usize = 300;
-/// A stop drains; past this it is killed.
+/// Longest time for a stop, which drains; past it the server is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(40);
 
 /// The server of a run, given or started here.
@@ -61,7 +61,7 @@ impl ServerService {
         })
     }
 
-    /// The one that runs already, if one is given: it must be ready, and count.
+    /// The given server, if there is one: it must be ready, and have counts.
     pub(super) async fn given(given: &Given) -> anyhow::Result<Option<Self>> {
         let Some(metrics) = &given.metrics else {
             return Ok(None);
@@ -155,7 +155,7 @@ impl ServerService {
             }
         };
         let in_time = tokio::time::timeout(STOP_PATIENCE, ended);
-        // However that went, it is over.
+        // The server ends here, whatever the outcome.
         let _: Option<_> = hurry.run_until_cancelled(in_time).await;
         drop(self.with_process(ServerProcess::kill).await);
     }
@@ -256,7 +256,7 @@ impl ServerProcess {
     }
 }
 
-/// The settings that a plan's table makes, checked as the server checks them.
+/// The settings of a plan's table, checked as the server checks them.
 pub(super) fn config(settings: &toml::Table) -> anyhow::Result<Config> {
     for section in ["broker", "store"] {
         let has_dsn = settings

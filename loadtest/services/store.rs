@@ -1,8 +1,8 @@
-//! The store: a database of the run's own on a CouchDB that is given or on a pouchdb-server started here, or a
-//! database that is given.
+//! The store: a given database, or a database of the run's own, on a given CouchDB or on a pouchdb-server started here.
 //!
-//! A proxy stands before it where the plan has faults at the store: the server goes through it, the verifier does not.
-//! "Stopped" means that connections are refused: the store itself runs on, for pouchdb-server keeps all in memory.
+//! If the plan has faults at the store, a proxy stands before it: the server goes through it, the verifier does not.
+//! "Stopped" means that connections are refused: the store itself runs on, since pouchdb-server keeps everything in
+//! memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +30,12 @@ const UNAVAILABLE: &str =
 #[derive(Debug)]
 pub(crate) struct StoreService {
     proxy: Option<Proxy>,
-    /// Past the proxy.
+    /// The DSN that goes past the proxy.
     direct: String,
     server_dsn: String,
     /// The run's own database in a CouchDB that is given: its HTTP address.
     own: Option<Url>,
-    /// Whether that may be there, and is to be deleted.
+    /// Whether that database may exist, and is to be deleted.
     is_made: bool,
 }
 
@@ -68,7 +68,7 @@ impl StoreService {
             proxy,
             direct,
             server_dsn,
-            // What is in memory goes with the process.
+            // A database in memory ends with its process.
             own: own.filter(|_| given.couch.is_some()),
             is_made: false,
         };
@@ -83,7 +83,7 @@ impl StoreService {
         Ok(service)
     }
 
-    /// Refuses a store that is out of reach, or has machines of an earlier run: they would be taken for this run's.
+    /// Refuses a store that cannot be reached, or that has machines of an earlier run: they would look like this run's.
     async fn check(&self, may_be_missing: bool) -> anyhow::Result<()> {
         let store = self.direct()?;
         let nodes = store.nodes().await;
@@ -126,7 +126,7 @@ impl StoreService {
         self.direct.starts_with("couch")
     }
 
-    /// Past the proxy, for looks that meet no faults.
+    /// A store past the proxy, for looks that faults do not disturb.
     pub(crate) fn direct(&self) -> anyhow::Result<Arc<dyn Store>> {
         let dsn = self.direct.parse()?;
         Ok(store::open(&config::Store {
@@ -167,7 +167,7 @@ impl StoreService {
             .await
             .context("cannot delete the run's database")?;
         let status = answer.status();
-        // Not found: the run ended before it was made. Who may not delete it could not make it.
+        // Not found: the run ended before the database was made. Whoever may not delete it could not make it.
         let was_never_made = [
             StatusCode::NOT_FOUND,
             StatusCode::UNAUTHORIZED,

@@ -9,11 +9,11 @@ use crate::verdict::{Finding, Verdict};
 /// What the ledger says about all deliveries together.
 #[derive(Debug, Clone, Copy, Default)]
 struct Totals {
-    /// The broker has at least so many messages from us.
+    /// Messages that the broker confirmed: it has at least this many from us.
     confirmed: u64,
-    /// The broker has at most so many.
+    /// Tries to publish: the broker has at most this many messages from us.
     attempts: u64,
-    /// Copies for which no receipt told the outcome.
+    /// Copies whose outcome no receipt reports.
     untold: u64,
     receipts: [u64; Outcome::ALL.len()],
     poison: u64,
@@ -40,8 +40,8 @@ impl Totals {
     }
 }
 
-/// What does not agree. Where a fault made the broker deliver again, possibly without saying so, more deliveries than
-/// were sent are none. A server that others load, too, may hold what is theirs.
+/// Lists the disagreements. If a fault made the broker redeliver, possibly without saying so, more deliveries than were
+/// sent are no disagreement. A server that is not the run's own may hold deliveries of others.
 pub(super) fn judge(
     book: &Book,
     counts: Option<&ServerCounts>,
@@ -68,7 +68,7 @@ pub(super) fn judge(
         in_flight,
         ..
     } = *counts;
-    // Over the lives of a server, too: what a killed one held counts as given back.
+    // This holds over all lives of a server, too: what a killed one held counts as given back.
     hold(
         received == ended + in_flight,
         format!("the identity: {received} received, {ended} ended, {in_flight} in flight"),
@@ -82,7 +82,7 @@ pub(super) fn judge(
     }
     let totals = Totals::of(book);
     let finally = ended - counts.of(Outcome::Requeued);
-    // What the broker delivered again came a second time, and may have been settled before.
+    // A redelivery came a second time, and its first delivery may have been settled.
     let again = if redelivers {
         u64::MAX / 2
     } else {
@@ -117,7 +117,8 @@ pub(super) fn judge(
     found
 }
 
-/// Receipts that the server counted as given up explain as many missing ones, all or none: which ones it does not say.
+/// Excuses all missing receipts if the server gave up at least as many, and else none: its counter does not say which
+/// ones it gave up.
 pub(super) fn excuse_given_up(counts: &ServerCounts, verdict: &mut Verdict) {
     let missing = verdict.missing_receipt.len() as u64;
     if missing <= counts.receipts_failed {

@@ -1,7 +1,7 @@
 //! The dead letters against what was sent to become one. Pure.
 //!
-//! Invariant: on a broker of the run's own every letter is planned poison or a finding, whatever it says of itself: the
-//! server names no node for what it could not read.
+//! Invariant: on the run's own broker every letter is either planned poison or a finding, whatever its headers say: the
+//! server names no node for a message that it could not read.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,8 @@ use vogeler::dead::Letter;
 use crate::ledger::Book;
 use crate::verdict::{Finding, Verdict};
 
-/// Every poisoned message must be a dead letter, and nothing else of ours may be. On a broker of our own all is ours.
+/// Every poisoned message must be a dead letter, and nothing else of ours may be. On a broker of our own every letter
+/// is ours.
 pub(super) fn judge(
     book: &Book,
     letters: &[Letter],
@@ -70,7 +71,7 @@ fn is_ours(book: &Book, letter: &Letter) -> bool {
     node.is_some_and(|node| book.nodes.find(&node).is_some())
 }
 
-/// Whose it is: by the server, or by the sender's own name for it, NODE/SEQ.
+/// The letter's node: as the server names it, or else from the sender's message id, NODE/SEQ.
 fn node(letter: &Letter) -> Option<&str> {
     let sender = letter.message_id.as_deref();
     let sender = sender.and_then(|id| Some(id.rsplit_once('/')?.0));

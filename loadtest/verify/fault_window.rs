@@ -1,31 +1,32 @@
 //! Which results a fault excuses: what the faults of a run may have lost or delivered again, and when. Pure.
 //!
-//! Invariant: a fault excuses what was under way when it was, and nothing before or after. Faults of the store lose no receipt
-//! and deliver nothing again; what the server knew of a document any fault may make it forget.
+//! Invariant: a fault excuses what was under way during it, and nothing before or after. Faults of the store lose no
+//! receipt and redeliver nothing. Any fault may make the server forget what it knew of a document.
 
 use crate::faults::FaultRecord;
 use crate::ledger::{Book, Entry};
 use crate::plan::FaultKind;
 use crate::schedule::micros;
 
-/// Receipts that came so shortly before a fault show what was being settled then; what was settled with it and has no
-/// receipt may have been sent so much earlier.
+/// A margin in microseconds, used twice. Receipts that came at most this long before a fault show what was being
+/// settled then. A result that was settled along with that and has no receipt may have been sent this much earlier.
 const BEFORE: u64 = 2_000_000;
-/// A server that is killed takes nothing more so long after the fault began: the kill itself takes a moment.
+/// Microseconds from the begin of a kill until the server takes nothing more: the kill itself takes a moment.
 const DYING: u64 = 3_000_000;
-/// Server and listener are connected again so long after the broker is back, and receipts are heard.
+/// Microseconds from the broker's return until server and listener are connected again, and receipts are heard.
 const BACK: u64 = 15_000_000;
-/// What a fault makes the server forget is forgotten so long after its end: it may have to be started first.
+/// Microseconds from the end of a fault until the server has forgotten what the fault makes it forget: it may have to
+/// be started first.
 const FORGETTING: u64 = 60_000_000;
 
 /// What the faults of a run excuse. All times are microseconds from the start.
 #[derive(Debug, Default)]
 pub(super) struct Excuses {
-    /// Receipts of what was under way then may be lost.
+    /// Receipts of results that were under way in one of these windows may be lost.
     losing: Vec<Window>,
-    /// What was sent until then may have been delivered again.
+    /// Results that were sent up to this time may have been redelivered.
     delivered_again: Option<u64>,
-    /// From the begin of each fault until all is forgotten that it makes the server forget.
+    /// One window a fault: from its begin until the server has forgotten all that the fault makes it forget.
     forgotten: Vec<Window>,
 }
 
@@ -37,12 +38,12 @@ struct Window {
 }
 
 impl Excuses {
-    /// Of these faults, as they were.
+    /// What these faults excuse, by the times that they really had.
     pub(super) fn of(faults: &[FaultRecord], book: &Book) -> Self {
         let losing = faults.iter().filter_map(|fault| {
             let (began, ended) = (micros(fault.began), micros(fault.ended));
             let until = match fault.kind()? {
-                // The one that is started next has no excuse.
+                // The server that is started next has no excuse.
                 FaultKind::KillServer => began + DYING,
                 kind if kind.redelivers() => ended + BACK,
                 _ => return None,
@@ -50,14 +51,14 @@ impl Excuses {
             let from = under_way_since(book, began).saturating_sub(BEFORE);
             Some(Window { from, until })
         });
-        // A server gives back what it settled, too, if the acknowledgement had to wait for an older delivery: no matter how
-        // long ago that was.
+        // A settled result is redelivered, too, if its acknowledgement had to wait for an older delivery, no matter how
+        // long ago it was settled.
         let again = faults.iter().filter_map(|fault| {
             let is_again = fault.kind()?.redelivers();
             is_again.then(|| micros(fault.ended) + BACK)
         });
         let delivered_again = again.max();
-        // A listener that is cut off in a run without such a fault is not the plan's doing.
+        // In a run without such a fault the plan does not explain why the listener was cut off.
         let deaf = book
             .listener_gaps
             .iter()
@@ -104,7 +105,7 @@ fn forgotten(fault: &FaultRecord) -> Window {
     }
 }
 
-/// When the oldest of the results was sent that were being settled when a fault began, or later.
+/// When the oldest of the results was sent that were settled around the begin of a fault or later; at most `began`.
 fn under_way_since(book: &Book, began: u64) -> u64 {
     let told_late = book.entries.iter().filter(|entry| {
         let told = entry.told_at.unwrap_or(0);

@@ -1,8 +1,8 @@
 //! The verifier: the ledger against the store, the dead letters, the queues and the server's counters.
 //!
-//! Everything that was sent must be explained, and everything that is there, too. The judgements are pure (`node`,
-//! `fault_window`, `counters`, `dead`); this file fetches what they judge, a hundred documents at a time, once server and queues
-//! are idle.
+//! Everything that was sent must be explained, and so must everything that is found. The judgements are pure (`node`,
+//! `fault_window`, `counters`, `dead`); this file fetches what they judge, a hundred documents at a time, once server
+//! and queues are idle.
 
 mod counters;
 mod dead;
@@ -33,16 +33,16 @@ pub(crate) use node::Remake;
 
 /// Documents read at once.
 const LOAD_COUNT_MAX: usize = 100;
-/// Names of simulated machines end so; what else is in the store is somebody else's.
+/// Suffix of the names of simulated machines. All other documents in the store are somebody else's.
 pub(crate) const OUR_DOMAIN: &str = ".loadtest.example.com";
-/// Pause before it is looked again.
+/// Pause between two looks.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// What is verified, and against what.
 pub(crate) struct VerifyInput<'a> {
     /// The plan, with the faults of the command line.
     pub(crate) plan: &'a Plan,
-    /// The faults as they were.
+    /// The faults, with the times that they really had.
     pub(crate) faults: &'a [FaultRecord],
     /// What was sent.
     pub(crate) ledger: &'a Ledger,
@@ -60,20 +60,21 @@ pub(crate) struct VerifyInput<'a> {
     pub(crate) own: Ownership,
 }
 
-/// What a run has for itself, so that nothing else can be in it.
+/// Which parts the run has for itself, so that nothing of others can be in them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ownership {
     /// The broker.
     pub(crate) broker: bool,
     /// The server.
     pub(crate) server: bool,
-    /// The documents: those of nodes that leave can be deleted.
+    /// Whether documents can be deleted when their nodes leave.
     pub(crate) deletes: bool,
 }
 
 impl VerifyInput<'_> {
-    /// Verifies, once nothing is under way any more, until nothing is found or the time is up: what the server has not
-    /// settled yet is not lost yet. `counts` scrapes the server; none is no answer.
+    /// Waits until nothing is under way, then verifies again and again until nothing is found or `time` is up: a result
+    /// that the server has not settled yet is not lost yet. `counts` scrapes the server, and gives none if it does not
+    /// answer.
     pub(crate) async fn verify_within(
         &self,
         time: Duration,
@@ -81,7 +82,7 @@ impl VerifyInput<'_> {
     ) -> anyhow::Result<Verdict> {
         self.wait_until_idle(&mut counts).await;
         let deadline = Instant::now() + time;
-        // What a broker takes back is for a moment neither in its queue nor with the server.
+        // A delivery that the broker takes back is for a moment neither in its queue nor with the server.
         let looks = if self.plan.redelivers() { 2 } else { 1 };
         let mut good = 0;
         loop {
@@ -102,7 +103,8 @@ impl VerifyInput<'_> {
         }
     }
 
-    /// Waits until the server holds nothing and the queues are empty, or the plan's patience is over: then it is a finding.
+    /// Waits until the server holds nothing and the queues are empty, or the plan's patience is over. What is left then
+    /// is a finding.
     async fn wait_until_idle(&self, counts: &mut impl AsyncFnMut() -> Option<ServerCounts>) {
         let deadline = Instant::now() + self.plan.settle_timeout;
         while Instant::now() < deadline {
@@ -156,7 +158,7 @@ impl VerifyInput<'_> {
         Ok(verdict)
     }
 
-    /// Who sent something, and who is in the store under a name of ours.
+    /// The nodes that sent something, and those that are in the store under a name of ours.
     async fn nodes(&self) -> anyhow::Result<Vec<NodeName>> {
         let stored = self
             .store
@@ -210,7 +212,7 @@ impl VerifyInput<'_> {
     }
 }
 
-/// Who sent which content.
+/// The node that sent each content.
 fn owners(book: &Book) -> HashMap<Hash, u32> {
     book.entries
         .iter()

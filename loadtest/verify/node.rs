@@ -13,7 +13,7 @@ use super::fault_window::Excuses;
 use crate::ledger::{Book, Entry, Hash};
 use crate::verdict::{Finding, Verdict};
 
-/// Makes the value of a node's plugin again; none for what only a real client can make.
+/// Makes the value of a node's plugin again; none if only a real client can make it.
 pub(crate) type Remake<'a> = dyn Fn(&NodeName, &PluginName, u32) -> Option<String> + Sync + 'a;
 
 /// What all judgements share.
@@ -55,15 +55,15 @@ struct Series<'a> {
     scale: &'a NodeJudge<'a>,
     node: &'a NodeName,
     plugin: &'a PluginName,
-    /// What was sent since the node's document was deleted, if it was: by sequence.
+    /// Entries sent since the node's document was deleted, or all if it never was; by sequence.
     live: Vec<&'a Entry>,
-    /// Up to which sequence the document was deleted.
+    /// The highest sequence sent before the document was deleted.
     deleted: Option<u64>,
     verdict: &'a mut Verdict,
 }
 
 impl NodeJudge<'_> {
-    /// Judges one node by its document, or by there being none.
+    /// Judges one node by its document, or by the lack of one.
     pub(crate) fn judge(
         &self,
         node: &NodeName,
@@ -164,9 +164,9 @@ impl<'a> Series<'a> {
         finding(self.node, Some(self.plugin), Some(seq), what)
     }
 
-    /// Whether each result's receipts are as many and such as they can be.
+    /// Checks the number and the outcomes of each result's receipts.
     fn judge_receipts(&mut self) {
-        // When the first newer one was tried, seen from the newest back.
+        // When the first of all newer results was tried: the loop goes from the newest back.
         let mut newer_at = None;
         for index in (0..self.live.len()).rev() {
             let entry = self.live[index];
@@ -198,7 +198,7 @@ impl<'a> Series<'a> {
         }
     }
 
-    /// An outcome that cannot be, whatever the server does.
+    /// What is impossible about this result's outcomes, whatever the server does.
     fn impossible_outcome(&self, index: usize, newer_at: Option<u64>) -> Option<String> {
         let entry = self.live[index];
         let is = |outcome| entry.receipts_of(outcome) > 0;
@@ -217,8 +217,8 @@ impl<'a> Series<'a> {
         Some(format!("overtaken {at}, before anything newer was sent"))
     }
 
-    /// Whether a copy may have come before: then one of them was settled by its own content, and said so unless a fault
-    /// took that receipt.
+    /// Whether a copy may have come before. Then one of the two was settled by its own content (stored or unchanged),
+    /// and its receipt says so unless a fault took it.
     fn met_its_copy(&self, entry: &Entry) -> bool {
         let excuses = self.scale.excuses;
         let is_told = [Outcome::Stored, Outcome::Unchanged]
@@ -332,7 +332,7 @@ impl<'a> Series<'a> {
         remade.is_some() && remade == content_hash(value, &[]).ok()
     }
 
-    /// The store has an older result than the newest one that was confirmed.
+    /// Judges a store that has an older result than the newest confirmed one.
     fn judge_older(&mut self, stored: &Entry, newest: &Entry) {
         let newer = self.live.iter().filter(|entry| entry.seq > stored.seq);
         let told = newer
@@ -364,7 +364,7 @@ impl<'a> Series<'a> {
     }
 }
 
-/// A time of the ledger, for findings: it leads to the server's log.
+/// A time of the ledger as text for findings: it leads to the place in the server's log.
 fn seconds(at: Option<u64>) -> String {
     let at = Duration::from_micros(at.unwrap_or(0));
     format!("at {:.3} s", at.as_secs_f64())

@@ -1,13 +1,13 @@
 //! The server's own counters: its `/metrics` parsed, and summed over its lives.
 //!
-//! A server that is killed starts to count anew, and what it counted since the last scrape is not known. Invariant:
-//! sums are called complete only if nothing can be missing in them, and nothing of others is in them.
+//! After a kill a server counts from 0, and what it counted since the last scrape is not known. Invariant: sums are
+//! called complete only if nothing can be missing from them, and they hold nothing of others.
 
 use vogeler::wire::Outcome;
 
 use crate::stats::ServerCounts;
 
-/// Of one scrape; none if this is no scrape of a server that ingests.
+/// The counts of one scrape; none if this is no scrape of a server that ingests.
 pub(crate) fn parse(text: &str) -> Option<ServerCounts> {
     let mut counts = ServerCounts::default();
     let mut is_server = false;
@@ -51,7 +51,7 @@ fn series(line: &str) -> Option<(&str, u64)> {
     is_count.then_some((series, value as u64))
 }
 
-/// Deliveries that ended for good: those given back come again.
+/// Deliveries that ended for good, so without those given back: they come again.
 pub(crate) fn settled(counts: &ServerCounts) -> u64 {
     let ended = Outcome::ALL
         .into_iter()
@@ -64,7 +64,7 @@ pub(crate) fn settled(counts: &ServerCounts) -> u64 {
 pub(crate) struct Lives {
     /// Whether the run started the server: only then all that it counts is the run's.
     is_own: bool,
-    /// What was there before the run.
+    /// The counts before the run.
     before: Option<ServerCounts>,
     ended: ServerCounts,
     current: ServerCounts,
@@ -85,14 +85,13 @@ impl Lives {
         }
     }
 
-    /// Which life this is, to be named with the scrape that is asked for now.
+    /// The number of this life; the caller names it with the scrape that it asks for now.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// What life `number` answered. An answer that comes after its end is ignored; none says that
-    /// it did not answer; a server that received less than
-    /// before is a new one, whoever started it.
+    /// Notes what life `number` answered; none means that it did not answer. An answer that comes after the end of its
+    /// life is ignored. A server that received less than before is a new one, whoever started it.
     pub(crate) fn see(&mut self, number: u64, scrape: Option<ServerCounts>) {
         if number != self.number {
             return;
@@ -104,15 +103,15 @@ impl Lives {
             self.is_up = true;
         }
         self.before.get_or_insert_with(|| ServerCounts {
-            // What it holds when the run begins ends in the run.
+            // What the server holds when the run begins ends during the run.
             received: scrape.received.saturating_sub(scrape.in_flight),
             ..scrape.clone()
         });
         self.current = scrape;
     }
 
-    /// The server was killed: what comes next is a new one. What was in flight is with the broker again, as if it had been
-    /// given back, so the accounting identity holds over all lives as it does in each.
+    /// The server was killed: the next answer is a new server's. What was in flight counts as given back, since the
+    /// broker has it again. So the accounting identity holds over all lives, as it does in each.
     pub(crate) fn end(&mut self) {
         if let Some(requeued) = self.current.ended.get_mut(Outcome::Requeued as usize) {
             *requeued += self.current.in_flight;
@@ -201,7 +200,7 @@ mod tests {
         lives.see(0, Some(scrape(105, 100)));
         assert!(lives.total().is_complete);
         lives.end();
-        // The answer of the one that was killed comes late.
+        // The answer of the killed server comes late.
         lives.see(0, Some(scrape(106, 100)));
         lives.see(1, Some(scrape(20, 10)));
         let total = lives.total();
@@ -211,19 +210,19 @@ mod tests {
         );
         assert_eq!(total.in_flight, 9);
         assert!(!total.is_complete);
-        // What the killed one held is accounted for.
+        // What the killed server held is accounted for.
         let ended: u64 = total.ended.iter().sum();
         assert_eq!(total.received, ended + total.in_flight);
     }
 
-    /// Goal: a restart that nobody announced is seen by a count that fell.
+    /// Goal: a count that fell reveals a restart that nobody announced.
     #[test]
     fn an_unannounced_restart_is_seen() {
         let mut lives = Lives::new(false);
         lives.see(0, Some(scrape(2, 0)));
         lives.see(0, Some(scrape(100, 90)));
         lives.see(0, Some(scrape(30, 20)));
-        // One of the two that came before the run was in flight when it began, and ended in it.
+        // Two deliveries came before the run; one of them was in flight when the run began, and ended in it.
         let total = lives.total();
         assert_eq!((total.received, lives.restarts()), (129, 1));
         let ended: u64 = total.ended.iter().sum();

@@ -1,4 +1,4 @@
-//! How late things are: a beat that notes it of timers, and quantiles of what was noted since the last look.
+//! How late things are: a beat that notes how late timers are, and quantiles of what was noted since the last look.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::stats::Stats;
 
-/// Between two looks at how late timers are: enough of them that one hiccup of a busy machine is not the 99th of 100.
+/// Pause between two looks at how late timers are: short enough that one hiccup of a busy machine does not make the
+/// 99th of 100.
 const BEAT: Duration = Duration::from_millis(20);
 
-/// Notes how late a timer has its turn; a late one is noted for each that it held up, as an open loop would.
+/// Notes how late each tick of a timer is. A late tick also delays those behind it, and each of them is noted, as an
+/// open loop would.
 pub(super) async fn beat(stats: Arc<Stats>, started: Instant, stop: CancellationToken) {
     let mut ticks = tokio::time::interval_at((started + BEAT).into(), BEAT);
     while let Some(due) = stop.run_until_cancelled(ticks.tick()).await {
@@ -24,7 +26,7 @@ pub(super) async fn beat(stats: Arc<Stats>, started: Instant, stop: Cancellation
 pub(super) struct Interval(Option<Histogram<u64>>);
 
 impl Interval {
-    /// Half of the new times, and 99 of 100, are within; in ms.
+    /// The median and the 99th percentile of the new times, in ms.
     pub(super) fn next(&mut self, now: Histogram<u64>) -> Option<[f64; 2]> {
         let mut since = now.clone();
         if let Some(before) = self.0.replace(now)

@@ -1,4 +1,4 @@
-//! Results that should have a receipt by now: what "lost so far" is told from while it runs.
+//! Results that should have a receipt by now: "lost so far" is calculated from them while the load runs.
 //!
 //! Invariant: each look goes through what came due since the last one and what was still open then, not through the
 //! whole ledger.
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::ledger::{Entry, Ledger};
 
-/// Receipts wait for company, and a loop has its turns: before this nothing is missed.
+/// No receipt is missed before this time: receipts wait for company, and loops for their turn.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The results that were due more than [`GRACE`] ago and are not settled.
@@ -19,7 +19,7 @@ pub(super) struct Overdue {
 }
 
 impl Overdue {
-    /// How many of them the broker confirmed, so long after the load began.
+    /// How many of the overdue results the broker confirmed, `elapsed` after the begin of the load.
     pub(super) fn count(&mut self, ledger: &Ledger, elapsed: Duration) -> u64 {
         let before = elapsed.saturating_sub(GRACE).as_micros();
         let book = ledger.book();
@@ -35,7 +35,7 @@ impl Overdue {
     }
 }
 
-/// Whether all that is to be expected of it came. Without a run there is no receipt.
+/// Whether all expected receipts came. A result without a run gets none.
 fn is_settled(entry: &Entry) -> bool {
     !entry.has_run || (entry.confirmed > 0 && entry.receipts() >= entry.confirmed)
 }
@@ -60,8 +60,8 @@ mod tests {
         })
     }
 
-    /// Goal: what was confirmed and has no receipt is overdue after a while, and no longer once its receipt is here; what
-    /// waits in a client, or has no run, never is.
+    /// Goal: a confirmed result without a receipt is overdue after a while, until its receipt comes. One that waits in
+    /// a client, or has no run, never is.
     #[test]
     fn what_has_no_receipt_is_overdue_in_time() {
         let ledger = Ledger::default();

@@ -1,7 +1,7 @@
-//! What Linux tells of processes: CPU time and memory of a service with all it started, and facts of the machine.
+//! What Linux knows of processes: CPU time and memory of a service and all that it started, and facts of the machine.
 //!
-//! Text of /proc in, numbers out; a process that is gone counts nothing. Invariant: CPU time only grows, also over
-//! restarts: what ended keeps the time that was seen of it.
+//! Text of /proc in, numbers out; a process that is gone counts nothing. Invariant: CPU time only grows, even over
+//! restarts: the last time seen of an ended process still counts.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -34,8 +34,9 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Cores used in the `seconds` since `before`. None where the service was down then: it is found once it listens, and
-    /// brings the time of its whole start. None for a moment, either.
+    /// Cores used in the `seconds` since `before`. None if the service was down at `before`: it is found only once it
+    /// listens, and then brings the CPU time of its whole start. None if the two are less than [`SPAN_SECONDS_MIN`]
+    /// apart.
     pub(crate) fn cores_since(self, before: Self, seconds: f64) -> Option<f64> {
         let is_known = before.rss_mb > 0.0 && seconds >= SPAN_SECONDS_MIN;
         is_known.then(|| (self.cpu_seconds - before.cpu_seconds) / seconds)
@@ -51,7 +52,7 @@ pub(crate) struct Watched {
     /// Seconds seen of each process at the last look.
     seen: HashMap<u32, f64>,
     cpu_seconds: f64,
-    /// Whether it was ever found. Another user's processes have no files to be seen.
+    /// Whether it was ever found. The files of another user's processes cannot be read.
     is_found: bool,
 }
 
@@ -226,7 +227,7 @@ mod tests {
         assert_eq!(parse_stat("7 (gone"), None);
     }
 
-    /// Goal: a start that took longer than a second is not taken for more cores than there are.
+    /// Goal: a start that took longer than a second does not look like more cores than the machine has.
     #[test]
     fn a_start_is_no_busiest_second() {
         let usage = |cpu_seconds, rss_mb| Usage {
@@ -239,7 +240,7 @@ mod tests {
             usage(8.5, 90.0).cores_since(usage(8.0, 90.0), 1.0),
             Some(0.5)
         );
-        // Two looks that are a moment apart.
+        // Two looks a moment apart.
         assert_eq!(usage(8.51, 90.0).cores_since(usage(8.5, 90.0), 0.002), None);
     }
 

@@ -1,7 +1,7 @@
 //! The sampler: each second one [`Sample`] of everything, for the terminal, the plots and the bounds.
 //!
-//! It looks past the proxies, so that a fault does not blind it, and waits for nobody longer than a second: what does not
-//! answer in time is missing in that sample.
+//! It looks past the proxies, so that a fault does not blind it. It waits less than a second for each service: a
+//! service that does not answer in time is missing in that sample.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,11 +47,11 @@ pub(crate) struct Sample {
     pub(crate) ready: Option<u64>,
     /// Deliveries that the server holds; none while it does not answer.
     pub(crate) in_flight: Option<u64>,
-    /// Published → stored in this second, half of all and 99 of 100 within, in ms.
+    /// Published → stored in this second: median and 99th percentile, in ms.
     pub(crate) stored_ms: Option<[f64; 2]>,
-    /// How late this second's sends were against the schedule, 99 of 100 within, in ms.
+    /// How late this second's sends were against the schedule: 99th percentile, in ms.
     pub(crate) tester_lag_ms: Option<f64>,
-    /// How late the tester's timers had their turn in this second, 99 of 100 within, in ms.
+    /// How late the tester's timers were in this second: 99th percentile, in ms.
     pub(crate) timer_lag_ms: Option<f64>,
     /// CPU and memory of tester, server, broker and store; none of what is not on this machine.
     pub(crate) usage: [Option<Usage>; 4],
@@ -66,8 +66,8 @@ impl Sample {
         Some(self.waiting + self.ready? + self.in_flight?)
     }
 
-    /// What is overdue and cannot all be in a queue or with the server: lost, or only its receipt is. None while it is not
-    /// known what waits there.
+    /// Overdue results beyond those that may be in a queue or with the server: they are lost, or their receipts are.
+    /// None while it is not known what waits there.
     pub(crate) fn lost(&self) -> Option<u64> {
         Some(self.overdue.saturating_sub(self.ready? + self.in_flight?))
     }
@@ -124,8 +124,8 @@ impl Timeline {
         lock(&self.faults).push(FaultEvent { name, is_over, at });
     }
 
-    /// Looks at, or changes, the server's counts over its lives. (A guard that is handed out may be held for longer than
-    /// it looks, and meet itself.)
+    /// Reads or changes the server's counts over its lives. (It hands out no guard: a guard can live longer than it
+    /// seems to, and then deadlock with itself.)
     pub(crate) fn lives<T>(&self, look: impl FnOnce(&mut Lives) -> T) -> T {
         look(&mut lock(&self.lives))
     }
@@ -152,7 +152,7 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// Looks at all once, so that what was before the load does not count.
+    /// Looks at everything once, so that nothing from before the load counts.
     pub(crate) async fn new(
         services: &Arc<Services>,
         fleet: &Fleet,
@@ -182,9 +182,9 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// Takes a sample now, each second until `stop`, and a last one then.
+    /// Takes a sample now, one each second until `stop`, and a last one then.
     pub(crate) async fn run(mut self, started: Instant, stop: CancellationToken) {
-        // On its own: what this one does in between must not look like the timer's lag.
+        // In a task of its own: the work of this loop must not look like the timer's lag.
         let beat = tokio::spawn(beat(Arc::clone(&self.stats), started, stop.clone()));
         self.sample(started).await;
         let mut ticks = tokio::time::interval_at((started + EVERY).into(), EVERY);
@@ -203,7 +203,7 @@ impl Sampler {
         let stats = &self.stats;
         let p99 = |[_, p99]: [f64; 2]| p99;
         let sample = Sample {
-            // After the answers, which may take most of a second: what follows is read at once.
+            // Read after the answers, which may take most of a second: what follows is read at the same moment.
             at: started.elapsed().as_secs_f64(),
             sent: stats.sent.get(),
             confirmed: stats.confirmed.get(),

@@ -1,8 +1,8 @@
-//! Going through a queue without changing it, but for what is taken out on purpose.
+//! Going through a queue without changing it, except for what is taken out on purpose.
 //!
-//! Messages flow out in the order of the queue, and are held at the broker until the browser is closed: it keeps no
-//! body, and of what is held only how much. Invariant: what is not taken out is in the queue again, in its old order, once
-//! the browser is closed or its connection broke; meanwhile nobody else sees it.
+//! Messages flow out in the order of the queue, and the broker holds them until the browser is closed. The browser keeps no
+//! body, only how much is held. Invariant: what is not taken out is in the queue again, in its old order, once the browser
+//! is closed or its connection broke; meanwhile nobody else sees it.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::{BrokerError, Properties};
 /// broke: everything that was not taken out before is in the queue again.
 #[async_trait]
 pub trait QueueBrowser: fmt::Debug + Send {
-    /// Messages in the queue that are ready; those that this browser holds are not. None in a queue that is not there.
+    /// How many messages in the queue are ready; those that this browser holds do not count. 0 if there is no such queue.
     async fn ready(&mut self) -> Result<u64, BrokerError>;
 
     /// The next message; none if none comes within `patience`, or if no more can be held.
@@ -35,11 +35,11 @@ pub trait QueueBrowser: fmt::Debug + Send {
     /// Gives back what is held. It is in the queue a moment later: [`ready`](Self::ready) tells.
     async fn give_back(&mut self) -> Result<(), BrokerError>;
 
-    /// Ends it.
+    /// Closes the browser and its connection.
     async fn close(self: Box<Self>);
 }
 
-/// A message that a browser came by.
+/// A message that a browser read.
 #[derive(Debug)]
 pub struct Browsed {
     /// The payload.

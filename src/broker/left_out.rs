@@ -1,8 +1,8 @@
 //! What could not travel with a message, and which of its headers can. Pure.
 //!
-//! A content header must fit one AMQP frame, so whoever receives, copies or publishes headers has room for some. The
-//! smallest go first, ours before those of others. Invariants: what is kept fits the room that was given; what is left
-//! out is told in a line of bounded length.
+//! A content header must fit one AMQP frame, so whoever receives, copies or publishes headers has room for only some.
+//! Ours are kept before those of others, and small ones before large ones. Invariants: what is kept fits the given
+//! room; a line of bounded length names what is left out.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::wire::truncate;
 pub const HEADER: &str = "x-vogeler-left-out";
 /// Most bytes of that header's text.
 pub const NOTE_BYTES_MAX: usize = 1_024;
-/// Names that the note tells; the others are counted.
+/// Most names in the note; the others are counted.
 const NAMES_MAX: usize = 8;
 /// Most bytes of a name in the note: eight names with their sizes are 760 bytes at most.
 const NAME_BYTES_MAX: usize = 64;
@@ -40,7 +40,7 @@ impl LeftOut {
         self.named.push(format!("{name} ({why})"));
     }
 
-    /// `name`, of so many bytes, was left out.
+    /// `name`, of `bytes` bytes, was left out.
     pub fn add_bytes(&mut self, name: &str, bytes: usize) {
         self.add(name, &format!("{bytes} bytes"));
     }
@@ -60,7 +60,7 @@ impl LeftOut {
         note
     }
 
-    /// Tells it in `headers`, behind what was left out before.
+    /// Writes the note into `headers`, behind the note of what was left out before.
     pub fn tell(&self, headers: &mut BTreeMap<String, String>) {
         if self.is_empty() {
             return;
@@ -89,7 +89,7 @@ pub fn note_entry_bytes() -> usize {
     ENTRY_BYTES + HEADER.len() + NOTE_BYTES_MAX
 }
 
-/// Which of `entries` (whether it is to come first, and its bytes) fit `total_max`: the smallest ones.
+/// Which of `entries` (whether it comes first, and its bytes) fit `total_max` bytes: small ones before large ones.
 pub fn fitting(entries: &[(bool, usize)], total_max: usize) -> Vec<bool> {
     let mut order: Vec<usize> = (0..entries.len()).collect();
     order.sort_by_key(|index| {
@@ -111,7 +111,7 @@ pub fn fitting(entries: &[(bool, usize)], total_max: usize) -> Vec<bool> {
     fits
 }
 
-/// Takes from `headers` what is longer than `each_max`, and of the rest what does not fit `total_max`.
+/// Removes from `headers` what is longer than `each_max`, and of the rest what does not fit `total_max`.
 pub fn trim(headers: &mut BTreeMap<String, String>, each_max: usize, total_max: usize) -> LeftOut {
     let entries: Vec<(bool, usize)> = headers
         .iter()
@@ -168,8 +168,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is kept fits, in total and each; what could still have been kept is; and what comes first is not left
-        /// out for what does not.
+        /// What is kept fits, in total and each; nothing that would still fit is left out; and what comes first is not
+        /// left out in favour of what does not.
         #[test]
         fn what_is_kept_fits(
             texts in prop::collection::btree_map("[ab][b-z]{0,20}", "[a-z]{0,200}", 0..40),

@@ -1,7 +1,7 @@
 //! The broker: what carries messages. The contract, and the types that cross it.
 //!
-//! Two brokers keep it: [`amqp`] (RabbitMQ) and [`memory`] (one process). Both run connections, re-declaration
-//! and redelivery on their own: who consumes sees deliveries and nothing else. Invariant: a delivery is
+//! Two brokers keep it: [`amqp`] (RabbitMQ) and [`memory`] (one process). Both handle connections, re-declaration
+//! and redelivery on their own: a consumer sees deliveries and nothing else. Invariant: a delivery is
 //! acknowledged only through its own [`Settler`], and a settler dropped unsettled gives the delivery back.
 
 pub mod amqp;
@@ -30,39 +30,39 @@ use topology::{Binding, Exchange, Queue};
 /// [`Consumer`] re-connects until it is cancelled.
 #[async_trait]
 pub trait Broker: fmt::Debug + Send + Sync {
-    /// Declares all exchanges, and `queues` with their bindings. Idempotent. Fails with
-    /// [`BrokerError::Mismatch`] where a queue exists with other arguments, and changes nothing then.
+    /// Declares all exchanges, and `queues` with their bindings. Idempotent. If a queue exists with other
+    /// arguments, it fails with [`BrokerError::Mismatch`] and changes nothing.
     async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError>;
 
-    /// Takes `bindings` from `queue`, where it has them. Idempotent.
+    /// Removes from `queue` those of `bindings` that it has. Idempotent.
     async fn unbind(&self, queue: &str, bindings: &[Binding]) -> Result<(), BrokerError>;
 
     /// Publishes one message and waits until the broker has it safe. `Ok` means: confirmed, and (when
     /// `mandatory`) in at least one queue. Calls run concurrently on one channel, so many awaited together
-    /// share round trips. A `Nack` is sent again within the bounds of the publish timeout. A message that is larger
-    /// than the broker takes fails with [`BrokerError::TooLarge`]; it alone, not those beside it on the channel.
+    /// share round trips. After a `Nack` the message is sent again, within the publish timeout. A message larger
+    /// than the broker takes fails with [`BrokerError::TooLarge`]; the others on the channel do not.
     async fn publish(&self, message: Message) -> Result<(), BrokerError>;
 
-    /// Declares `queue` with its bindings and consumes it, at most `prefetch` deliveries unsettled. The
-    /// consumer survives outages: it re-connects with back-off, declares again and goes on; deliveries that
-    /// were unsettled then come again, marked redelivered, and settling the old ones does nothing.
-    /// Fails at once where a first attempt cannot succeed by waiting (bad credentials, mismatched queue), and where
-    /// an exclusive consumer has the queue; where the broker is merely away it keeps trying. An exclusive consumer
-    /// that finds another one in its place after an outage ends. One that is refused adds no bindings.
+    /// Declares `queue` with its bindings and consumes it, with at most `prefetch` deliveries unsettled. The
+    /// consumer survives outages: it re-connects with back-off, declares again and goes on. Unsettled deliveries
+    /// then come again, marked redelivered, and settling the old ones does nothing.
+    /// Fails at once where waiting cannot help (bad credentials, mismatched queue), and where an exclusive consumer
+    /// has the queue; where the broker is merely away it keeps trying. An exclusive consumer ends if it finds
+    /// another one in its place after an outage. A refused consumer adds no bindings.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError>;
 
-    /// Opens a browser of `queue`, which holds `turn`, an exclusive queue, as long as it lives: whoever wants to browse
-    /// meanwhile gets [`BrokerError::Locked`].
+    /// Opens a browser of `queue`. The browser holds `turn`, an exclusive queue, as long as it lives: whoever else wants
+    /// to browse meanwhile gets [`BrokerError::Locked`].
     async fn browse(
         &self,
         queue: &Queue,
         turn: &Queue,
     ) -> Result<Box<dyn QueueBrowser>, BrokerError>;
 
-    /// Like [`consume`](Self::consume), with as many deliveries unsettled as `bytes_max` is expected to hold by the sizes of
-    /// those that came, `prefetch_max` at most. When more bytes than that wait in front of the consumer, what is unsettled
-    /// goes back, and may come again beside what was taken. A broker that has the messages in memory anyway need not bound
-    /// them here.
+    /// Like [`consume`](Self::consume), but bounded by bytes: it allows as many unsettled deliveries as should fit
+    /// `bytes_max`, judged by the sizes of earlier ones, and at most `prefetch_max`. When more than `bytes_max` bytes wait
+    /// in front of the consumer, unsettled deliveries go back; those already taken may then come a second time. A broker
+    /// that has the messages in memory anyway need not bound them here.
     async fn consume_bounded(
         &self,
         queue: &Queue,
@@ -73,7 +73,7 @@ pub trait Broker: fmt::Debug + Send + Sync {
         self.consume(queue, prefetch_max).await
     }
 
-    /// Depth of the named queues, in the order asked for; none for a queue that does not exist.
+    /// Depths of the named queues, in the order of `queues`; none for a queue that does not exist.
     async fn depth(&self, queues: &[&str]) -> Result<Vec<Option<QueueDepth>>, BrokerError>;
 
     /// Which exchanges, and which of the named queues, do not exist. Changes nothing.
@@ -82,10 +82,10 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Whether the broker can be used now; changes are sent once per change.
     fn link(&self) -> watch::Receiver<Link>;
 
-    /// Name and version as the broker tells them, for `admin status`.
+    /// The broker's own name and version, for `admin status`.
     async fn about(&self) -> Result<String, BrokerError>;
 
-    /// Ends all connections. Consumers must have been closed before; what they still held is redelivered.
+    /// Ends all connections. Consumers must be closed before; what they still hold is redelivered.
     async fn close(&self);
 }
 
@@ -156,8 +156,8 @@ pub struct Delivery {
     pub routing_key: String,
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
-    /// Which subscription brought it, unique in this process: a number from [`next_session`], taken each time a
-    /// queue is consumed anew. While it stays the same nobody else consumed this single active queue in between.
+    /// The subscription that brought it: a number from [`next_session`], unique in this process, taken each time a
+    /// queue is consumed anew. While it stays the same, nobody else consumed this single active queue in between.
     pub session: u64,
     /// Settles it, once.
     pub settler: Settler,
@@ -187,9 +187,9 @@ pub enum Settlement {
 
 /// Settles one delivery, exactly once. Dropped unsettled, it gives the delivery back.
 ///
-/// It speaks to the session (channel) that the delivery came on, and to no other: when that session is gone the
-/// broker redelivers by itself, and settling does nothing. The session's queue of settlements is as long as its
-/// prefetch, and no more deliveries than that are unsettled, so telling never waits and never fails for space.
+/// It speaks only to the session (channel) that the delivery came on. When that session is gone the broker
+/// redelivers by itself, and settling does nothing. The session's queue of settlements has room for the prefetch,
+/// which also bounds the unsettled deliveries, so settling never waits and never fails for lack of room.
 #[must_use]
 #[derive(Debug)]
 pub struct Settler {
@@ -280,12 +280,12 @@ impl ConsumerLoad {
         self.waiting_bytes.load(Ordering::Relaxed)
     }
 
-    /// Waits until one more is taken, or was since the last call.
+    /// Waits until a delivery is taken; returns at once if one was taken since the last call.
     pub(crate) async fn taken(&self) {
         self.taken.notified().await;
     }
 
-    /// So many may be unsettled from now on. Says whether that is news.
+    /// Sets how many deliveries may be unsettled from now on. Says whether that changed.
     pub(crate) fn has_prefetch(&self, prefetch: u16) -> bool {
         self.prefetch.swap(prefetch, Ordering::Relaxed) != prefetch
     }
@@ -305,8 +305,8 @@ impl ConsumerLoad {
 }
 
 impl Consumer {
-    /// A consumer whose `supervisor` sends deliveries until `cancel`, and then ends as soon as all deliveries of
-    /// its last session are settled and the settlements are with the broker.
+    /// A consumer whose `supervisor` sends deliveries until `cancel`. The supervisor then ends as soon as all
+    /// deliveries of its last session are settled and the broker has the settlements.
     pub fn new(
         deliveries: mpsc::Receiver<Delivery>,
         cancel: CancellationToken,
@@ -320,13 +320,13 @@ impl Consumer {
         }
     }
 
-    /// The same consumer, whose supervisor tells `load`.
+    /// The same consumer, whose supervisor keeps `load` up to date.
     #[must_use]
     pub fn with_load(self, load: Arc<ConsumerLoad>) -> Self {
         Self { load, ..self }
     }
 
-    /// What waits in front of it, as far as its broker tells.
+    /// What waits in front of it, as far as its broker reports that.
     pub fn load(&self) -> Arc<ConsumerLoad> {
         Arc::clone(&self.load)
     }
@@ -354,8 +354,8 @@ impl Consumer {
         while self.deliveries.try_recv().is_ok() {}
     }
 
-    /// Waits until everything taken is settled and told to the broker, at most `deadline`; what is not settled by
-    /// then is redelivered by the broker. Says whether all was settled.
+    /// Waits, at most `deadline`, until everything taken is settled and the broker knows it. The broker redelivers
+    /// what is not settled by then. Says whether all was settled.
     pub async fn close(mut self, deadline: Duration) -> bool {
         self.cancel();
         let abort = self.supervisor.abort_handle();
@@ -468,7 +468,7 @@ pub enum BrokerError {
     /// The broker would not take responsibility in time.
     #[error("the broker did not confirm within {timeout:?}")]
     Unconfirmed {
-        /// How long it was waited for.
+        /// How long we waited.
         timeout: Duration,
     },
     /// The broker was closed by us.

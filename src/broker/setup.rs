@@ -6,10 +6,10 @@
 use super::topology::{QueueType, SLOTS, foreign_bindings, results_queue_name, server_queues};
 use super::{Broker, BrokerError, QueueDepth};
 
-/// So many missing partition queues in a row mean that there are no more.
+/// This many missing partition queues in a row mean that there are no more.
 const OLD_QUEUES_GAP: usize = 16;
 
-/// Declares everything, and takes the slots that other queues own now from each queue. Says which queues an earlier,
+/// Declares everything, and removes from each queue the slots that other queues own now. Says which queues an earlier,
 /// larger number of partitions left: servers drain them.
 pub async fn set_up(
     broker: &dyn Broker,
@@ -30,8 +30,8 @@ pub async fn set_up(
     Ok(old)
 }
 
-/// Which queues an earlier, larger number of partitions left, and what is in them. AMQP cannot list queues, so it is
-/// asked for them by name, until so many in a row are missing that there will be no more.
+/// Which queues an earlier, larger number of partitions left, and what is in them. AMQP cannot list queues, so this
+/// asks for them by name until `OLD_QUEUES_GAP` in a row are missing.
 pub async fn old_queues(
     broker: &dyn Broker,
     partitions: u16,

@@ -10,8 +10,8 @@ use crate::wire::{Group, NodeName, RunId};
 
 /// How many slots results are spread over; a client knows only this, never the number of partitions.
 pub const SLOTS: u16 = 256;
-/// The exchanges that servers send probes through. Receipts need none: each runner binds its own queue for one run, and who
-/// listens to all of them should hear receipts only.
+/// The exchanges that servers send probes through. Receipts need none: each runner binds its own queue for one run, and a
+/// listener to all receipts should hear nothing else.
 pub const PROBED: [Exchange; 4] = [
     Exchange::Results,
     Exchange::Commands,
@@ -22,7 +22,7 @@ pub const PROBED: [Exchange; 4] = [
 pub const DEAD_QUEUE: &str = "vogeler.dead";
 /// Whoever reads dead letters holds this queue, so that two commands do not see half of them each.
 const DEAD_TURN_QUEUE: &str = "vogeler.dead.turn";
-/// A client's queue goes when nobody consumed it for so long: the machine is gone.
+/// A client's queue expires when nobody consumed it for this time: the machine is gone.
 pub const NODE_QUEUE_EXPIRES: Duration = Duration::from_hours(30 * 24);
 /// What every client binds, and what a run on all nodes is published to (the topic word `all` matches the star).
 pub const BROADCAST_BINDING: &str = "broadcasts.*";
@@ -135,7 +135,7 @@ pub struct Queue {
     pub bindings: Vec<Binding>,
 }
 
-/// The partition queue `vogeler.results.<partition>` of `partitions`.
+/// The queue `vogeler.results.<partition>`, where there are `partitions` of them.
 pub fn results_queue(partition: u16, partitions: u16, queue_type: QueueType) -> Queue {
     let slots = slots_of(partition, partitions).map(slot_key);
     // Clients of 2010 publish with an empty routing key.
@@ -162,8 +162,8 @@ pub fn old_results_queue(partition: u16, queue_type: QueueType) -> Queue {
     }
 }
 
-/// Routing key by which servers put a result into the queue of `partition` and into no other, whatever slots that queue
-/// has: its name.
+/// Routing key with which servers put a result into the queue of `partition` only, whatever slots that queue has. It is
+/// the queue's name.
 pub fn forward_key(partition: u16) -> String {
     results_queue_name(partition)
 }
@@ -197,8 +197,8 @@ pub fn results_queues(partitions: u16, queue_type: QueueType) -> Vec<Queue> {
         .collect()
 }
 
-/// A client's own queue, `vogeler.node.<node>`. One client has it: two machines of one name would each get half of the
-/// commands.
+/// A client's own queue, `vogeler.node.<node>`. Only one client may consume it: two machines of one name would each get
+/// half of the commands.
 pub fn node_queue(node: &NodeName, groups: &[Group]) -> Queue {
     let keys = [BROADCAST_BINDING.to_owned(), node.to_string()].into_iter();
     let bindings = keys
@@ -239,8 +239,8 @@ pub fn server_queue(server: &str) -> Queue {
         lifetime: Lifetime::Exclusive,
         queue_type: QueueType::Classic,
         consumers: Consumers::Shared,
-        // What is for all servers, and of each exchange what is for this one: whoever publishes that learns whether the
-        // server is there, and the server whether an exchange lost its bindings.
+        // One binding takes what is for all servers; one per probed exchange takes what is for this server. Whoever
+        // publishes the latter learns whether the server is there, and the server whether an exchange lost its bindings.
         bindings: std::iter::once((Exchange::Servers, ""))
             .chain(PROBED.map(|exchange| (exchange, server)))
             .map(|(exchange, key)| Binding {
@@ -265,7 +265,7 @@ pub fn dead_queue(queue_type: QueueType) -> Queue {
     }
 }
 
-/// The turn to read dead letters: held by the connection that declared it, and gone with that.
+/// The turn to read dead letters: the connection that declares this queue holds it, and it goes with the connection.
 pub fn dead_turn_queue() -> Queue {
     Queue {
         name: DEAD_TURN_QUEUE.to_owned(),
@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Every slot is bound to exactly one partition, and no partition has two more than another.
+        /// Every slot is bound to exactly one partition, and the partitions' slot counts differ by at most one.
         #[test]
         fn slots_are_partitioned_evenly(partitions in 1..=SLOTS) {
             let queues = results_queues(partitions, QueueType::Quorum);

@@ -12,10 +12,10 @@ const HOST_NAME_FILE: &str = "/proc/sys/kernel/hostname";
 const KERNEL_FILE: &str = "/proc/sys/kernel/osrelease";
 const OS_FILE: &str = "/etc/os-release";
 
-/// The machine's name cannot be found out, or is none that a node may have.
+/// The machine's name cannot be read, or is not a valid node name.
 #[derive(Debug, thiserror::Error)]
 pub enum HostNameError {
-    /// The system does not tell it.
+    /// The system does not give it.
     #[error("{HOST_NAME_FILE} cannot be read: {0}; set client.node")]
     Unreadable(#[from] std::io::Error),
     /// It breaks a rule for node names.
@@ -28,7 +28,7 @@ pub fn host_name() -> Result<NodeName, HostNameError> {
     Ok(NodeName::new(fs::read_to_string(HOST_NAME_FILE)?.trim())?)
 }
 
-/// The host name for people to read; empty where there is none to use.
+/// The host name for people to read; empty if there is no usable one.
 pub fn host_label() -> String {
     host_name().map_or_else(|_| String::new(), |host| host.to_string())
 }
@@ -52,7 +52,7 @@ struct Os {
     architecture: &'static str,
 }
 
-/// Describes this client. Nothing in it moves between two starts of an unchanged machine.
+/// Describes this client. The result is the same at every start of an unchanged machine.
 pub(super) fn about(
     groups: &[Group],
     registry: &Registry,

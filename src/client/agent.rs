@@ -1,11 +1,11 @@
 //! The agent: answers one command, or one tick of the schedule, with one result in the spool.
 //!
-//! Invariant: a command is acknowledged only after its result is durable in the spool; a command that is interrupted
-//! before that goes back to the broker and is answered by the next life of this client. A plugin starts only after a mark of
-//! it is durable (`marks.rs`), so that one that takes the client down is not run at every start.
+//! Invariants: a command is acknowledged only after its result is durable in the spool. A command that is interrupted
+//! before that goes back to the broker, and the next life of this client answers it. A plugin starts only after its
+//! mark is durable (`marks.rs`), so one that takes the client down is not run at every start.
 //!
-//! While the disk does not take results (`keep.rs`), the broker brings a command again after [`HOLD_MAX`]; the result of a
-//! scheduled plugin is held for its `every`, then it is lost, and counted.
+//! While the disk does not take results (`keep.rs`), a command goes back to the broker after [`HOLD_MAX`]. The result
+//! of a scheduled plugin is held for the plugin's `every`; then it is lost and counted.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +38,8 @@ use crate::wire::{
     PluginError, PluginName,
 };
 
-/// How long a command rests before it goes back to the broker because its plugin cannot be marked, or its result not be
-/// made: that must not turn into a loop of deliveries.
+/// Pause before a command goes back to the broker because its plugin cannot be marked, or its result cannot be made.
+/// It prevents a tight loop of deliveries.
 const UNKEPT_PAUSE: Duration = Duration::from_secs(10);
 /// How long the result of a command is held while the disk does not take it: well within the broker's patience.
 const HOLD_MAX: Duration = Duration::from_mins(5);
@@ -63,7 +63,7 @@ pub(super) struct Agent {
     pub(super) unread: AtomicU64,
 }
 
-/// The plugins, and what the client says of itself by reason of them.
+/// The plugins, and the report that the client makes of itself because of them.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) registry: Registry,
@@ -91,7 +91,7 @@ pub(super) enum ReloadError {
     Keep(#[from] KeepError),
 }
 
-/// What goes into a result beside names and time.
+/// The parts of a result besides names and time.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) format: Format,
@@ -104,7 +104,7 @@ pub(super) struct Answer {
 struct Done {
     outcome: CommandOutcome,
     answer: Answer,
-    /// Of a plugin that ran.
+    /// The mark of the plugin, if one ran.
     mark: Option<Mark>,
 }
 
@@ -123,14 +123,14 @@ impl Done {
 }
 
 impl Agent {
-    /// Answers one delivery of the command queue. Dropped early, it kills what it runs and gives the delivery back.
+    /// Answers one delivery of the command queue. If dropped early, it kills what it runs and gives the delivery back.
     pub(super) async fn serve(self: Arc<Self>, delivery: Delivery, stop: CancellationToken) {
         let parent = TraceParent::of(&delivery.properties);
         let command = match Command::decode(&delivery.body) {
             Ok(command) => command,
             Err(error) => return self.ignore(delivery, &error, parent),
         };
-        // The run's id in every line that is logged from here on, whatever the level.
+        // Puts the run's id into every line logged from here on, whatever the level.
         let log = command
             .run
             .map(|run| tracing::error_span!(target: "vogeler::client", "command", %run));
@@ -181,7 +181,8 @@ impl Agent {
         let kept = self
             .keep(command.plugin, trace, answer, HOLD_MAX, stop)
             .await;
-        // A plugin came to its end, whatever became of its result; one that did not is not run because nobody could be told.
+        // A plugin that ran has ended, whatever became of its result. One that was interrupted keeps its mark until
+        // its answer is kept: it must not run again just because nobody could be told.
         let is_interrupted = kept.is_ok() && outcome == CommandOutcome::Interrupted;
         self.unmark(mark, execution, is_interrupted).await;
         match kept {
@@ -197,7 +198,7 @@ impl Agent {
         }
     }
 
-    /// Removes the mark of an execution that is over, and the one that an answer "interrupted" is about.
+    /// Removes the mark of an execution that has ended, or the mark behind an answer "interrupted".
     async fn unmark(&self, mark: Option<Mark>, execution: Execution, is_interrupted: bool) {
         let marks = self.marks.clone();
         let unmark = move || {
@@ -212,7 +213,7 @@ impl Agent {
         }
     }
 
-    /// Tells the trace what came of a command.
+    /// Records in the trace what came of a command.
     fn note(&self, span: &mut RunSpan, command: &Command, answer: &Answer) {
         span.set("vogeler.node", &self.node);
         span.set("vogeler.plugin", &command.plugin);
@@ -257,7 +258,7 @@ impl Agent {
         }
     }
 
-    /// Says of scheduled plugins that an earlier life of this client ended while they ran.
+    /// Reports the scheduled plugins that were running when an earlier life of this client ended.
     pub(super) async fn report_interrupted(&self, stop: &CancellationToken) {
         for plugin in self.marks.interrupted_schedules() {
             let answer = declined(interrupted());
@@ -274,7 +275,7 @@ impl Agent {
         }
     }
 
-    /// Reads the plugin files again. What runs goes on as it began.
+    /// Reads the plugin files again. Running plugins are not affected.
     pub(super) async fn reload(&self) -> Result<(), ReloadError> {
         let (before, folder, groups) = (self.loaded(), self.plugins.clone(), self.groups.clone());
         let told = before.about.get().to_owned();
@@ -325,7 +326,8 @@ impl Agent {
         })
     }
 
-    /// The answer to a command, and what was done about it; none if the client stops before it began, or cannot begin.
+    /// The answer to a command, and what was done about it. None if the client stops before the plugin begins, or it
+    /// cannot begin.
     async fn answer(
         &self,
         command: &Command,
@@ -344,7 +346,7 @@ impl Agent {
             Decision::Decline(outcome, error) => return Some(Done::without_run(outcome, error)),
         }
         let _permit = self.permit(stop).await?;
-        // It may have waited long for the permit, and the plugins may have been read again.
+        // The wait for the permit may have been long, and the plugins may have been read again meanwhile.
         let loaded = self.loaded();
         let plugin = match decide(command, &loaded.registry, Timestamp::now()) {
             Decision::Run(plugin) => plugin,
@@ -362,7 +364,7 @@ impl Agent {
         }
     }
 
-    /// Sees whether the state folder can be written again, where nothing else would find out.
+    /// Tests whether the state folder can be written again, for when nothing else would find out.
     pub(super) async fn probe(self: Arc<Self>) {
         let marks = self.marks.clone();
         if let Ok(Ok(())) = spawn_blocking(move || marks.probe()).await {
@@ -376,7 +378,7 @@ impl Agent {
             let (marks, execution) = (self.marks.clone(), execution.clone());
             let begin = move || marks.begin(execution, is_redelivered);
             let begun = spawn_blocking(begin).await.map_err(std::io::Error::other)?;
-            // A mark is small; a result that a newer one supersedes is worth less than that a plugin runs.
+            // A mark is small, and running a plugin is worth more than a superseded result.
             let is_full = begun.as_ref().is_err_and(is_full);
             let has_room = is_full && self.outbox.with(Spool::make_room).await.unwrap_or(false);
             if !has_room {
@@ -428,7 +430,8 @@ impl Agent {
     }
 }
 
-/// A command for nodes that this one is not among: nothing runs, and nobody is told, since nobody asked this node.
+/// Drops a command that is meant for other nodes. Nothing runs, and nobody gets an answer, since nobody asked this
+/// node.
 pub(super) fn refuse_stray(delivery: Delivery, is_news: bool) {
     let run = TraceParent::of(&delivery.properties).map(|parent| parent.run);
     let run = run.map(tracing::field::display);
@@ -456,7 +459,7 @@ async fn pause(stop: &CancellationToken) {
     }
 }
 
-/// What is said of a plugin whose end nobody saw.
+/// The error for a plugin whose end nobody saw.
 fn interrupted() -> PluginError {
     PluginError {
         kind: ErrorKind::Interrupted,

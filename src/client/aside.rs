@@ -1,19 +1,20 @@
-//! Results that the broker will never take, kept beside the spool for whoever wants to see them.
+//! Results that the broker will never take, kept beside the spool for anybody who wants to see them.
 //!
-//! A spooled file goes in under another suffix; the oldest go when there are too many. Invariant: the files here are
+//! A spooled file is kept under another suffix; past the bounds, the oldest are deleted. Invariant: these files are
 //! few and not large, whatever plugins print.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Suffix of what is set aside.
+/// Suffix of the files set aside.
 pub(super) const EXTENSION: &str = "large";
-/// Most files kept, and their most bytes: some evidence, and no second spool.
+/// Most files kept, and their most bytes: some evidence, but not a second spool.
 const COUNT_MAX: usize = 8;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Keeps the file `path` under the suffix, in its own folder, and lets the oldest go. The file itself stays.
+/// Keeps the file `path` under the suffix in the same folder, and deletes the oldest past the bounds. The file itself
+/// stays.
 pub(super) fn keep(path: &Path) -> io::Result<PathBuf> {
     let kept = path.with_extension(EXTENSION);
     match fs::hard_link(path, &kept) {
@@ -26,7 +27,7 @@ pub(super) fn keep(path: &Path) -> io::Result<PathBuf> {
     Ok(kept)
 }
 
-/// Lets go of all that is kept: on a full disk results come first. Says whether there was any.
+/// Deletes all kept files: on a full disk, results come first. Returns whether there were any.
 pub(super) fn release(folder: &Path) -> bool {
     let mut has_released = false;
     for path in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -38,7 +39,7 @@ pub(super) fn release(folder: &Path) -> bool {
     has_released
 }
 
-/// Names sort as sequences do, so the last ones are the newest.
+/// Deletes the oldest files past the bounds. Names sort as sequences do, so the last ones are the newest.
 fn prune(folder: &Path) -> io::Result<()> {
     let mut kept = Vec::new();
     for entry in fs::read_dir(folder)? {

@@ -1,8 +1,8 @@
-//! What the client's queue is bound to: remembered on disk, so that a group that was left is unbound.
+//! The bindings of the client's queue, remembered on disk, so that a group that the node has left is unbound.
 //!
 //! AMQP cannot list bindings, and the queue outlives its client by weeks. So the keys are written down before they are
-//! bound, and struck out after they were unbound. Invariant: a key that this client ever bound and that may still be
-//! bound is in the file, as long as the state folder lives; [`Audience`] refuses what comes by a key nobody remembers.
+//! bound, and removed after they are unbound. Invariant: a key that this client ever bound and that may still be bound
+//! is in the file, as long as the state folder exists. [`Audience`] refuses commands that come by a forgotten key.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +26,7 @@ struct Record {
     keys: BTreeSet<String>,
 }
 
-/// The bindings that a queue should have, and the file that knows which it may have beside them.
+/// The bindings that a queue should have, and the file that records which others it may have.
 #[derive(Debug, Clone)]
 pub(super) struct Bindings {
     folder: PathBuf,
@@ -35,7 +35,7 @@ pub(super) struct Bindings {
 }
 
 impl Bindings {
-    /// Of `queue`, remembered in the folder `state`.
+    /// The bindings of `queue`, recorded in the folder `state`.
     pub(super) fn new(state: &Path, queue: &Queue) -> Self {
         Self {
             folder: state.to_owned(),
@@ -44,7 +44,7 @@ impl Bindings {
         }
     }
 
-    /// Writes down what is about to be bound, and says what should be unbound after that. Blocks on the disk.
+    /// Records the keys about to be bound. Returns the bindings to remove after that. Blocks on the disk.
     pub(super) fn begin(&self) -> Vec<Binding> {
         let mut record = self.read();
         let old = record.keys.difference(&self.wanted).cloned().collect();
@@ -53,7 +53,7 @@ impl Bindings {
         commands(old)
     }
 
-    /// What should go is unbound. Blocks on the disk.
+    /// Records that the old bindings are removed. Blocks on the disk.
     pub(super) fn done(&self) {
         self.write(&Record {
             queue: self.queue.clone(),
@@ -61,7 +61,8 @@ impl Bindings {
         });
     }
 
-    /// The keys of another name's queue are not ours to unbind: another machine may have that name now.
+    /// Reads the file. Keys of a queue of another name are dropped: that name may belong to another machine now, so
+    /// they are not ours to unbind.
     fn read(&self) -> Record {
         let path = self.folder.join(FILE);
         let record = match fs::read(&path) {
@@ -82,7 +83,7 @@ impl Bindings {
         }
     }
 
-    /// A client that cannot write listens all the same: the keys are checked again when a command comes.
+    /// Writes the file. A client that cannot write listens all the same: each command's key is checked when it comes.
     fn write(&self, record: &Record) {
         if self.read() == *record {
             return;
@@ -99,7 +100,7 @@ impl Bindings {
     }
 }
 
-/// Bindings to commands.
+/// Bindings of `keys` to the exchange of commands.
 pub(super) fn commands(keys: Vec<String>) -> Vec<Binding> {
     let of = |key| Binding {
         exchange: Exchange::Commands,
@@ -108,7 +109,7 @@ pub(super) fn commands(keys: Vec<String>) -> Vec<Binding> {
     keys.into_iter().map(of).collect()
 }
 
-/// Whom commands must be meant for to be ours: all, this node, or a group that it is in.
+/// The addresses of commands that are for this client: all, this node, or a group that it is in.
 #[derive(Debug, Clone)]
 pub(super) struct Audience {
     keys: BTreeSet<String>,
@@ -147,8 +148,8 @@ mod tests {
         bindings.into_iter().map(|binding| binding.key).collect()
     }
 
-    /// Goal: what was left is named until it is unbound, over restarts and changes in between; another name's bindings,
-    /// a lost file and a broken one name nothing.
+    /// Goal: old bindings are named until they are unbound, over restarts and changes in between. Another name's
+    /// bindings, a lost file and a broken one name nothing.
     #[test]
     fn what_was_bound_is_remembered_until_it_is_unbound() {
         let state = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use super::plugin::{Plugin, Registry};
 use crate::telemetry::CommandOutcome;
 use crate::wire::{CLIENT_PLUGIN, Command, ErrorKind, PluginError};
 
-/// Names of plugins that an answer to an unknown one lists at most.
+/// Most plugin names listed in the answer to an unknown one.
 const NAMES_MAX: usize = 50;
 
 /// What to do.
@@ -14,13 +14,13 @@ const NAMES_MAX: usize = 50;
 pub(super) enum Decision<'r> {
     /// Run this plugin.
     Run(&'r Plugin),
-    /// Report ourselves.
+    /// Report the client itself.
     About,
-    /// Run nothing, and say why.
+    /// Run nothing, and give the reason.
     Decline(CommandOutcome, PluginError),
 }
 
-/// Decides at `now`. A command chooses among the plugins of this node's own files, and can do no more.
+/// Decides at `now`. A command only chooses among the plugins of this node's own files.
 pub(super) fn decide<'r>(
     command: &Command,
     registry: &'r Registry,
@@ -88,7 +88,7 @@ mod tests {
         }
     }
 
-    /// Goal: a command past its deadline, with a filter, or for a plugin that is not here runs nothing and says why.
+    /// Goal: a command past its deadline, with a filter, or for an unknown plugin runs nothing and gets the reason.
     #[test]
     fn what_may_not_run_is_declined() {
         let registry = registry("[rpms]\ncommand = rpm -qa\n[dpkg]\ncommand = dpkg -l\n");

@@ -1,9 +1,9 @@
-//! The envelope: a result as it waits on disk, ready to be published as it is.
+//! The envelope: a result as it waits on disk, ready to be published unchanged.
 //!
-//! A header line (checksum, version, sequence, content encoding, node, place in the run's trace, plugin) and the message's
-//! body. Invariant: what is read back is byte for byte what was written, or an error. Envelopes of the first version, which
-//! names neither itself nor the plugin, are still read. The routing key is the one of the node that made the
-//! result, which may have been renamed since.
+//! It is a header line (checksum, version, sequence, content encoding, node, place in the run's trace, plugin) and the
+//! message's body. Invariant: what is read back is byte for byte what was written, or an error. Envelopes of the first
+//! version, which names neither itself nor the plugin, are still read. The routing key is that of the node that made
+//! the result; the node may have been renamed since.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -20,12 +20,12 @@ const CONTENT_TYPE: &str = "application/json";
 const ZSTD: &str = "zstd";
 /// zstd's default: level 3 packs facts to a fifth at hundreds of megabytes a second.
 const ZSTD_LEVEL: i32 = 3;
-/// A result that packs better than so many fold travels as it is once it is large: the server takes it for a bomb from
-/// `server.amplification_max` on, a hundredfold by default.
+/// A large result that zstd shrinks by more than this factor travels unpacked: the server takes it for a bomb from
+/// `server.amplification_max` on, a factor of 100 by default.
 const PACKED_FOLD_MAX: usize = 50;
 const CHECKSUM_HEX_DIGITS: usize = 64;
 const VERSION: &str = "v2";
-/// In place of a word that is not there.
+/// Stands for a missing word.
 const NONE: &str = "-";
 
 /// A result, encoded.
@@ -42,7 +42,7 @@ pub(super) struct Envelope {
     body: Bytes,
 }
 
-/// What a header says.
+/// The content of a header line.
 #[derive(Debug)]
 pub(super) struct Header {
     seq: Seq,
@@ -53,10 +53,10 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Longest header line: checksum, version, sequence, encoding, names and trace, with their spaces.
+    /// Longest header line, in bytes: checksum, version, sequence, encoding, names and trace, with their spaces.
     pub(super) const BYTES_MAX: usize = 1024;
 
-    /// Reads it from the beginning of a file, unchecked: good for what may be wrong without harm.
+    /// Reads the header from the beginning of a file, without the checksum: for uses where an error does no harm.
     pub(super) fn peek(start: &[u8]) -> Option<Self> {
         let sealed = start.get(CHECKSUM_HEX_DIGITS + 1..)?;
         let end = sealed.iter().position(|byte| *byte == b'\n')?;
@@ -72,7 +72,7 @@ impl Header {
 /// Why a result cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EncodeError {
-    /// It has no place in a version 2 message.
+    /// It cannot be written as a version 2 message.
     #[error("the result cannot be encoded: {0}")]
     Json(#[from] serde_json::Error),
     /// The packer failed.
@@ -80,19 +80,19 @@ pub(super) enum EncodeError {
     Zstd(#[from] std::io::Error),
 }
 
-/// Bytes that are no envelope, or no longer the one that was written.
+/// Bytes that are not an envelope, or no longer the one that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CorruptError {
-    /// There is no header line as we write it.
+    /// There is no header line in our format.
     #[error("it has no header of ours")]
     Header,
-    /// The checksum is another.
+    /// The checksum does not match.
     #[error("its checksum does not match")]
     Checksum,
 }
 
 impl Envelope {
-    /// Encodes `result`, packed with zstd from `zstd_bytes_min` bytes on.
+    /// Encodes `result`. It is packed with zstd if it has at least `zstd_bytes_min` bytes.
     pub(super) fn seal(
         result: &PluginResult,
         trace: Option<TraceParent>,
@@ -119,18 +119,18 @@ impl Envelope {
         })
     }
 
-    /// The plugin that made it, where that is known.
+    /// The plugin that made the result, if known.
     pub(super) fn plugin(&self) -> Option<&PluginName> {
         self.plugin.as_ref()
     }
 
-    /// The run that asked for it.
+    /// The run that asked for the result.
     pub(super) fn run(&self) -> Option<RunId> {
         self.trace.map(|trace| trace.run)
     }
 
-    /// An error in place of a result that is too large to be kept or published: the same result, of the same moment, that
-    /// says why it has no value. None if that would not be smaller.
+    /// An error in place of a result that is too large to be kept or published: the same result, with the same time,
+    /// that says why it has no value. None if that would not be smaller.
     pub(super) fn instead(&self, message: String) -> Option<Self> {
         let json = if self.is_zstd {
             zstd::decode_all(self.body.as_ref()).ok()?.into()
@@ -175,7 +175,7 @@ impl Envelope {
         }
     }
 
-    /// As it stands on disk.
+    /// The bytes of the file on disk.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let encoding = if self.is_zstd { ZSTD } else { NONE };
         let trace = self
@@ -295,7 +295,7 @@ pub(super) mod tests {
         );
     }
 
-    /// Goal: a large result that packs like a bomb travels as it is, so that the server does not take it for one.
+    /// Goal: a large result that packs like a bomb travels unpacked, so that the server does not take it for one.
     #[test]
     fn what_packs_like_a_bomb_is_not_packed() {
         for (bytes, is_packed) in [(900_000, true), (3_000_000, false)] {
@@ -310,7 +310,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Goal: what is too large becomes an error of the same result; what is small already does not.
+    /// Goal: a result that is too large becomes an error of the same result; one that is already small does not.
     #[test]
     fn a_large_result_becomes_a_small_error() {
         let trace = Some(TraceParent::generate(RunId::generate()));
@@ -336,7 +336,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Goal: what an earlier release left in a spool is published by this one.
+    /// Goal: this release publishes what an earlier one left in a spool.
     #[test]
     fn the_first_version_is_read() {
         let run = RunId::generate();
@@ -351,7 +351,7 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// What is read back is what was written; a byte changed or cut off anywhere is an error.
+        /// What is read back is what was written; a byte changed or cut off anywhere gives an error.
         #[test]
         fn damage_is_noticed(text in "\\PC{0,40}", has_run: bool, at in any::<prop::sample::Index>(), flip in 1..=255_u8) {
             let trace = has_run.then(|| TraceParent::generate(RunId::generate()));

@@ -1,15 +1,16 @@
-//! Runs a plugin: under a supervisor, no shell, bounded in time and output, gone when we are done with it.
+//! Runs a plugin under a supervisor: without a shell, bounded in time and output, and with nothing left running
+//! afterwards.
 //!
-//! A plugin in, content and duration out; an [`Execution`] always comes back, at the latest [`REAP_MAX`] after the
-//! timeout. Invariant: when the execution ends, or is dropped, or this process dies, everything that the plugin started is
-//! killed (`supervise.rs` sees to it). What could not be killed is said.
+//! Goes in: a plugin. Comes out: content and duration. An [`Execution`] always comes back, at the latest [`REAP_MAX`]
+//! after the timeout. Invariant: when the execution ends or is dropped, or this process dies, everything that the
+//! plugin started is killed (`supervise.rs` sees to it). What could not be killed is reported.
 //!
-//! The plugin has ended when its program has ended and nobody holds its output any more: a program in the background that
-//! may still print belongs to the answer. One that holds nothing (a daemon) is killed at the end.
+//! The plugin has ended when its program has ended and nobody holds its output any more. A background program that may
+//! still print belongs to the answer; one that does not hold the output (a daemon) is killed at the end.
 //!
-//! The program sees an environment of three variables ([`PATH`], `LANG=C.UTF-8`, `HOME=/`; with `user =` also `USER` and
-//! `LOGNAME`, and that user's `HOME`), works in `/`, and reads nothing: what it prints depends on the machine, not on who
-//! started the client.
+//! The program gets an environment of three variables ([`PATH`], `LANG=C.UTF-8`, `HOME=/`; with `user =` also `USER`
+//! and `LOGNAME`, and that user's `HOME`). It works in `/` and has no input. So what it prints depends on the machine,
+//! not on who started the client.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
@@ -32,18 +33,18 @@ use crate::wire::{Content, ErrorKind, PluginError};
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of the end of standard error is kept, in bytes.
 pub const STDERR_BYTES_MAX: usize = 4096;
-/// Longest wait for the supervisor to end what runs: it gives up itself, a little sooner.
+/// Longest wait for the supervisor to kill what still runs. The supervisor itself gives up a little sooner.
 pub const REAP_MAX: Duration = KILL_MAX.saturating_add(Duration::from_secs(1));
 const READ_BYTES: usize = 16 * 1024;
 /// This very program, also after a package has replaced its file.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// The program that supervises plugins when it is called so: `vogeler` itself.
+/// The program that supervises plugins when started with the supervisor's arguments: `vogeler` itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Supervisor(PathBuf);
 
 impl Supervisor {
-    /// The running program, whose `main` must ask [`supervise::run_if_asked`].
+    /// The running program. Its `main` must call [`supervise::run_if_asked`].
     pub fn this_program() -> Self {
         Self(PathBuf::from(THIS_PROGRAM))
     }
@@ -57,13 +58,13 @@ impl Supervisor {
 /// What bounds an execution.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// How long it may take, for a plugin that names no time of its own.
+    /// How long a plugin may take if it sets no timeout of its own.
     pub timeout: Duration,
-    /// How much it may print, in bytes.
+    /// How much a plugin may print, in bytes.
     pub output_bytes_max: usize,
 }
 
-/// What came of running a plugin.
+/// The outcome of running a plugin.
 #[derive(Debug)]
 pub struct Execution {
     /// The value, or the error in its place.
@@ -84,7 +85,7 @@ pub async fn execute(plugin: &Plugin, limits: Limits, supervisor: &Supervisor) -
     Execution { content, duration }
 }
 
-/// Formats and hashes away from the runtime's threads: megabytes of YAML take a while.
+/// Formats and hashes outside the runtime's threads, since megabytes of YAML take a while.
 async fn content_of(plugin: &Plugin, output: Vec<u8>) -> Content {
     let format = plugin.format;
     let volatile = plugin.volatile.clone();
@@ -171,7 +172,7 @@ enum Stop {
     OutputTooLarge,
     NotStarted(String),
     Io(std::io::Error),
-    /// Nobody waits for the program any more.
+    /// The supervisor was killed, so nobody waits for the program any more.
     SupervisorGone,
 }
 
@@ -206,10 +207,10 @@ impl Stop {
     }
 }
 
-/// A program that runs, seen through its supervisor.
+/// A running program, seen through its supervisor.
 #[derive(Debug)]
 struct Process {
-    /// What the supervisor says. Dropped, it asks for the end.
+    /// What the supervisor says. Dropping it asks the supervisor to end the program.
     said: BufReader<UnixStream>,
     supervisor: Child,
     /// The program's process group.
@@ -256,7 +257,7 @@ impl Process {
         })
     }
 
-    /// Until the program has ended and nobody holds the pipes any more.
+    /// Runs until the program has ended and nobody holds the pipes any more.
     async fn run(
         &mut self,
         output_bytes_max: usize,
@@ -269,16 +270,16 @@ impl Process {
         Ok((status, output))
     }
 
-    /// Has the supervisor kill what is left of the program; says what it could not kill.
+    /// Has the supervisor kill what is left of the program. Returns what it could not kill.
     async fn end(&mut self, plugin: &Plugin) -> Vec<String> {
         let end = async {
-            // An error says that the supervisor is gone already.
+            // An error means that the supervisor is already gone.
             self.said.get_mut().shutdown().await.ok();
             loop {
                 match next_said(&mut self.said).await {
                     Ok(Said::Gone { killed, left }) => return Some((killed, left)),
                     Ok(_) => {}
-                    // It has said all; or it was killed.
+                    // The supervisor has said everything, or was killed.
                     Err(_) => break,
                 }
             }
@@ -300,7 +301,7 @@ impl Process {
         left
     }
 
-    /// Without a supervisor the program's own group is all that is known of it.
+    /// Kills the program's own process group: without a supervisor, no more of it is known.
     fn kill_blindly(&mut self) {
         tracing::warn!(target: "vogeler::client", pid = self.supervisor.id(), "a plugin's supervisor was killed or hangs; what the plugin started may still run");
         self.supervisor.start_kill().ok();
@@ -372,7 +373,7 @@ impl Tail {
         self.0.drain(..excess);
     }
 
-    /// As text without outer white space, none if there is none. Bytes that are not UTF-8 become U+FFFD.
+    /// The text without outer white space; none if it is empty. Bytes that are not UTF-8 become U+FFFD.
     fn into_text(self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.0);
         let text = text.trim();

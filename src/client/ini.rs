@@ -1,9 +1,10 @@
-//! Reads INI text as Python's `ConfigParser` does, and remembers the line of everything.
+//! Reads INI text as Python's `ConfigParser` does, and records the line of every element.
 //!
-//! Text in, sections and problems out. Invariant: a line that cannot be read breaks its own section and no other.
+//! Goes in: text. Comes out: sections and problems. Invariant: a line that cannot be read breaks its own section and
+//! no other.
 //!
-//! `key = value` or `key: value`; an indented line continues the value before it; a line that starts with `#` or
-//! `;` is a comment, and so is the rest of a line from white space and `;` on, unless that stands in quotes.
+//! A line is `key = value` or `key: value`; an indented line continues the value before it. A line that starts with
+//! `#` or `;` is a comment. So is the rest of a line from a `;` after white space, unless the `;` is in quotes.
 
 /// A section: the lines from its heading to the next heading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub(super) struct Section {
     /// Line of the heading, from 1.
     pub(super) line: usize,
     pub(super) entries: Vec<Entry>,
-    /// Lines of it that are no entry. A section with problems is not to be used.
+    /// Its lines that are not entries. A section with problems must not be used.
     pub(super) problems: Vec<LineProblem>,
 }
 
@@ -74,7 +75,7 @@ pub(super) fn parse(text: &str) -> Ini {
     ini
 }
 
-/// A heading that cannot be read still opens a section, so that its lines do not end in the one before.
+/// Reads a heading. A malformed one still opens a section, so its lines do not end up in the section before.
 fn heading(content: &str, line: usize) -> Section {
     let bare = without_comment(content);
     let name = bare
@@ -186,7 +187,7 @@ mod tests {
         assert!(section.problems.is_empty());
     }
 
-    /// Goal: what is broken is named by its line and stays in its own section.
+    /// Goal: each problem names its line and stays in its own section.
     #[test]
     fn a_broken_section_takes_no_other_with_it() {
         let ini = parse("lost = 1\n[a]\nx = 1\n[b\ny = 2\n[c]\nnonsense\nz = 3\nz = 4\n[]\n[d]\n");

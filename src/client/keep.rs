@@ -1,7 +1,8 @@
 //! Keeping: puts an answer into the spool as a result, and holds it while the disk does not take it.
 //!
-//! An answer in; when it is kept, it is durable. Invariant: a result has its place in the node's order from the moment it was
-//! made, however long it waits for the disk. What is held is bounded: one result a command under way and one a plugin.
+//! Goes in: an answer. Once it is kept, it is durable. Invariant: a result has its place in the node's order from the
+//! moment it was made, however long it waits for the disk. The results held are bounded: one per running command and
+//! one per plugin.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::hash::HashError;
 use crate::trace::TraceParent;
 use crate::wire::{PluginName, PluginResult, Seq};
 
-/// Longest pause between two tries to write a result that is held.
+/// Longest pause between two tries to write a held result.
 const HOLD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Why a result is not in the spool.
@@ -36,7 +37,7 @@ pub(super) enum KeepError {
 }
 
 impl Agent {
-    /// Puts the answer into the spool, as a result with the node's next sequence, of the run that `trace` is of. While the
+    /// Puts the answer into the spool, as a result with the node's next sequence, for the run of `trace`. While the
     /// disk does not take it, it is held for `hold_max`, or until `stop`.
     pub(super) async fn keep(
         &self,
@@ -57,7 +58,7 @@ impl Agent {
                 break;
             };
             if matches!(error, SpoolError::TooLarge { .. }) {
-                // Its plugin would print as much again.
+                // Running the plugin again would print as much again.
                 envelope = envelope.instead(error.to_string()).ok_or(error)?;
                 continue;
             }
@@ -78,7 +79,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes a result of an answer. Its place in the node's order is that of now, whenever it is written.
+    /// Makes a result of an answer. Its place in the node's order is fixed now, whenever it is written.
     async fn seal(
         &self,
         plugin: PluginName,

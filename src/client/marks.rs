@@ -1,15 +1,16 @@
-//! Marks: on disk before a plugin starts, gone once its result is safe. One that is found at the start says that the plugin
-//! did not come to its end: it may have taken the client with it, and is not run again.
+//! Marks: a mark is on disk before its plugin starts, and is gone once the result is safe. A mark found at the start
+//! means that the plugin did not come to its end: it may have taken the client with it, so it is not run again.
 //!
-//! What is about to run in; whether it may out. Invariant: an execution that may end the client (a crash, a kill, a reboot)
-//! is not repeated at every start. After a crash the command is answered "interrupted". After an orderly stop, which kills
-//! what still runs, the command runs once more, and after a second one it is answered "interrupted" as well: a plugin that
-//! stops the client (or reboots the machine) in good order would do so for ever.
+//! Goes in: what is about to run. Comes out: whether it may. Invariant: an execution that may end the client (a crash,
+//! a kill, a reboot) is not repeated at every start. After a crash the command is answered "interrupted". An orderly
+//! stop kills what still runs; after the first one the command runs once more, after the second it is answered
+//! "interrupted" as well. Otherwise a plugin that stops the client (or reboots the machine) in good order would do so
+//! for ever.
 //!
-//! A run whose answer is safe, "interrupted" or not, has ended: should the broker bring its command once more, it is only
-//! acknowledged.
+//! A run whose answer is safe, "interrupted" or not, has ended. If the broker brings its command once more, the
+//! command is only acknowledged.
 //!
-//! A command of 2010 has no run: there a mark counts for the next command of its plugin that the broker brings again.
+//! A command of 2010 has no run. Its mark counts for the next command of the same plugin that the broker brings again.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -27,13 +28,13 @@ use crate::wire::{PluginName, RunId};
 /// The folder of marks in the state folder.
 pub(super) const FOLDER: &str = "running";
 const TEMPORARY: &str = "new";
-/// A file that is written to see whether any can be.
+/// A file written to test whether any file can be.
 const PROBE: &str = "probe";
-/// How long it is remembered that a run was interrupted: longer than any command waits.
+/// How long an interrupted run is remembered: longer than any command waits.
 const REMEMBER_MAX: Duration = Duration::from_hours(7 * 24);
-/// So many are remembered.
+/// Marks kept at the start; the oldest past this are deleted.
 const MARKS_MAX: usize = 1000;
-/// An orderly stop is no crime, two of them while the same command runs are suspicious.
+/// Orderly stops that one execution may see. One is normal; two while the same command runs are suspicious.
 const STOPS_MAX: u32 = 1;
 
 /// An execution that must not be repeated for ever.
@@ -47,7 +48,7 @@ pub(super) enum Execution {
         /// For which run; none for a command of 2010.
         run: Option<RunId>,
     },
-    /// Because its time had come.
+    /// Because it was due.
     Scheduled {
         /// Which plugin.
         plugin: PluginName,
@@ -97,7 +98,8 @@ struct Inner {
     folder: PathBuf,
     /// What earlier lives left, and what this one broke off.
     left: Mutex<HashMap<Execution, Note>>,
-    /// Names of files that could not be read at the start. What they are of does not run before they are.
+    /// Names of mark files that could not be read at the start. Their executions do not run until the files can be
+    /// read.
     unread: Mutex<HashSet<String>>,
 }
 
@@ -111,7 +113,7 @@ pub(super) enum Begin {
 }
 
 impl Marks {
-    /// Reads what an earlier life left in the state folder. A result in the spool is an end, too.
+    /// Reads what an earlier life left in the state folder. A result in the spool also counts as an end.
     pub(super) fn open(state: &Path, spool: &Spool) -> io::Result<Self> {
         let folder = state.join(FOLDER);
         private::create_folder(&folder)?;
@@ -162,7 +164,7 @@ impl Marks {
         left.get(execution).is_some_and(|note| note.is_ended)
     }
 
-    /// Marks what is about to run. `is_redelivered` says that the broker brings the command again.
+    /// Marks what is about to run. `is_redelivered` means that the broker brings the command again.
     pub(super) fn begin(&self, execution: Execution, is_redelivered: bool) -> io::Result<Begin> {
         self.0.read_again(&execution)?;
         let mut stops = 0;
@@ -199,14 +201,14 @@ impl Marks {
         plugins.collect()
     }
 
-    /// Whether a mark could be written now.
+    /// Tests whether a mark can be written now.
     pub(super) fn probe(&self) -> io::Result<()> {
         let path = self.0.folder.join(PROBE);
         private::write(&path, &path.with_extension(TEMPORARY), b"x")?;
         fs::remove_file(path)
     }
 
-    /// The answer "interrupted" is safe. A run's mark stays, should the broker bring the command once more.
+    /// The answer "interrupted" is safe. The mark of a run stays, in case the broker brings the command once more.
     pub(super) fn answered(&self, execution: &Execution) {
         if matches!(execution, Execution::Command { run: Some(_), .. }) {
             self.0.end(execution);
@@ -273,7 +275,8 @@ impl Inner {
     }
 }
 
-/// The mark of one execution. Dropped before it is [`done`](Self::done), it says that an orderly stop broke it off.
+/// The mark of one execution. If dropped before [`done`](Self::done), it records that an orderly stop broke the
+/// execution off.
 #[derive(Debug)]
 pub(super) struct Mark {
     inner: Arc<Inner>,
@@ -281,7 +284,7 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// The result is safe.
+    /// The result is safe: removes the mark.
     pub(super) fn done(mut self) {
         if let Some(note) = self.note.take() {
             remove(&self.inner.path(&note.execution));
@@ -297,14 +300,14 @@ impl Drop for Mark {
         note.stops += 1;
         note.is_running = note.stops > STOPS_MAX;
         if let Err(error) = self.inner.write(&note) {
-            // As it stands on disk, the command counts as interrupted.
+            // With the file as it is on disk, the command counts as interrupted.
             tracing::warn!(target: "vogeler::client", %error, "it cannot be noted that a plugin was stopped in good order");
         }
         self.inner.left().insert(note.execution.clone(), note);
     }
 }
 
-/// What a file says; none if it is half written (then nothing was started) or too old to matter.
+/// The note in a file. None if the file is half written (then nothing was started) or too old to matter.
 fn read(path: &Path, modified: SystemTime) -> io::Result<Option<Note>> {
     if modified.elapsed().is_ok_and(|age| age > REMEMBER_MAX) {
         return Ok(None);
@@ -312,7 +315,7 @@ fn read(path: &Path, modified: SystemTime) -> io::Result<Option<Note>> {
     Ok(serde_json::from_slice(&fs::read(path)?).ok())
 }
 
-/// A mark that stays answers "interrupted" to a command that will not come again.
+/// Removes a mark. If that fails, the mark answers "interrupted" only to a command that will not come again.
 fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
@@ -415,7 +418,8 @@ mod tests {
         }
     }
 
-    /// Goal: a mark that cannot be read now is no half-written one: it stays, and what it is of does not run before it is read.
+    /// Goal: a mark that cannot be read now does not count as half written. It stays, and its execution does not run
+    /// until it is read.
     #[test]
     fn a_mark_that_cannot_be_read_stays() {
         let state = tempfile::tempdir().unwrap();
@@ -423,7 +427,7 @@ mod tests {
         crash(mark(&open(state.path()), &poison).unwrap());
         let path = state.path().join(FOLDER).join(poison.file());
         let hidden = state.path().join("hidden");
-        // Reading a folder is an error, and no half a mark.
+        // Reading a folder fails, which is not the same as a half-written mark.
         fs::rename(&path, &hidden).unwrap();
         fs::create_dir(&path).unwrap();
         let marks = open(state.path());
@@ -435,7 +439,7 @@ mod tests {
         assert!(mark(&open(state.path()), &poison).is_none());
     }
 
-    /// Goal: what an orderly stop broke off runs once more, and no third time.
+    /// Goal: what an orderly stop broke off runs once more, but not a third time.
     #[test]
     fn two_orderly_stops_are_enough() {
         let state = tempfile::tempdir().unwrap();
@@ -445,7 +449,7 @@ mod tests {
         assert!(mark(&open(state.path()), &run).is_none());
     }
 
-    /// Goal: a scheduled plugin is told of once, and then runs again; a done one is not told of.
+    /// Goal: an interrupted scheduled plugin is reported once, and then runs again; one that is done is not reported.
     #[test]
     fn a_schedule_goes_on() {
         let state = tempfile::tempdir().unwrap();

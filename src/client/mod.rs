@@ -5,8 +5,8 @@
 //!                     ▲ schedule (`every`)
 //! ```
 //!
-//! Invariant: a command chooses a plugin and nothing more, and a result that was produced is on disk until the
-//! broker has it. A client is two tasks, and one for each command it works on.
+//! Invariant: a command only chooses a plugin, and a result that was produced is on disk until the broker has it. A
+//! client is two tasks, plus one for each command it works on.
 
 mod about;
 mod agent;
@@ -67,11 +67,11 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 /// How long a stop waits until the broker knows the last acknowledgements.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// Keys of other groups' commands that are unbound; past it the commands are only refused.
+/// Most keys of other groups that are unbound. Past this, their commands are only refused.
 const STRAYS_MAX: usize = 64;
 /// Pause between two looks whether another client of this name is gone.
 const TAKEN_PAUSE: Duration = Duration::from_secs(1);
-/// Longest sleep of the schedule, so that it notices a clock that was set.
+/// Longest sleep of the schedule, so that it notices when the clock is set.
 const SCHEDULE_SLEEP_MAX: Duration = Duration::from_mins(1);
 
 /// Why a client cannot start, or had to end.
@@ -86,7 +86,7 @@ pub enum ClientError {
     /// The state folder cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The marks of what runs cannot be kept.
+    /// The marks of running plugins cannot be kept.
     #[error(
         "{} cannot be written: {source}; client.state must be a folder that this user may write",
         folder.display()
@@ -120,7 +120,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Reads the plugins and opens the spool; blocks on the disk. What is wrong in plugin files is logged.
+    /// Reads the plugins and opens the spool. Blocks on the disk. Problems in plugin files are logged.
     pub fn new(
         config: config::Client,
         broker: Arc<dyn Broker>,
@@ -170,7 +170,7 @@ impl Client {
         })
     }
 
-    /// Reads the plugin files again whenever `reload` is notified, from the start of [`run`](Self::run) on.
+    /// Reads the plugin files again whenever `reload` is notified, starting with [`run`](Self::run).
     #[must_use]
     pub fn reload_when(mut self, reload: Arc<Notify>) -> Self {
         self.reload = reload;
@@ -182,7 +182,7 @@ impl Client {
         &self.agent.node
     }
 
-    /// Tells how the client is, `stop` being what ends it, with these settings.
+    /// The probe that reports this client's state and `settings`. `stop` is the token that ends the client.
     pub fn probe(
         &self,
         settings: Vec<(&'static str, String)>,
@@ -197,8 +197,8 @@ impl Client {
         })
     }
 
-    /// Works until `stop`, then lets running plugins finish for a while, publishes what it can and returns. The
-    /// broker is the caller's to close. Errors are those that waiting does not cure.
+    /// Works until `stop`. Then it lets running plugins finish for a while, publishes what it can and returns. The
+    /// caller closes the broker. Errors are those that waiting does not cure.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ClientError> {
         // The publisher outlives the commands, to take their results.
         let flush = CancellationToken::new();
@@ -251,17 +251,17 @@ impl Client {
     }
 }
 
-/// The commands and ticks under way.
+/// The running commands and ticks.
 #[derive(Debug)]
 struct Work {
     agent: Arc<Agent>,
     audience: Audience,
-    /// Keys of groups that this node is not in, and whose commands came all the same.
+    /// Keys of commands that came although this node is not in their groups.
     strays: BTreeSet<String>,
     schedule: Schedule,
     /// At most [`COMMANDS_MAX`] commands (the consumer's prefetch) and one tick for each plugin.
     tasks: JoinSet<()>,
-    /// Which of the tasks are ticks, and of which plugin.
+    /// The tasks that are ticks, with their plugins.
     ticks: HashMap<Id, PluginName>,
     reload: Arc<Notify>,
     stop: CancellationToken,
@@ -316,7 +316,8 @@ impl Work {
         }
     }
 
-    /// How long until something may be due. While another client works for this node, what is due waits for its end.
+    /// How long until something may be due. While another client works for this node, due plugins wait until it is
+    /// gone.
     fn pause(&self, now: Timestamp, is_taken: bool) -> Duration {
         if is_taken {
             return TAKEN_PAUSE;
@@ -325,9 +326,9 @@ impl Work {
         wait.map_or(SCHEDULE_SLEEP_MAX, |wait| wait.min(SCHEDULE_SLEEP_MAX))
     }
 
-    /// Starts what is due, except what still runs from last time. While another client works for this node nothing starts,
-    /// and what is due stays due: that client may be the one that we were before the network broke, which the broker
-    /// counts out only after two heartbeats.
+    /// Starts the plugins that are due, except those that still run from last time. While another client works for
+    /// this node, nothing starts and due plugins stay due. That client may be this very one from before the
+    /// network broke: the broker drops its old connection only after two heartbeats.
     fn tick(&mut self, is_taken: bool) {
         if self.agent.outbox.noted().is_unwritable() {
             self.tasks.spawn(self.agent.clone().probe());
@@ -345,9 +346,9 @@ impl Work {
         }
     }
 
-    /// Reads the plugin files again; what cannot be read stays as it is.
+    /// Reads the plugin files again. If that fails, the plugins stay as they are.
     async fn reload(&mut self, is_taken: bool) {
-        // What is due by the old schedule has its turn.
+        // Plugins due by the old schedule still get their turn.
         self.tick(is_taken);
         match self.agent.reload().await {
             Ok(()) => {
@@ -374,7 +375,7 @@ impl Work {
         self.ticks.remove(&id);
     }
 
-    /// Waits for what runs, for a while; what then still runs is killed.
+    /// Waits a while for running tasks, then kills those that still run.
     async fn finish(&mut self) {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_GRACE, all).await.is_err() {
@@ -399,8 +400,9 @@ mod tests {
 
     const DAY: Duration = Duration::from_hours(24);
 
-    /// Goal: a client that takes itself for the second one of its name for a while, after the network broke, runs what came
-    /// due meanwhile once it has its place again, also if its plugins were read again in between, and does not spin.
+    /// Goal: after the network broke, a client may take itself for the second one of its name for a while. Once it has
+    /// its place again it runs what came due meanwhile, even if its plugins were read again in between, and it does
+    /// not spin.
     #[tokio::test]
     async fn what_is_due_waits_for_the_place() {
         let folder = tempfile::tempdir().unwrap();
@@ -427,7 +429,7 @@ mod tests {
             client.reload,
             &stop,
         );
-        // It was due once since then.
+        // It has been due once since `before`.
         let loaded = work.agent.loaded();
         let before = Timestamp::now() - DAY - Duration::from_mins(1);
         work.schedule = Schedule::new(&work.agent.node, loaded.registry.plugins.values(), before);

@@ -1,8 +1,10 @@
-//! The client's place at its queue: taken, however long that takes, kept, and taken again when it was lost.
+//! The client's place at its queue: the client tries until it has the place, keeps it, and takes it again after losing
+//! it.
 //!
-//! Commands come out. A broker that is away or refuses us, and another client of this name, are waited for: a client that
-//! ended would be started again by its supervisor every few seconds, and log in each time. Invariant: there are commands
-//! only while this client alone consumes the queue, and what it bound is what it should have bound.
+//! Commands come out. The client waits for a broker that is away or refuses it, and for another client of its name to
+//! go. If it ended instead, its service manager would start it again every few seconds, with a login each time.
+//! Invariant: commands come only while this client alone consumes the queue, and while its bindings are those it
+//! should have.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,34 +19,35 @@ use crate::broker::topology::{Binding, Queue};
 use crate::broker::{Broker, BrokerError, Consumer, Delivery};
 use crate::telemetry::record_listening;
 
-/// Commands that wait or run at once: enough for an operator, and a bound on what a stop gives back.
+/// Commands that wait or run at once: enough for an operator. It also bounds how many a stop gives back.
 const COMMANDS_MAX: u16 = 16;
 /// Longest pause between two tries. A broker notices a dead client after two heartbeats (20 s); its successor must
 /// not wait much longer than that.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
-/// How long apart a client binds its queue again, at most: an exchange that somebody deleted comes back without bindings, and
-/// nobody tells. A hundred thousand clients do so 170 times a second, with about ten requests each.
+/// Longest time until a client binds its queue again. This is needed because an exchange that was deleted comes back
+/// without its bindings, and nothing announces it. A hundred thousand clients together bind 170 times a second, with
+/// about ten requests each.
 const BIND_AGAIN_MAX: Duration = Duration::from_mins(15);
 
-/// Longest wait for a consumer to end that is not used.
+/// Longest wait for an unused consumer to end.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// Whether this client hears commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Not yet, or not any more: it is being tried.
+    /// Not yet, or no longer: the client is trying.
     Open,
-    /// It does.
+    /// Yes.
     Ours,
     /// Another client of this name does, or did when we came.
     Taken {
         /// What to do about it.
         reason: String,
     },
-    /// Nobody does, as far as we know.
+    /// Nobody does, as far as we know: taking the place failed.
     Failed {
-        /// Why it cannot.
+        /// Why this client cannot.
         reason: String,
     },
 }
@@ -64,13 +67,13 @@ impl Place {
     }
 }
 
-/// How a place is taken.
+/// Takes the place at the queue.
 #[derive(Debug)]
 pub(super) struct Taker {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) queue: Queue,
     pub(super) bindings: Bindings,
-    /// Told at every change.
+    /// Updated at every change.
     pub(super) place: watch::Sender<Place>,
 }
 
@@ -104,7 +107,7 @@ impl Taker {
         self.place.send_replace(place);
     }
 
-    /// Binds the queue as it should be bound, if it is not.
+    /// Restores missing bindings of the queue.
     async fn bind_again(&self) {
         if let Err(error) = self.broker.declare(std::slice::from_ref(&self.queue)).await {
             tracing::debug!(target: "vogeler::client", %error, "the queue of commands cannot be bound again now");
@@ -112,7 +115,7 @@ impl Taker {
     }
 
     async fn try_once(&self) -> Result<Consumer, BrokerError> {
-        // Consuming waits for a broker that is away; this does not.
+        // Consuming waits for a broker that is away; declaring does not.
         let unbound = Queue {
             bindings: Vec::new(),
             ..self.queue.clone()
@@ -123,7 +126,7 @@ impl Taker {
         if !left.is_empty()
             && let Err(error) = self.unbind(&left).await
         {
-            // Else it would be in the way of the next try.
+            // An open consumer would block the next try.
             consumer.close(CLOSE_MAX).await;
             return Err(error);
         }
@@ -135,7 +138,7 @@ impl Taker {
         Ok(consumer)
     }
 
-    /// Unbinds what this client left.
+    /// Removes the bindings of groups that this client has left.
     async fn unbind(&self, left: &[Binding]) -> Result<(), BrokerError> {
         self.broker.unbind(&self.queue.name, left).await?;
         let keys: Vec<_> = left.iter().map(|binding| binding.key.as_str()).collect();
@@ -143,7 +146,7 @@ impl Taker {
         Ok(())
     }
 
-    /// A command came by a key that is not ours: the queue should not be bound to it.
+    /// Removes the binding behind `key`: a command came by it, and it is not one of ours.
     pub(super) async fn unbind_stray(self: Arc<Self>, key: String) {
         if let Err(error) = self.unbind(&bindings::commands(vec![key])).await {
             tracing::warn!(target: "vogeler::client", %error, "a binding of a group that this node is not in stays");
@@ -160,7 +163,7 @@ impl Taker {
     }
 }
 
-/// The commands as they come.
+/// The stream of commands.
 pub(super) struct Commands {
     taker: Arc<Taker>,
     state: State,
@@ -202,7 +205,7 @@ impl Commands {
         }
     }
 
-    /// Somebody else took it, or the queue is gone.
+    /// The place is lost: another client took it, or the queue is gone.
     fn lost(&self) -> State {
         self.taker.tell(Place::Open);
         State::Taking(Box::pin(Arc::clone(&self.taker).take()))
@@ -213,19 +216,19 @@ impl Commands {
         matches!(&*self.taker.place.borrow(), Place::Taken { .. })
     }
 
-    /// For what is to be done at the queue beside listening.
+    /// The taker, for other work on the queue.
     pub(super) fn taker(&self) -> Arc<Taker> {
         Arc::clone(&self.taker)
     }
 
-    /// Takes no more; what was taken can still be settled.
+    /// Takes no more commands. Those already taken can still be settled.
     pub(super) fn cancel(&mut self) {
         if let State::Listening(consumer) = &mut self.state {
             consumer.cancel();
         }
     }
 
-    /// Waits until the broker knows the last acknowledgements. Says whether it does.
+    /// Waits until the broker has the last acknowledgements. Returns whether it does.
     pub(super) async fn close(self, deadline: Duration) -> bool {
         match self.state {
             State::Listening(consumer) => consumer.close(deadline).await,
@@ -234,7 +237,7 @@ impl Commands {
     }
 }
 
-/// Clients that started together do not bind together.
+/// When to bind again. It is random, so clients that started together do not all bind at once.
 fn bind_again_at() -> Instant {
     Instant::now() + BIND_AGAIN_MAX.mul_f64(rand::random_range(0.3..1.0))
 }
@@ -254,7 +257,7 @@ mod tests {
     use crate::broker::topology::{self, Exchange};
     use crate::broker::{Message, Properties};
 
-    /// Goal: a binding that somebody took away, or that went with its exchange, is back within a quarter of an hour.
+    /// Goal: a binding that was removed, or lost with its exchange, is back within a quarter of an hour.
     #[tokio::test(start_paused = true)]
     async fn a_lost_binding_comes_back() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
 //! Plugins: what the `*.cfg` files of the plugin folder allow this node to run.
 //!
-//! A folder in, a [`Registry`] out. Invariant: a plugin is registered exactly if its whole section is understood and nobody
-//! but root and we can have written it; everything else is a [`Problem`] that names file and line and leaves the other
-//! plugins alone.
+//! Goes in: a folder. Comes out: a [`Registry`]. Invariant: a plugin is registered exactly if its whole section is
+//! understood and only root and we can have written it. Everything else is a [`Problem`] that names file and line, and
+//! does not affect the other plugins.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,18 +19,18 @@ use crate::wire::{CLIENT_PLUGIN, Format, PluginName};
 
 /// Largest plugin file, in bytes: far above any that people write.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Files ending like this hold plugins.
+/// Extension of plugin files.
 const FILE_EXTENSION: &str = "cfg";
-/// Shortest `timeout` and `every`: below it a plugin could only be killed, or would never rest.
+/// Shortest `timeout` and `every`. With a shorter one a plugin could only be killed, or would never rest.
 const SPAN_MIN: Duration = Duration::from_secs(1);
-/// Longest `timeout` and `every`: above it somebody mistook the unit.
+/// Longest `timeout` and `every`. With a longer one somebody mistook the unit.
 const SPAN_MAX: Duration = Duration::from_hours(31 * 24);
-/// Keys of 2010 that are accepted and mean nothing any more.
+/// Keys of 2010 that are accepted but no longer mean anything.
 const KEYS_IGNORED: [&str; 1] = ["command_alias"];
 const KEYS: &str =
     "name, description, command, user, result_format, success, timeout, every, volatile";
 
-/// Said of a broken file of which an earlier version is in use.
+/// Appended to the problem of a broken file of which an earlier version is in use.
 const KEPT: &str = " (the file's last good version stays in use)";
 
 /// A plugin: a command of this node, and how to read what it prints.
@@ -44,20 +44,20 @@ pub struct Plugin {
     pub program: String,
     /// Its arguments. No shell sees them.
     pub arguments: Vec<String>,
-    /// The user it runs as; none for the client's own.
+    /// The user it runs as; none for the user of the client.
     pub user: Option<String>,
     /// What the output looks like. Default: lines (`output`).
     pub format: Format,
-    /// Exit statuses with which its output counts. Default: 0 alone. Some tools say 1 with good output: facter 4
-    /// does if a single fact could not be found out.
+    /// Exit statuses with which its output counts. Default: 0 alone. Some tools exit with 1 after good output: facter
+    /// 4 does if a single fact could not be found out.
     pub success: Vec<i32>,
     /// How long it may run; none for the client's default.
     pub timeout: Option<Duration>,
-    /// How often it also runs by itself.
+    /// How often it also runs on schedule; none for never.
     pub every: Option<Duration>,
-    /// Parts of the value that do not make a result "changed".
+    /// Parts of the value whose changes do not make a result "changed".
     pub volatile: Vec<Pointer>,
-    /// Where it stands.
+    /// Where it is defined.
     pub place: Place,
 }
 
@@ -92,7 +92,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Something in a plugin file that is not used, and why.
+/// A part of a plugin file that is not used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Which file.
@@ -126,22 +126,22 @@ pub struct FolderError {
 /// The plugins of a folder.
 #[derive(Debug, Default)]
 pub struct Registry {
-    /// What may run.
+    /// The plugins that may run.
     pub plugins: BTreeMap<PluginName, Plugin>,
-    /// What is not used, in the order of files and lines.
+    /// The parts that are not used, in the order of files and lines.
     pub problems: Vec<Problem>,
     /// The files whose last version without problems is in use, and that version.
     sound: BTreeMap<PathBuf, Vec<Plugin>>,
 }
 
 impl Registry {
-    /// Reads every `*.cfg` of `folder` in the order of their names. Hidden files are skipped, and files that somebody
-    /// else may change are refused.
+    /// Reads every `*.cfg` of `folder` in the order of names. Hidden files are skipped. Files that somebody else may
+    /// change are refused.
     pub fn load(folder: &Path) -> Result<Self, FolderError> {
         Self::default().reload(folder)
     }
 
-    /// Reads the folder again. A file that is now broken keeps its last version that was not.
+    /// Reads the folder again. A file that is now broken keeps its last good version.
     pub fn reload(&self, folder: &Path) -> Result<Self, FolderError> {
         let files = files(folder).map_err(|source| FolderError {
             folder: folder.to_owned(),
@@ -158,7 +158,7 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Nothing can be read now: what was sound stays in use.
+    /// Keeps the last good versions in use, since nothing can be read now.
     fn keep(&self, mut registry: Self) -> Self {
         for (file, sound) in &self.sound {
             registry.register_sound(file, sound.clone());
@@ -166,7 +166,7 @@ impl Registry {
         registry
     }
 
-    /// Registers what a file holds; if it is broken, its `before` where there is one.
+    /// Registers the content of a file. If the file is broken and has an earlier version, registers `before` instead.
     fn add_file(&mut self, file: &Path, before: Option<&Vec<Plugin>>) {
         let (plugins, mut problems) = match read(file) {
             Ok(text) => parse(file, &text),
@@ -202,7 +202,7 @@ impl Registry {
         self.plugins.keys().map(PluginName::as_str)
     }
 
-    /// Registers what `text`, the content of `file`, holds, whoever wrote it.
+    /// Registers the plugins in `text`, the content of `file`, whoever wrote it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn add(&mut self, file: &Path, text: &str) {
         let (plugins, problems) = parse(file, text);
@@ -262,7 +262,7 @@ fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What `text`, the content of `file`, holds, and what is wrong with it.
+/// The plugins in `text`, the content of `file`, and what is wrong with it.
 fn parse(file: &Path, text: &str) -> (Vec<Plugin>, Vec<LineProblem>) {
     let ini = ini::parse(text);
     let mut problems = ini.problems;
@@ -352,7 +352,7 @@ fn plugin(file: &Path, section: Section) -> Result<Plugin, Vec<LineProblem>> {
     })
 }
 
-/// What is known of a plugin while its keys are read.
+/// A plugin while its keys are read.
 #[derive(Debug, Default)]
 struct Draft {
     name: Option<String>,

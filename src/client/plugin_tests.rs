@@ -6,7 +6,8 @@ pub(in super::super) fn registry(text: &str) -> Registry {
     registry
 }
 
-/// Goal: read again, a file that is now broken keeps its last good version and says so; one that is gone is gone.
+/// Goal: on a reload, a file that is now broken keeps its last good version and says so; a deleted file's plugins are
+/// gone.
 #[test]
 fn a_broken_file_keeps_its_last_good_version() {
     let folder = tempfile::tempdir().unwrap();
@@ -34,7 +35,7 @@ fn a_broken_file_keeps_its_last_good_version() {
     assert_eq!((third.names().count(), third.problems.len()), (1, 0));
 }
 
-/// Goal: a user that this machine does not have is a problem with its line, and one that it has is taken.
+/// Goal: a user that this machine does not have is a problem with its line; an existing one is accepted.
 #[test]
 fn the_user_of_a_plugin_is_known() {
     let registry =
@@ -49,7 +50,7 @@ fn the_user_of_a_plugin_is_known() {
     );
 }
 
-/// Goal: every key arrives, with the defaults of those that are not there.
+/// Goal: every key arrives, and missing keys get their defaults.
 #[test]
 fn a_section_is_a_plugin() {
     let registry = registry(

@@ -1,4 +1,5 @@
-//! Files and folders that nobody but the client's user may look into, whatever its umask, and whatever made them before.
+//! Files and folders that only the client's user may look into, whatever its umask, and however they were created
+//! before.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -8,7 +9,7 @@ use std::path::Path;
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 
-/// Makes a folder, and those above it, where they are missing. The folder itself is closed to others, made or found.
+/// Creates a folder, and the missing ones above it. The folder itself is closed to others, whether new or not.
 pub(super) fn create_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -25,12 +26,12 @@ pub(super) fn create_file(path: &Path) -> io::Result<File> {
         .truncate(true)
         .mode(FILE_MODE)
         .open(path)?;
-    // It may have been there, open to others.
+    // The file may have existed, open to others.
     file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     Ok(file)
 }
 
-/// Writes a file whole and durably: beside it first, then in its place.
+/// Writes a file whole and durably: into `beside` first, which then replaces `path`.
 pub(super) fn write(path: &Path, beside: &Path, content: &[u8]) -> io::Result<()> {
     use io::Write;
     let written = (|| {
@@ -40,7 +41,7 @@ pub(super) fn write(path: &Path, beside: &Path, content: &[u8]) -> io::Result<()
         fs::rename(beside, path)
     })();
     if let Err(error) = written {
-        // A disk that is full shall not stay so for our sake.
+        // If the disk is full, the half-written file must not keep it so.
         fs::remove_file(beside).ok();
         return Err(error);
     }
@@ -50,7 +51,7 @@ pub(super) fn write(path: &Path, beside: &Path, content: &[u8]) -> io::Result<()
     }
 }
 
-/// Closes what lies in a folder to others.
+/// Closes the files in a folder to others.
 pub(super) fn close_files(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

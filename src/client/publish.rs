@@ -1,7 +1,7 @@
-//! The publisher: brings what waits in the spool to the broker, oldest first, one at a time.
+//! The publisher: sends the results in the spool to the broker, oldest first, one at a time.
 //!
-//! Invariant: a result leaves the spool only after the broker has confirmed it. While the broker is away the publisher
-//! tries again with back-off, for ever; the spool's bounds limit what may wait meanwhile.
+//! Invariant: a result leaves the spool only after the broker has confirmed it. While the broker is away, the
+//! publisher retries with back-off for ever; the spool's bounds limit how much may wait meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,19 +52,19 @@ impl Outbox {
         spawn_blocking(call).await
     }
 
-    /// What is known of spool and publishing.
+    /// The health of the spool and of publishing.
     pub(super) fn noted(&self) -> Noted {
         self.noted.clone()
     }
 
-    /// Wakes the publisher: something was pushed.
+    /// Wakes the publisher after a push.
     pub(super) fn wake(&self) {
         self.filled.notify_one();
     }
 }
 
-/// Publishes until `stop`; then what still waits is tried once more each, until a publish fails or none waits. Two
-/// clients of one name do not publish both: this one waits while it has no `place`.
+/// Publishes until `stop`. Then it tries each waiting result once more, until a publish fails or none waits. Two
+/// clients of one name do not publish both: this one waits until its `place` allows it.
 pub(super) async fn run(
     outbox: Outbox,
     broker: Arc<dyn Broker>,
@@ -76,7 +76,7 @@ pub(super) async fn run(
         tokio::select! {
             biased;
             allowed = place.wait_for(Place::may_publish) => {
-                // Whoever tells the place is gone only after the stop.
+                // The sender is dropped only after the stop.
                 if allowed.is_err() {
                     return;
                 }
@@ -113,7 +113,7 @@ pub(super) async fn run(
     }
 }
 
-/// Publishes the oldest result that waits; says whether there was one.
+/// Publishes the oldest waiting result. Returns whether there was one.
 async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, PublishError> {
     let Some((seq, envelope)) = outbox.with(Spool::oldest).await?? else {
         return Ok(false);
@@ -137,8 +137,8 @@ async fn publish_oldest(outbox: &Outbox, broker: &dyn Broker) -> Result<bool, Pu
     Ok(true)
 }
 
-/// A result that the broker will never take must not stand before the others: an error is published in its place, so that
-/// its run hears of it. That needs no disk, which may be full.
+/// A result that the broker will never take must not block the others. An error is published in its place, so that its
+/// run gets an answer. That needs no disk, which may be full.
 async fn publish_instead(
     outbox: &Outbox,
     broker: &dyn Broker,
@@ -211,7 +211,7 @@ impl PublishError {
     }
 }
 
-/// The first failure is news; the following ones say the same.
+/// Logs the first failure as a warning, and the following ones, which say the same, at debug level.
 fn log(error: &PublishError, tries: u32) {
     let run = error.run();
     if tries == 0 {
@@ -230,8 +230,8 @@ mod tests {
     use crate::broker::topology::{self, QueueType};
     use crate::wire::{Content, PluginResult, Seq};
 
-    /// Goal: a result that the broker will never take makes way for an error, also where nothing can be written; only if the
-    /// error cannot be published, it waits, and is not lost.
+    /// Goal: a result that the broker will never take makes way for an error, even if nothing can be written. If the
+    /// error cannot be published, the result waits and is not lost.
     #[tokio::test]
     async fn what_is_too_large_needs_no_disk() {
         let state = tempfile::tempdir().unwrap();

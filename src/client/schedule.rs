@@ -1,8 +1,8 @@
-//! The schedule: when the plugins that name `every` run by themselves.
+//! The schedule: when the plugins that set `every` run without a command.
 //!
-//! The time in, the plugins that are due out; no clock inside. Invariant: a plugin's runs stand on a grid of
-//! `every`, shifted by a splay that its node and its name decide: a fleet spreads evenly, a restart changes
-//! nothing, and nobody catches up in a burst. A plugin first runs within `every` after the start.
+//! Goes in: the time. Comes out: the plugins that are due. There is no clock inside. Invariant: a plugin runs on a
+//! grid of `every`, shifted by a splay that depends on its node and its name. So a fleet spreads evenly, a restart
+//! changes nothing, and nobody catches up in a burst. A plugin first runs within `every` after the start.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::plugin::Plugin;
 use crate::wire::{NodeName, PluginName};
 
-/// The plugins that run by themselves, and when each is next due.
+/// The plugins that run on schedule, and when each is next due.
 #[derive(Debug)]
 pub(super) struct Schedule {
     entries: Vec<Entry>,
@@ -22,7 +22,7 @@ pub(super) struct Schedule {
 struct Entry {
     plugin: PluginName,
     grid: Grid,
-    /// Microseconds since the epoch, as everything here.
+    /// In microseconds since the epoch, like all times here.
     next: i64,
 }
 
@@ -55,7 +55,7 @@ impl Grid {
 }
 
 impl Schedule {
-    /// The schedule of `node` for those of `plugins` that name `every`, beginning at `now`.
+    /// The schedule of `node`, from `now` on, for those of `plugins` that set `every`.
     pub(super) fn new<'p>(
         node: &NodeName,
         plugins: impl IntoIterator<Item = &'p Plugin>,
@@ -74,7 +74,7 @@ impl Schedule {
         }
     }
 
-    /// With what was due by the schedule before it, and did not start.
+    /// Takes over the plugins that were due by the schedule `before` and have not started.
     pub(super) fn with_due_of(mut self, before: &Self, now: Timestamp) -> Self {
         let now = now.as_microsecond();
         let due = before.entries.iter().filter(|entry| entry.next <= now);
@@ -85,13 +85,13 @@ impl Schedule {
         self
     }
 
-    /// The plugins whose time has come, each at most once however long ago that was; they are next due after `now`.
+    /// The plugins that are due, each at most once however long it has been due. Each is next due after `now`.
     pub(super) fn due(&mut self, now: Timestamp) -> Vec<PluginName> {
         let now = now.as_microsecond();
         let mut due = Vec::new();
         for entry in &mut self.entries {
             let is_due = entry.next <= now;
-            // Further away than one interval: the clock stepped back.
+            // More than one interval away: the clock stepped back.
             if is_due || entry.next.saturating_sub(now) > entry.grid.every {
                 entry.next = entry.grid.after(now);
             }
@@ -102,7 +102,7 @@ impl Schedule {
         due
     }
 
-    /// How long it is until the next plugin is due; none if none ever is.
+    /// How long until the next plugin is due; none if no plugin ever is.
     pub(super) fn wait(&self, now: Timestamp) -> Option<Duration> {
         let next = self.entries.iter().map(|entry| entry.next).min()?;
         let wait = next.saturating_sub(now.as_microsecond());
@@ -138,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        /// The next moment is after now, within one interval, on the grid, and the same whoever asks.
+        /// The next moment is after now, within one interval, on the grid, and the same whenever it is computed.
         #[test]
         fn the_next_moment_is_on_the_grid(node in "[a-z]{1,9}", seconds in 1..3_000_000_u64, now in 0..4_000_000_000_000_000_i64) {
             let grid = grid(&node, Duration::from_secs(seconds));
@@ -148,7 +148,7 @@ mod tests {
             prop_assert_eq!(grid.after(next - 1), next);
         }
 
-        /// However the clock is read, a plugin is due at most once an interval of it, and waits at most one.
+        /// However the clock moves, a plugin is due at most once per reading and waits at most one interval.
         #[test]
         fn a_plugin_is_due_once_an_interval(steps in prop::collection::vec(-10_000_000_000..10_000_000_000_i64, 1..40)) {
             let mut now = 1_700_000_000_000_000;
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(minutes.len(), 60);
     }
 
-    /// Goal: due exactly when waited for, and a plugin without `every` never is.
+    /// Goal: a plugin is due exactly when the wait is over, and a plugin without `every` never is.
     #[test]
     fn due_when_waited_for() {
         let now = 1_700_000_000_000_000;

@@ -1,18 +1,19 @@
 //! The spool: results on disk until the broker has confirmed them, and the node's sequence that survives with them.
 //!
-//! Results in, in order; the oldest out, until [`Spool::done`]. Invariant: a result is durable before anybody can
-//! publish it, the sequence never repeats, over restarts and clocks that step back, and whatever leaves without a confirm is
-//! counted.
+//! Results go in, in order; the oldest comes out, until [`Spool::done`]. Invariants: a result is durable before
+//! anybody can publish it. The sequence never repeats, over restarts and clocks that step back. Every result that
+//! leaves without a confirm is counted.
 //!
-//! When there is no room, results go that a newer one of the same plugin supersedes, the oldest first; only when there is none
-//! of these, the oldest of all. On a full disk nothing goes unless what goes makes enough room. Only a file whose checksum does not match is set aside; one that cannot be read now is read
-//! again later, and those behind it go first.
+//! When there is no room, the oldest result that a newer one of the same plugin supersedes goes first; if there is
+//! none, the oldest of all goes. On a full disk, results go only if dropping them frees enough. A file is set aside
+//! only if its checksum does not match. One that cannot be read now is tried again later, and those behind it go
+//! first.
 //!
-//! The state folder holds `lock` (one client a folder), `spool/<seq>.result` for each unconfirmed result and
-//! `spool/last` for the latest confirmed one. A confirmed result is not deleted but renamed to `last`, so the
-//! highest sequence is on disk at every moment and costs no write of its own. Files are written whole
-//! (temporary file, fsync, rename, fsync of the folder) and carry a checksum; one that does not match is set aside
-//! as `<seq>.bad`, and one that the broker finds too large is kept as `<seq>.large`. Files are 0600, and folders 0700.
+//! The state folder holds `lock` (one client per folder), `spool/<seq>.result` for each unconfirmed result and
+//! `spool/last` for the latest confirmed one. A confirmed result is not deleted but renamed to `last`, so the highest
+//! sequence is on disk at every moment and costs no write of its own. Files are written whole (temporary file, fsync,
+//! rename, fsync of the folder) and carry a checksum. A file whose checksum does not match is set aside as
+//! `<seq>.bad`; one that the broker finds too large is kept as `<seq>.large`. Files are 0600, folders 0700.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -43,19 +44,19 @@ const LAST: &str = "last";
 const TEMPORARY: &str = "new";
 const EXTENSION: &str = "result";
 const EXTENSION_BAD: &str = "bad";
-/// Digits of the largest sequence: file names sort as their sequences do.
+/// Digits of the largest sequence. With this padding, file names sort in the order of their sequences.
 const SEQ_DIGITS: usize = 20;
-/// Files that are set aside for somebody to look at; the oldest go past that.
+/// Damaged files kept for somebody to look at. Past this, the oldest are deleted.
 const BAD_MAX: usize = 100;
-/// Results that cannot be read, past which no further one is tried: what ails them all ails the next.
+/// After this many unreadable results, no further one is tried: the next most likely fails for the same reason.
 const UNREADABLE_MAX: usize = 8;
 
-/// How much the spool may hold; past it the oldest results go.
+/// How much the spool may hold. Past it, results are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// Results.
+    /// Number of results.
     pub(super) count_max: usize,
-    /// Bytes of files.
+    /// Bytes of their files.
     pub(super) bytes_max: u64,
 }
 
@@ -83,7 +84,7 @@ pub enum SpoolError {
         /// The state folder.
         folder: PathBuf,
     },
-    /// A result cannot be read now. It stays.
+    /// A result cannot be read now. It stays in the spool.
     #[error("{} cannot be read: {source}", path.display())]
     Unreadable {
         /// The file.
@@ -103,7 +104,7 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
-    /// Whether another try may succeed, without any change of ours.
+    /// Whether another try may succeed without a change on our side.
     pub(super) fn is_retryable(&self) -> bool {
         matches!(self, Self::Unwritable { .. } | Self::Unreadable { .. })
     }
@@ -114,7 +115,7 @@ impl SpoolError {
 struct Waiting {
     seq: Seq,
     bytes: u64,
-    /// None if the file does not say.
+    /// None if the file does not name it.
     plugin: Option<PluginName>,
 }
 
@@ -128,16 +129,16 @@ pub(super) struct Spool {
     last: Seq,
     /// The sequence in the file `last`.
     confirmed: Seq,
-    /// What was set aside and lies there still, oldest first.
+    /// Damaged files that were set aside and are still there, oldest first.
     bad: VecDeque<PathBuf>,
     dropped: u64,
     noted: Noted,
-    /// Held, never read: the lock goes with the file.
+    /// Held, never read: the lock lasts as long as this file is open.
     _lock: File,
 }
 
 impl Spool {
-    /// Opens the spool in the folder `state`, which is created if it is missing. Leftovers of an earlier life wait
+    /// Opens the spool in the folder `state`, and creates the folder if it is missing. Results of an earlier life come
     /// first, in their order.
     pub(super) fn open(state: &Path, bounds: Bounds) -> Result<Self, SpoolError> {
         let folder = state.join(FOLDER);
@@ -163,7 +164,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Finds leftovers and the highest sequence.
+    /// Finds the results of an earlier life and the highest sequence.
     fn recover(&mut self) -> Result<(), SpoolError> {
         let error = unwritable(&self.folder);
         let (mut waiting, mut bad) = (Vec::new(), Vec::new());
@@ -210,8 +211,8 @@ impl Spool {
         self.last
     }
 
-    /// Keeps a result whose `seq` came from [`next_seq`](Self::next_seq); when this returns it is durable. After an
-    /// error nothing has changed. Says how many results had to go for it.
+    /// Keeps a result whose `seq` came from [`next_seq`](Self::next_seq). Once this returns, the result is durable.
+    /// After an error nothing has changed. Returns how many results were dropped for it.
     pub(super) fn push(&mut self, seq: Seq, envelope: &Envelope) -> Result<u64, SpoolError> {
         let content = envelope.to_bytes();
         let bytes = content.len() as u64;
@@ -226,7 +227,7 @@ impl Spool {
         self.note();
         let mut dropped = written.map_err(unwritable(&path))?;
         self.noted.unwritable(None);
-        // One that waited for the disk is older than what was kept meanwhile.
+        // A result that waited for the disk is older than those kept meanwhile.
         let at = self.waiting.partition_point(|waiting| waiting.seq < seq);
         self.waiting.insert(at, Waiting { seq, bytes, plugin });
         self.bytes += bytes;
@@ -240,7 +241,7 @@ impl Spool {
         private::write(path, &self.folder.join(TEMPORARY), content)
     }
 
-    /// Writes a file. On a full disk, results go that others supersede, where they are large enough; says how many went.
+    /// Writes a file. On a full disk, drops superseded results if that frees enough. Returns how many.
     fn write_or_drop(
         &mut self,
         path: &Path,
@@ -267,7 +268,8 @@ impl Spool {
         }
     }
 
-    /// The results that may go for a file of so many bytes, the oldest first: none unless all of them are enough.
+    /// The superseded results to drop for a file of `bytes`, oldest first. Empty if dropping all would not free
+    /// enough.
     fn room_for(
         &self,
         bytes: u64,
@@ -277,7 +279,7 @@ impl Spool {
         let superseded = self.superseded(coming);
         let disk = rustix::fs::statvfs(&self.folder).ok();
         let block = disk.as_ref().map_or(1, |disk| disk.f_frsize.max(1));
-        // What a quota leaves is not in it.
+        // `statvfs` does not tell how much a quota leaves.
         let disk = disk.filter(|_| full.kind() == io::ErrorKind::StorageFull);
         let free = disk.map_or(0, |disk| disk.f_bavail.saturating_mul(block));
         let blocks = |bytes: u64| bytes.next_multiple_of(block);
@@ -288,8 +290,8 @@ impl Spool {
         superseded.iter().map(|waiting| waiting.seq).collect()
     }
 
-    /// Makes room for something small on a full disk: what is kept as evidence goes, else a result that a newer one
-    /// supersedes. Says whether anything went.
+    /// Makes room for something small on a full disk: a file kept as evidence goes first, then the oldest superseded
+    /// result. Returns whether anything went.
     pub(super) fn make_room(&mut self) -> bool {
         if aside::release(&self.folder) {
             return true;
@@ -314,7 +316,7 @@ impl Spool {
         dropped
     }
 
-    /// The results of whose plugins there are newer ones, those that wait or `coming`: the oldest first.
+    /// The results that a newer one of their plugin supersedes, oldest first. `coming` counts as a newer one.
     fn superseded(&self, coming: Option<(&PluginName, Seq)>) -> Vec<&Waiting> {
         let mut newest: HashMap<&PluginName, Seq> = HashMap::new();
         let waiting = self.waiting.iter();
@@ -333,7 +335,7 @@ impl Spool {
         self.waiting.iter().filter(is_superseded).collect()
     }
 
-    /// Drops the oldest result of which its plugin has a newer one.
+    /// Drops the oldest superseded result.
     fn drop_superseded(&mut self) -> bool {
         let oldest = self.superseded(None).first().map(|waiting| waiting.seq);
         oldest.is_some_and(|seq| self.drop_seq(seq))
@@ -344,7 +346,7 @@ impl Spool {
         at.is_some_and(|at| self.drop_at(at))
     }
 
-    /// Removes a result that has no room any more, and says of which run it was.
+    /// Removes a result for which there is no room, and logs its run.
     fn drop_at(&mut self, at: usize) -> bool {
         let Some(waiting) = self.waiting.remove(at) else {
             return false;
@@ -365,7 +367,7 @@ impl Spool {
         self.noted.lost(reason, 1);
     }
 
-    /// The oldest result that waits and can be read. Damaged ones are set aside on the way.
+    /// The oldest waiting result that can be read. Sets damaged ones aside on the way.
     pub(super) fn oldest(&mut self) -> Result<Option<(Seq, Envelope)>, SpoolError> {
         let mut unreadable = None;
         let mut failed = 0;
@@ -400,7 +402,7 @@ impl Spool {
         unreadable.map_or(Ok(None), Err)
     }
 
-    /// Puts a result that will never be published where somebody can look at it.
+    /// Renames a damaged result to `.bad`: it is never published, and somebody can look at it.
     fn set_damaged_aside(&mut self, seq: Seq, path: &Path, reason: &str) {
         tracing::error!(target: "vogeler::client", file = %path.display(), error = reason, "a spooled result is damaged and is set aside as .bad");
         let bad = path.with_extension(EXTENSION_BAD);
@@ -411,7 +413,7 @@ impl Spool {
         self.look_after_bad();
     }
 
-    /// Keeps few of the files that were set aside, and notices when somebody took them away.
+    /// Keeps at most [`BAD_MAX`] of the files set aside, and notices when somebody has taken some away.
     fn look_after_bad(&mut self) {
         while self.bad.len() > BAD_MAX {
             if let Some(oldest) = self.bad.pop_front() {
@@ -424,7 +426,7 @@ impl Spool {
 
     /// The broker has confirmed the result: it waits no longer.
     pub(super) fn done(&mut self, seq: Seq) {
-        // It may have been dropped for a newer one while it was being published.
+        // A newer result may have displaced it while it was being published.
         if !self.forget(seq) {
             return;
         }
@@ -437,7 +439,7 @@ impl Spool {
         }
     }
 
-    /// The runs whose results wait, or were the last to be confirmed.
+    /// The runs of the waiting results and of the last confirmed one.
     pub(super) fn runs(&self) -> HashSet<RunId> {
         let waiting = self.waiting.iter().map(|waiting| self.path(waiting.seq));
         waiting
@@ -446,10 +448,10 @@ impl Spool {
             .collect()
     }
 
-    /// The broker will never take this result: it is set aside, and waits no longer. `is_lost` says that nothing went in its
-    /// place.
+    /// The broker will never take this result: it is set aside, and no longer waits. `is_lost` says that no other
+    /// result went in its place.
     pub(super) fn set_aside(&mut self, seq: Seq, is_lost: bool) {
-        // It may have been dropped for a newer one meanwhile.
+        // A newer result may have displaced it meanwhile.
         if !self.waiting.iter().any(|waiting| waiting.seq == seq) {
             return;
         }
@@ -474,7 +476,7 @@ impl Spool {
         true
     }
 
-    /// Tells how much waits.
+    /// Publishes how much waits.
     fn note(&self) {
         self.noted.spooled(self.waiting.len(), self.bytes);
     }
@@ -494,7 +496,7 @@ impl Spool {
         self.waiting.is_empty()
     }
 
-    /// How many results were given up for want of room since the spool was opened.
+    /// Results lost without a confirm since the spool was opened, for any reason.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -530,7 +532,8 @@ fn header_of(path: &Path) -> Option<Header> {
     Header::peek(&start)
 }
 
-/// Closes the state folder to others if it holds nothing but ours: somebody may have named a folder that others need.
+/// Closes the state folder to others, but only if it holds nothing but our files: somebody may have named a shared
+/// folder.
 fn close_state(state: &Path) {
     let is_ours = |name: &OsStr| STATE_NAMES.iter().any(|ours| name == *ours);
     let closed = fs::read_dir(state).and_then(|entries| {
@@ -541,7 +544,7 @@ fn close_state(state: &Path) {
         }
         private::create_folder(state)
     });
-    // It may belong to somebody who lets us write there. What is in it is closed.
+    // The folder may belong to another user who lets us write there. Our files in it are closed all the same.
     if let Err(error) = closed {
         tracing::warn!(target: "vogeler::client", folder = %state.display(), %error, "the state folder cannot be closed to others");
     }
@@ -559,7 +562,8 @@ fn lock(state: &Path) -> Result<File, SpoolError> {
     }
 }
 
-/// The sequence in `last`; a corrupt file leaves it to the clock, which is past it unless it stepped back.
+/// The sequence in `last`. If the file is corrupt, the clock decides: it is past the lost sequence unless it stepped
+/// back.
 fn last_seq(bytes: &[u8]) -> Seq {
     match Envelope::from_bytes(bytes) {
         Ok(envelope) => envelope.seq,
@@ -570,7 +574,7 @@ fn last_seq(bytes: &[u8]) -> Seq {
     }
 }
 
-/// A file that stays where it should go is published once more after a restart, which the server bears.
+/// Failing is harmless: a file that stays is published once more after a restart, which the server tolerates.
 fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
         tracing::warn!(target: "vogeler::client", file = %path.display(), %error, "a spooled result cannot be removed");

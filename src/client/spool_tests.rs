@@ -28,7 +28,7 @@ fn push_all(spool: &mut Spool, microseconds: std::ops::RangeInclusive<i64>) {
     }
 }
 
-/// All that waits, oldest first, confirmed on the way.
+/// All waiting results, oldest first. Confirms each on the way.
 fn drain(spool: &mut Spool) -> Vec<u64> {
     std::iter::from_fn(|| {
         let (seq, envelope) = spool.oldest().unwrap()?;
@@ -39,7 +39,7 @@ fn drain(spool: &mut Spool) -> Vec<u64> {
     .collect()
 }
 
-/// Goal: what was not confirmed before a crash is published first after it, in order, and nothing else is.
+/// Goal: results not confirmed before a crash are published first after it, in order, and nothing else is.
 #[test]
 fn leftovers_come_first_and_in_order() {
     let state = tempfile::tempdir().unwrap();
@@ -55,7 +55,7 @@ fn leftovers_come_first_and_in_order() {
     assert!(spool.is_empty());
 }
 
-/// Goal: the sequence grows over restarts and a clock that steps back, also when all was confirmed.
+/// Goal: the sequence grows over restarts and a clock that steps back, even if all results were confirmed.
 #[test]
 fn the_sequence_only_grows() {
     let state = tempfile::tempdir().unwrap();
@@ -69,7 +69,7 @@ fn the_sequence_only_grows() {
     assert_eq!(spool.next_seq(at(5000)), Seq(5000));
 }
 
-/// Goal: past either bound the oldest go and are counted; one result larger than all room is an error.
+/// Goal: past either bound the oldest go and are counted; a result larger than the whole spool is an error.
 #[test]
 fn the_oldest_go_when_it_is_full() {
     let state = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ fn a_damaged_file_is_set_aside() {
     );
 }
 
-/// Goal: a state folder that cannot be used is an error that names it.
+/// Goal: an unusable state folder gives an error that names it.
 #[test]
 fn an_unusable_state_folder_is_an_error() {
     let state = tempfile::tempdir().unwrap();
@@ -205,7 +205,7 @@ proptest! {
             }
         }
         drop(spool);
-        // Another life knows as much of the plugins, from the files.
+        // The next life knows the plugins just as well, from the files.
         let mut spool = Spool::open(state.path(), Bounds { count_max: 3, ..few }).unwrap();
         if expected.len() > 3 {
             let superseded = expected.iter().position(|(plugin, seq)| {
@@ -218,14 +218,14 @@ proptest! {
     }
 }
 
-/// Goal: what cannot be read now stays, and the one behind it goes first; what is deleted is counted.
+/// Goal: a result that cannot be read now stays, and the one behind it goes first; a deleted one is counted.
 #[test]
 fn what_cannot_be_read_stays() {
     let state = tempfile::tempdir().unwrap();
     let mut spool = Spool::open(state.path(), ROOMY).unwrap();
     push_all(&mut spool, 1..=3);
     let (hidden, path) = (state.path().join("hidden"), spool.path(Seq(1)));
-    // Reading a folder is an error, and no damage.
+    // Reading a folder is an error, but not damage.
     fs::rename(&path, &hidden).unwrap();
     fs::create_dir(&path).unwrap();
     for expected in [2, 3] {
@@ -243,7 +243,7 @@ fn what_cannot_be_read_stays() {
     assert_eq!((drain(&mut spool), spool.dropped()), (vec![], 1));
 }
 
-/// Goal: on a full disk only results go that something newer supersedes, and only if that makes enough room.
+/// Goal: on a full disk only superseded results go, and only if that frees enough.
 #[test]
 fn on_a_full_disk_nothing_goes_in_vain() {
     let state = tempfile::tempdir().unwrap();
@@ -252,21 +252,21 @@ fn on_a_full_disk_nothing_goes_in_vain() {
         spool.push(Seq(seq), &envelope(Seq(seq))).unwrap();
     }
     let plugin = envelope(Seq(3)).plugin().cloned().unwrap();
-    // A quota: what is free on the disk does not count.
+    // With a quota, the free space of the disk does not count.
     let full = io::Error::from(io::ErrorKind::QuotaExceeded);
     let going = |spool: &Spool, bytes, seq| {
         let seqs = spool.room_for(bytes, &full, Some((&plugin, Seq(seq))));
         seqs.into_iter().map(|seq| seq.0).collect::<Vec<_>>()
     };
     assert_eq!(going(&spool, 100, 9), [3, 7]);
-    // One that was held meanwhile is older than what came in the end.
+    // A result held meanwhile is older than the last one pushed.
     assert_eq!(going(&spool, 100, 5), [3]);
     assert_eq!(going(&spool, 100_000, 9), [0; 0]);
     assert!(spool.make_room() && !spool.make_room());
     assert_eq!((drain(&mut spool), spool.dropped()), (vec![7], 1));
 }
 
-/// Goal: what the broker never takes waits no longer, and is counted where nothing went in its place.
+/// Goal: a result that the broker never takes no longer waits, and is counted if nothing went in its place.
 #[test]
 fn what_is_set_aside_is_counted_if_nothing_replaces_it() {
     let state = tempfile::tempdir().unwrap();

@@ -5,12 +5,12 @@
 //!    ◀── "started", "ended", "gone" ── socket on the supervisor's stdin ── its end means: kill all ──▶
 //! ```
 //!
-//! Invariant: the kernel gives every orphan below a *subreaper* to it, whatever session or group it moved to, so a
-//! supervisor without children has no descendants. It knows exactly when nothing is left. It also notices that the client
-//! is gone, however that ended, because the socket ends with it.
+//! Invariant: the kernel gives every orphan below a *subreaper* to that subreaper, whatever session or group the
+//! orphan moved to. So a supervisor without children has no descendants, and knows exactly when nothing is left. It
+//! also notices that the client is gone, however that ended, because the socket ends with it.
 //!
-//! It is a process of its own, and not a task, because two plugins may run at once: the orphans of each must be told apart.
-//! It keeps the client's user when the program runs as another (`user =`), so that it may kill that.
+//! It is a process, not a task, because two plugins may run at once and the orphans of each must be told apart. It
+//! keeps the client's user when the program runs as another (`user =`), so that it may kill the program.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -32,15 +32,15 @@ use super::user::User;
 
 /// The name (argument 0) that makes this program a supervisor.
 pub(super) const NAME: &str = "vogeler-plugin";
-/// How long killed programs may take to vanish. One that hangs in the kernel is left to it.
+/// How long killed programs may take to vanish. A program that hangs in the kernel is left running.
 pub(super) const KILL_MAX: Duration = Duration::from_secs(4);
-/// Pause between two looks at what is left.
+/// Pause between two scans for remaining processes.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
-/// So many looks in a row at which nothing could be killed are enough.
+/// The supervisor gives up after this many consecutive scans in which it could kill nothing.
 const FUTILE_LOOKS_MAX: u32 = 20;
 /// Fields of `/proc/PID/stat` between the parent's number and the number of threads, see proc(5).
 const THREADS_AFTER_PARENT: usize = 15;
-/// So many processes are named.
+/// Most processes named.
 const NAMES_MAX: usize = 5;
 
 /// What a supervisor says to its client, one JSON text a line.
@@ -62,7 +62,7 @@ pub(super) enum Said {
         /// The status as `wait` gives it.
         status: i32,
     },
-    /// The end was asked for, and this came of it. Nothing follows.
+    /// The answer to a request for the end. Nothing follows.
     Gone {
         /// Programs that were killed.
         killed: Vec<String>,
@@ -71,7 +71,7 @@ pub(super) enum Said {
     },
 }
 
-/// Does the work of a supervisor if these arguments, the program's own, ask for it.
+/// Acts as the supervisor if `args`, the program's own arguments, ask for it.
 pub fn run_if_asked(args: &[OsString]) -> Option<ExitCode> {
     let [name, _plugin, user, program, arguments @ ..] = args else {
         return None;
@@ -86,7 +86,7 @@ pub fn run_if_asked(args: &[OsString]) -> Option<ExitCode> {
     })
 }
 
-/// The arguments (after [`NAME`]) that ask for `program`; [`run_if_asked`] reads them.
+/// The arguments (after [`NAME`]) that start `program` under supervision. [`run_if_asked`] reads them.
 pub(super) fn arguments<'a>(
     plugin: &'a str,
     user: Option<&'a str>,
@@ -106,7 +106,7 @@ fn run(user: &OsStr, program: &OsStr, arguments: &[OsString]) -> io::Result<()> 
         Ok(main) => main,
         Err(message) => return say(&client, &Said::NotStarted { message }),
     };
-    // The plugin alone holds the pipes from here on: their end is its end.
+    // From here on, only the plugin holds the pipes: when they close, it has ended.
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdout(&nothing)?;
     dup2_stderr(&nothing)?;
@@ -116,7 +116,7 @@ fn run(user: &OsStr, program: &OsStr, arguments: &[OsString]) -> io::Result<()> 
     let (all_gone, is_all_gone) = mpsc::sync_channel(1);
     let teller = client.try_clone()?;
     std::thread::spawn(move || reap(main, &teller, &all_gone));
-    // The client says nothing; what counts is that it stops listening, or is gone.
+    // The client sends nothing. This returns when the client stops listening or is gone.
     io::copy(&mut &client, &mut io::sink()).ok();
     let (killed, left) = kill_all(&is_all_gone);
     say(&client, &Said::Gone { killed, left })
@@ -146,17 +146,17 @@ fn start(user: &OsStr, program: &OsStr, arguments: &[OsString]) -> Result<Pid, S
     Ok(Pid::from_child(&child))
 }
 
-/// Reaps whatever ends, until no child is left.
+/// Reaps every child that ends, until none is left.
 fn reap(main: Pid, client: &UnixStream, all_gone: &SyncSender<()>) {
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == main => {
                 let status = status.as_raw();
-                // A client that is gone is noticed elsewhere.
+                // Failing is harmless: it means that the client is gone, which `run` notices.
                 say(client, &Said::Ended { status }).ok();
             }
             Ok(_) | Err(Errno::INTR) => {}
-            // No child, so no descendant, and nobody who could start one.
+            // No child is left, so there is no descendant, and nobody who could start one.
             Err(_) => break,
         }
     }
@@ -177,7 +177,7 @@ fn kill_all(is_all_gone: &Receiver<()>) -> (Vec<String>, Vec<String>) {
         let mut left = Names::default();
         let mut is_futile = true;
         for process in descendants(getpid()) {
-            // Gone meanwhile is as good as killed.
+            // A process that ended meanwhile counts as killed.
             let is_refused = kill_process(process.pid, Signal::KILL) == Err(Errno::PERM);
             if !process.is_alive {
                 continue;
@@ -213,7 +213,7 @@ struct Process {
     pid: Pid,
     parent: Pid,
     name: String,
-    /// Whether any thread of it runs.
+    /// Whether any of its threads runs.
     is_alive: bool,
 }
 
@@ -221,7 +221,7 @@ struct Process {
 fn descendants(top: Pid) -> Vec<Process> {
     let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        // What cannot be read has just ended.
+        // A process whose file cannot be read has just ended.
         let stat = fs::read(process.path().join("stat")).unwrap_or_default();
         if let Some(process) = process_of(&stat) {
             children.entry(process.parent).or_default().push(process);
@@ -237,7 +237,7 @@ fn descendants(top: Pid) -> Vec<Process> {
     found
 }
 
-/// Reads `/proc/PID/stat`. A process is shown as a zombie, too, when its first thread ended and others run.
+/// Reads `/proc/PID/stat`. A process whose first thread has ended shows as a zombie even while other threads run.
 fn process_of(stat: &[u8]) -> Option<Process> {
     let stat = String::from_utf8_lossy(stat);
     // The name may hold anything, parentheses too.
@@ -264,7 +264,8 @@ fn process_of(stat: &[u8]) -> Option<Process> {
 mod tests {
     use super::*;
 
-    /// Goal: whatever a process calls itself, its parent is found; a zombie is alive only while threads of it run.
+    /// Goal: the parent of a process is found whatever the process calls itself; a zombie is alive only while threads
+    /// of it run.
     #[test]
     fn the_kernels_line_is_understood() {
         let of = |stat: &str| process_of(stat.as_bytes());
@@ -299,7 +300,7 @@ mod tests {
         own.wait().unwrap();
     }
 
-    /// Goal: a program that is not called as the supervisor goes its own way.
+    /// Goal: a program that is not called as the supervisor does its normal work.
     #[test]
     fn only_its_name_makes_a_supervisor() {
         let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();

@@ -1,9 +1,9 @@
-//! Whether a file says what root, or the user that the client runs as, wrote into it: the check that sudo and cron make.
+//! Whether only root, or the user that the client runs as, can have written a file: the check that sudo and cron make.
 //!
-//! A path in, a reason out if somebody else could have written it. Invariant: a path passes only if every folder and link on
-//! the way from `/`, and what it leads to, belongs to one of the two, and neither group nor others may write it. A folder
-//! with the sticky bit (`/tmp`) may be on the way, since nobody can replace there what belongs to one of the two; it may
-//! not be the end, since anybody can add to it.
+//! Goes in: a path. Comes out: a reason, if somebody else could have written it. Invariant: a path passes only if
+//! every folder and link on the way from `/`, and its target, belongs to one of the two users, and neither group nor
+//! others may write it. A folder with the sticky bit (`/tmp`) may be on the way, since others cannot replace there
+//! what belongs to one of the two. It may not be the target, since anybody can add to it.
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -12,13 +12,13 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::process::geteuid;
 
-/// Links that a path may lead over, as many as the kernel allows.
+/// Most links that a path may lead over: the kernel's limit.
 const LINKS_MAX: u32 = 40;
 const ROOT: u32 = 0;
 const STICKY: u32 = 0o1000;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// Checks what `path` leads to, and the way there.
+/// Checks the target of `path`, and everything on the way there.
 pub(super) fn check(path: &Path) -> Result<(), String> {
     let path = std::path::absolute(path)
         .map_err(|error| format!("{} cannot be looked at: {error}", path.display()))?;
@@ -61,7 +61,7 @@ fn components(path: &Path) -> Vec<OsString> {
     names.collect()
 }
 
-/// Checks one file, folder or link; gives the link's target.
+/// Checks one file, folder or link. Returns the target of a link.
 fn check_place(place: &Path, is_last: bool) -> Result<Option<PathBuf>, String> {
     let unreadable = |error| format!("{} cannot be looked at: {error}", place.display());
     let metadata = place.symlink_metadata().map_err(unreadable)?;
@@ -112,8 +112,8 @@ mod tests {
         check(path).unwrap_err()
     }
 
-    /// Goal: a file passes if nobody else may write it, or a folder on the way, or a link to it; a sticky folder may be
-    /// on the way, and not at the end.
+    /// Goal: a file passes if nobody else may write it, a folder on the way, or a link to it. A sticky folder may be
+    /// on the way, but not be the target.
     #[test]
     fn what_others_may_write_is_refused() {
         let folder = tempfile::tempdir().unwrap();
@@ -146,7 +146,7 @@ mod tests {
         assert!(reason(&folder.path().join("none")).contains("cannot be looked at"));
     }
 
-    /// Goal: what belongs to a third user is refused, a link too. Only root can give files away to test it.
+    /// Goal: a file or link that belongs to a third user is refused. Only root can give files away to test it.
     #[test]
     fn what_belongs_to_another_is_refused() {
         if !geteuid().is_root() {

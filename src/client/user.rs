@@ -1,4 +1,4 @@
-//! The key `user =`: who a plugin runs as, as the system's user database (files, LDAP, …) knows them.
+//! The key `user =`: the user that a plugin runs as, looked up in the system's user database (files, LDAP, …).
 //!
 //! Invariant: a program started for a user has that user's number, group and further groups, and none of ours.
 
@@ -24,7 +24,7 @@ pub(super) struct User {
 /// Why nothing can run as a user.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UserError {
-    /// Nobody of this name.
+    /// There is no user of this name.
     #[error("\"user\" is {0:?}: this machine has no such user")]
     Unknown(String),
     /// The database cannot be asked.
@@ -36,7 +36,7 @@ pub(super) enum UserError {
         #[source]
         source: nix::Error,
     },
-    /// Only root becomes somebody else.
+    /// Only root may become another user.
     #[error("\"user\" is {0:?}: only a client that runs as root can run a plugin as another user")]
     NotRoot(String),
 }
@@ -70,8 +70,8 @@ impl User {
         })
     }
 
-    /// Starts `command` as this user. The kernel keeps users by thread: a thread of its own becomes the user, and what it
-    /// starts inherits that, while this process stays who it is.
+    /// Starts `command` as this user. The kernel keeps the user per thread. So a separate thread becomes the user, and
+    /// the program it starts inherits that; the rest of this process keeps its own user.
     pub(super) fn spawn(self, mut command: Command) -> io::Result<Child> {
         command
             .env("HOME", &self.home)
@@ -98,7 +98,7 @@ impl User {
 mod tests {
     use super::*;
 
-    /// Goal: a user that is not there is named.
+    /// Goal: an unknown user is an error that says so.
     #[test]
     fn an_unknown_user_is_an_error() {
         let error = User::find("nobody-of-this-name").unwrap_err().to_string();

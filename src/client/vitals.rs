@@ -1,6 +1,6 @@
-//! What a client tells of itself while it runs: spool and publishing, for metrics and readiness.
+//! What a client reports of its own state while it runs: spool and publishing, for metrics and readiness.
 //!
-//! Spool and publisher note what happened; the HTTP side reads. Invariant: the gauges and [`Vitals`] say the same.
+//! Spool and publisher write the state; the HTTP side reads it. Invariant: the gauges and [`Vitals`] say the same.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,16 +36,16 @@ pub(super) struct Vitals {
     /// Results that are held in memory, and why the disk did not take the first of them.
     held: u32,
     held_reason: String,
-    /// Why a result that waits cannot be read now.
+    /// Why a waiting result cannot be read now.
     unreadable: Option<String>,
-    /// Damaged results that lie aside.
+    /// Number of damaged results set aside.
     set_aside: usize,
-    /// Plugins that may run, and what is wrong with others.
+    /// Number of plugins that may run, and the problems of the others.
     plugins: usize,
     problems: Vec<String>,
     /// When the broker last confirmed a result.
     published_at: Option<Timestamp>,
-    /// Since when something waits and nothing was confirmed.
+    /// Since when results have waited without any confirm.
     waiting_since: Option<Timestamp>,
 }
 
@@ -117,7 +117,7 @@ impl Vitals {
         spool
     }
 
-    /// Some plugins that cannot run are the plugins' trouble. If all cannot, the client is of no use.
+    /// If only some plugins cannot run, the client is still ready. If none can, it is of no use.
     fn plugins(&self) -> Value {
         let (registered, problems) = (self.plugins, self.problems.len());
         let is_ok = registered > 0 || problems == 0;
@@ -144,7 +144,7 @@ impl Vitals {
     }
 }
 
-/// The state, shared by who notes and who reads. Held for moments only.
+/// The state, shared by writers and readers. The lock is held for moments only.
 #[derive(Debug, Clone)]
 pub(super) struct Noted(Arc<Mutex<Vitals>>);
 
@@ -160,7 +160,7 @@ impl Noted {
         Self(Arc::new(Mutex::new(Vitals::new(bounds))))
     }
 
-    /// The spool holds this now.
+    /// Sets what the spool holds now.
     #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
     pub(super) fn spooled(&self, messages: usize, bytes: u64) {
         c::CLIENT_SPOOL_MESSAGES.get().set(messages as f64);
@@ -168,13 +168,13 @@ impl Noted {
         self.with(|vitals| vitals.spooled(messages, bytes, Timestamp::now()));
     }
 
-    /// So many results are lost.
+    /// Counts `count` results as lost.
     pub(super) fn lost(&self, reason: SpoolLoss, count: u64) {
         c::CLIENT_SPOOL_DROPPED.of(reason).increment(count);
         self.with(|vitals| vitals.dropped += count);
     }
 
-    /// Whether the disk takes results, and why not. Logged when it changes.
+    /// Sets why the disk takes no results; none if it takes them. Changes are logged.
     pub(super) fn unwritable(&self, trouble: Option<String>) {
         let before = self.with(|vitals| std::mem::replace(&mut vitals.unwritable, trouble.clone()));
         match (trouble, before) {
@@ -188,8 +188,8 @@ impl Noted {
         }
     }
 
-    /// A result is held in memory, since the disk does not take it, for as long as what this returns lives. Logged at the
-    /// first one and after the last one: others, which are smaller, may be written meanwhile.
+    /// Counts a result as held in memory, since the disk does not take it, until the returned guard is dropped. The
+    /// first one and the end of the last one are logged: smaller results may be written meanwhile.
     pub(super) fn hold(&self, error: String) -> Holding {
         let is_first = self.with(|vitals| {
             vitals.held += 1;
@@ -202,12 +202,12 @@ impl Noted {
         Holding(self.clone())
     }
 
-    /// Whether the disk took no mark when it was last asked to.
+    /// Whether the last try to write a mark failed.
     pub(super) fn is_unwritable(&self) -> bool {
         self.with(|vitals| vitals.unwritable.is_some())
     }
 
-    /// Whether a result that waits cannot be read, and why not. Logged when it changes.
+    /// Sets why a waiting result cannot be read; none if all can be. Changes are logged.
     pub(super) fn unreadable(&self, trouble: Option<String>) {
         let before = self.with(|vitals| std::mem::replace(&mut vitals.unreadable, trouble.clone()));
         match (trouble, before) {
@@ -221,12 +221,12 @@ impl Noted {
         }
     }
 
-    /// So many damaged results lie aside.
+    /// Sets how many damaged results are set aside.
     pub(super) fn set_aside(&self, count: usize) {
         self.with(|vitals| vitals.set_aside = count);
     }
 
-    /// These plugins may run.
+    /// Sets which plugins may run.
     #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
     pub(super) fn loaded(&self, registry: &Registry) {
         let problems: Vec<_> = registry.problems.iter().map(ToString::to_string).collect();
@@ -234,7 +234,7 @@ impl Noted {
         self.with(|vitals| (vitals.plugins, vitals.problems) = (registry.plugins.len(), problems));
     }
 
-    /// The broker confirmed a result.
+    /// Notes that the broker confirmed a result.
     pub(super) fn published(&self) {
         let now = Timestamp::now();
         let last = c::CLIENT_LAST_PUBLISH_TIMESTAMP_SECONDS.get();
@@ -247,7 +247,7 @@ impl Noted {
     }
 }
 
-/// A result that is held in memory.
+/// Guard of a result that is held in memory.
 #[derive(Debug)]
 pub(super) struct Holding(Noted);
 
@@ -263,13 +263,13 @@ impl Drop for Holding {
     }
 }
 
-/// What a client's endpoints answer from.
+/// The source of a client's HTTP endpoints.
 #[derive(Debug)]
 pub(super) struct ClientProbe {
     pub(super) about: About,
     pub(super) noted: Noted,
     pub(super) broker: watch::Receiver<Link>,
-    /// Whether commands are heard.
+    /// Whether the client hears commands.
     pub(super) place: watch::Receiver<Place>,
     /// Cancelled when the client begins to stop.
     pub(super) stopping: CancellationToken,
@@ -297,7 +297,7 @@ impl Probe for ClientProbe {
     }
 }
 
-/// Whether a client is ready, and the reasons, a member a part.
+/// Whether a client is ready, and why not: one JSON member for each part.
 fn readiness(
     broker: &Link,
     place: &Place,
@@ -322,7 +322,7 @@ fn readiness(
     (is_ready, body)
 }
 
-/// Whether commands are heard.
+/// Whether the client hears commands.
 fn commands(place: &Place) -> Value {
     match place {
         Place::Ours => json!({"ok": true}),
@@ -346,7 +346,8 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    /// Goal: while a large result is held, smaller ones that are written do not end that state, and the last one does.
+    /// Goal: while a large result is held, writing smaller ones does not end that state; writing the last held one
+    /// does.
     #[test]
     fn holding_does_not_flap() {
         let noted = Noted::new(BOUNDS);

@@ -64,7 +64,7 @@ pub enum ConfigError {
         /// The nearest key, or all there are.
         hint: String,
     },
-    /// An environment variable that starts like ours and is none.
+    /// An environment variable that has our prefix but belongs to no setting.
     #[error("the environment variable {name} sets nothing; {hint}")]
     UnknownVariable {
         /// Its name.
@@ -72,7 +72,7 @@ pub enum ConfigError {
         /// The nearest variable.
         hint: String,
     },
-    /// A section's name with a value.
+    /// A section's name with a value instead of keys.
     #[error("{origin}: {section} is a section: write [{section}] and its keys below it")]
     NotASection {
         /// Which section.
@@ -106,7 +106,7 @@ pub enum ConfigError {
     },
 }
 
-/// The packages let only root and the group read the file, since it holds passwords.
+/// What to do when the file may not be read: the packages let only root and the group read it, since it holds passwords.
 fn read_hint(source: &std::io::Error) -> &'static str {
     match source.kind() {
         std::io::ErrorKind::PermissionDenied => {

@@ -1,4 +1,4 @@
-//! Names under which the HTTP side may be asked: `vogeler.example.com`, `*.example.com`, an address, or `*`.
+//! Names that the HTTP side accepts as `Host`: `vogeler.example.com`, `*.example.com`, an address, or `*`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct HttpHost(String);
 
 impl HttpHost {
-    /// Whether `host`, in lower case and without its port, is meant.
+    /// Whether the entry covers `host`, which is in lower case and without its port.
     pub fn matches(&self, host: &str) -> bool {
         match self.0.strip_prefix('*') {
             Some("") => true,
@@ -72,7 +72,7 @@ impl fmt::Display for HttpHost {
 mod tests {
     use super::*;
 
-    /// Goal: names, domains, addresses and "any" are read; ports, URLs and nothing are refused with what is allowed.
+    /// Goal: names, domains, addresses and "any" are read; the error for a port, a URL or nothing says what is allowed.
     #[test]
     fn hosts_are_names_or_addresses() {
         let host = |text: &str| text.parse::<HttpHost>();

@@ -1,5 +1,5 @@
-//! The list of all keys, derived from the default configuration so that there is one list, and the nearest of them to
-//! a misspelt one.
+//! The list of all keys, and the key nearest to a misspelt one. The list comes from the default configuration, so there is
+//! only one.
 
 use std::collections::BTreeMap;
 
@@ -76,7 +76,7 @@ impl Keys {
 
 /// All leaves of a configuration as JSON.
 pub(super) fn sections(config: &Config) -> BTreeMap<String, BTreeMap<String, Value>> {
-    // Both steps work on our own plain structs; a test would see it if they ever did not.
+    // Both steps always succeed on our own plain structs; a test would notice if they did not.
     serde_json::to_value(config)
         .and_then(serde_json::from_value)
         .unwrap_or_default()

@@ -1,5 +1,5 @@
-//! What every number and length of time may be, and which values must go together. One table, which both the check and
-//! the error messages read; a test holds it to cover every numeric key.
+//! The limits of every number and length of time, and the relations between values. The check and the error messages read
+//! one table; a test makes sure that it covers every numeric key.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ pub(super) enum Limit {
     Span(u64, u64),
 }
 
-/// Every key that has a limit. Upper ends are where a value can only be a slip, or where something else breaks:
-/// a delivery may not stay unsettled for RabbitMQ's consumer timeout of 30 min, so pauses end at 10 min.
+/// Every key that has a limit. A value above the upper end can only be a slip, or breaks something else: RabbitMQ lets
+/// a delivery stay unsettled for less than its consumer timeout of 30 min, so pauses end at 10 min.
 const LIMITS: &[(&str, Limit)] = &[
     ("broker.partitions", Limit::Count(1, 256)),
     ("broker.heartbeat", Limit::Span(SECOND, 10 * MINUTE)),
@@ -62,7 +62,7 @@ const LIMITS: &[(&str, Limit)] = &[
     ("server.conflict_retries_max", Limit::Count(0, 1000)),
     ("server.retry_max", Limit::Span(100 * MS, 10 * MINUTE)),
     ("server.refused_pause", Limit::Span(100 * MS, 10 * MINUTE)),
-    // Past RabbitMQ's consumer timeout of 30 min the channel would be closed.
+    // After its consumer timeout of 30 min RabbitMQ closes the channel.
     ("server.hold_max", Limit::Span(SECOND, 25 * MINUTE)),
     ("server.drain_timeout", Limit::Span(0, HOUR)),
     ("server.redeclare_every", Limit::Span(SECOND, HOUR)),
@@ -85,7 +85,7 @@ pub(super) fn limit_of(key: &str) -> Option<Limit> {
 }
 
 impl Limit {
-    /// Whether `value`, as a serialised configuration holds it, keeps the limit.
+    /// Whether `value`, in the form of a serialised configuration, is within the limit.
     fn holds(self, value: &Value) -> bool {
         match self {
             Self::Count(min, max) | Self::Bytes(min, max) => value
@@ -151,7 +151,7 @@ pub fn validate(config: &Config) -> Result<(), ConfigError> {
     check(config, |_| Origin::Default)
 }
 
-/// Values that must go together. All are checked always, whichever subcommand runs: one file, one truth.
+/// Checks the relations between values: all of them for every subcommand, so that a file is valid for all or for none.
 fn relations(config: &Config) -> Result<(), ConfigError> {
     let (server, store) = (&config.server, &config.store);
     let pulled = usize::from(config.broker.partitions) * usize::from(server.prefetch);
@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    /// Goal: each relation that is broken is an error with both sides and the reason.
+    /// Goal: the error of each broken relation states both sides and the reason.
     #[test]
     fn each_relation_is_checked() {
         type Change = fn(&mut Config);

@@ -18,7 +18,7 @@ where
     })
 }
 
-/// The same where there need be none.
+/// Like [`deserialize`], for an optional setting.
 pub(super) fn option<'de, D>(deserializer: D) -> Result<Option<SocketAddr>, D::Error>
 where
     D: Deserializer<'de>,

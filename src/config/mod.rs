@@ -53,8 +53,9 @@ pub struct Broker {
     /// `amqp://user:password@host:5672/vhost`, `amqps://…`, or `memory:` (one process). Default
     /// `amqp://guest:guest@127.0.0.1:5672/%2f`, RabbitMQ's own.
     pub dsn: BrokerDsn,
-    /// Partition queues that results are spread over, 1 to 256; the server's side alone. Default 16: some servers
-    /// can share them, and one that holds them all has 32,000 deliveries at once, in which a node's results meet.
+    /// Number of partition queues, over which results are spread; 1 to 256. Clients do not know it. Default 16: several
+    /// servers can share them. A server that holds all 16 has up to 32,000 deliveries at once, in which results of one node
+    /// meet.
     pub partitions: u16,
     /// `quorum` (default) or `classic`: how RabbitMQ keeps the partition queues and the dead letters.
     pub queue_type: QueueType,
@@ -67,11 +68,12 @@ pub struct Broker {
     /// Longest wait for the confirm of one message, resends included. Default 30 s.
     #[serde(with = "span")]
     pub publish_timeout: Duration,
-    /// Longest pause between two tries to connect; the first is a hundredth of it. Default 10 s.
+    /// Longest pause between two tries to connect; the first pause is a hundredth of it. Default 10 s.
     #[serde(with = "span")]
     pub reconnect_max: Duration,
-    /// Longest pause between two logins while the broker refuses our user, password or virtual host; the first is a
-    /// 64th of it, and each is longer than the last. Default 5 min: a password that changed is refused to the whole fleet at once.
+    /// Longest pause between two logins while the broker refuses our user, password or virtual host. The first pause is a
+    /// 64th of it, and each is longer than the last. Default 5 min: after a password change the broker refuses the whole
+    /// fleet at once.
     #[serde(with = "span")]
     pub refused_pause_max: Duration,
 }
@@ -98,16 +100,16 @@ pub struct Store {
     /// `couch://user:password@host:5984/database`, `couchs://…` (TLS), `sqlite:/path/to/file` or `memory:`.
     /// Default `couch://127.0.0.1:5984/system_records`, the database of 2010.
     pub dsn: StoreDsn,
-    /// Whether the server creates a missing database; otherwise it is not ready until `vogeler admin setup` did.
-    /// Default false: a database that vanished is news, not something to paper over.
+    /// Whether the server creates a missing database. If not, it is not ready until `vogeler admin setup` creates one.
+    /// Default false: an operator should hear of a database that vanished.
     pub create: bool,
     /// Longest wait for one request to the store. Default 30 s.
     #[serde(with = "span")]
     pub timeout: Duration,
-    /// Largest request body sent, in bytes; more is split. Default 16 MiB, far below CouchDB's 4 GiB.
+    /// Largest request body sent, in bytes; larger requests are split. Default 16 MiB, far below CouchDB's 4 GiB.
     pub request_bytes_max: usize,
-    /// Request bodies from this size on are sent with gzip, in bytes; 0 is never. Default 0: on a local network
-    /// the processor is what is short; across sites try 65536.
+    /// Smallest request body that is sent with gzip, in bytes; 0 never uses gzip. Default 0: on a local network the
+    /// processor is the bottleneck. Across sites try 65536.
     pub gzip_bytes_min: usize,
 }
 
@@ -127,54 +129,54 @@ impl Default for Store {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Deliveries that may be unsettled in each partition queue's channel at most, 1 to 2,000 (the most a quorum queue
-    /// allows). It begins with few and follows the sizes that come, as far as `bytes_in_flight_max` allows. Must cover
-    /// `batch_count_max × writes_in_flight` over all partitions. Default 2,000: the more a server holds, the more of a
-    /// backlog's results of one node meet and are one write.
+    /// Most unsettled deliveries of each partition queue's channel, 1 to 2,000 (the most a quorum queue allows). A channel
+    /// begins with few and adapts to the sizes of its messages, within `bytes_in_flight_max`. `partitions × prefetch` must
+    /// be at least `batch_count_max × writes_in_flight`. Default 2,000: the more deliveries a server holds, the more results
+    /// of one node meet in a backlog and share a write.
     pub prefetch: u16,
-    /// Bytes of messages that results in work hold at once; past it nothing more is taken in. Default 256 MiB. As many may
-    /// wait beside it as they came, an even share for each partition: the prefetch of a partition is what its share holds by
-    /// the sizes seen, so a partition of 16 has the whole `prefetch` up to 8 KB a message. The process stays within twice
-    /// this and 100 MB, and one message a partition where a share is smaller than a message.
+    /// Most bytes of messages that results in work hold at once; at the bound the server takes in nothing more. Default
+    /// 256 MiB. As many bytes again may wait, as received, in even shares for each partition. A partition's prefetch is what
+    /// its share holds by the sizes seen: one of 16 partitions has the whole `prefetch` up to 8 KB a message. The process
+    /// stays within twice this plus 100 MB; where a share is smaller than a message, add one message a partition.
     pub bytes_in_flight_max: usize,
     /// Largest message taken, unpacked, in bytes; larger ones are dead letters. Default 8,000,000, CouchDB's
     /// `max_document_size`.
     pub message_bytes_max: usize,
-    /// How many times its size a message may become, unpacked or as a value; above that, and above 1 MiB, it is a dead
-    /// letter. Default 100: package lists and facts pack 5 to 20 fold, compression bombs many thousand fold.
+    /// How many times its own size a message may reach, unpacked or as a value. A message that exceeds both this and 1 MiB
+    /// is a dead letter. Default 100: package lists and facts pack 5 to 20 fold, compression bombs many thousand fold.
     pub amplification_max: usize,
     /// Results waiting for one node's actor before the router waits. Default 64.
     pub node_mailbox: usize,
-    /// A node's actor stops when it heard nothing for so long; what it knows of the node stays (some 150 bytes, and as
-    /// much again for each plugin) until `freshness` has passed. Default 5 s.
+    /// A node's actor stops after this time without a result. What it knows of the node stays until `freshness` has
+    /// passed: some 150 bytes, and as much again for each plugin. Default 5 s.
     #[serde(with = "span")]
     pub node_idle: Duration,
-    /// Documents a write at most. Default 100: past it CouchDB gains little rate and much latency (measured).
+    /// Most documents a write. Default 100: with more, CouchDB gains little rate and much latency (measured).
     pub batch_count_max: usize,
-    /// Bytes of results a write at most; the writes under way at once have at most a quarter of `bytes_in_flight_max`
-    /// together, however large this is set. Default 4 MiB.
+    /// Most bytes of results a write. However large this is, all writes under way together have at most a quarter of
+    /// `bytes_in_flight_max`. Default 4 MiB.
     pub batch_bytes_max: usize,
     /// How long a batch that is not full waits for more. Default 20 ms.
     #[serde(with = "span")]
     pub linger: Duration,
-    /// How long a full batch waits while most results join nodes that wait already, as in a backlog with several
-    /// results of each node: they become one write. Default 500 ms; 0 never waits.
+    /// How long a full batch waits while most results join nodes that already wait for a write, as in a backlog with
+    /// several results of each node: the results of a node become one write. Default 500 ms; 0 never waits.
     #[serde(with = "span")]
     pub linger_max: Duration,
-    /// Writes under way at once, at most; batches that are not full use half of them. Default 4.
+    /// Most writes under way at once; batches that are not full use half of them. Default 4.
     pub writes_in_flight: usize,
-    /// A write that takes longer, or fails, halves the documents a write and the writes at once; good ones bring them
-    /// back step by step. Default 5 s, well below `store.timeout`.
+    /// A write that fails or takes longer than this halves the documents a write and the writes at once; good writes
+    /// bring them back step by step. Default 5 s, well below `store.timeout`.
     #[serde(with = "span")]
     pub write_target: Duration,
-    /// An unchanged result is written all the same (its `checked_at`) when the stored check is older. Default 15 min.
+    /// When the stored check is older than this, an unchanged result is written too, for its `checked_at`. Default 15 min.
     #[serde(with = "span")]
     pub freshness: Duration,
-    /// Bytes of node documents kept as they were written last, so that a warm node's next write needs no read; 0
-    /// keeps none. At most a quarter of `bytes_in_flight_max`, however large it is set: a small server keeps few. Default 32 MiB,
-    /// some 10,000 documents of 2 KB.
+    /// Most bytes of node documents kept in memory as last written, so that a warm node's next write needs no read; 0
+    /// keeps none. However large this is, at most a quarter of `bytes_in_flight_max` is used: a small server keeps few.
+    /// Default 32 MiB, some 10,000 documents of 2 KB.
     pub document_cache_bytes_max: usize,
-    /// How often a conflicting document is read, merged and written again before its results go back to the
+    /// How many times a conflicting document is read, merged and written again before its results go back to the
     /// broker. Default 10.
     pub conflict_retries_max: u32,
     /// Longest pause before a failed write is tried again. Default 30 s.
@@ -184,22 +186,24 @@ pub struct Server {
     /// after five refusals in a row.
     #[serde(with = "span")]
     pub refused_pause: Duration,
-    /// Longest time results are held while the store is away; then they go back to the broker, once, and
-    /// nothing is pulled until the store is back. Default 10 min, a third of RabbitMQ's consumer timeout, past which it would close the channel.
+    /// Longest time results are held while the store is away; then they go back to the broker, once, and nothing is
+    /// pulled until the store is back. Default 10 min, a third of RabbitMQ's consumer timeout, after which it closes the
+    /// channel.
     #[serde(with = "span")]
     pub hold_max: Duration,
-    /// How long a stop may take to write and settle what was pulled; the rest goes back to the broker. Default 25 s,
+    /// How long a stop may take to write and settle the results pulled; the rest goes back to the broker. Default 25 s,
     /// below systemd's 90 s and Kubernetes' 30 s.
     #[serde(with = "span")]
     pub drain_timeout: Duration,
-    /// How often the server looks whether exchanges, queues and bindings are at the broker, and declares them again: what
-    /// somebody deleted is back after so long. Default 30 s; a look takes the broker some milliseconds.
+    /// Pause between two checks that exchanges, queues and bindings are at the broker. Each check declares them again, so
+    /// what somebody deleted is back within this time. Default 30 s; a check takes the broker some milliseconds.
     #[serde(with = "span")]
     pub redeclare_every: Duration,
-    /// How long receipts wait for company. Default 100 ms.
+    /// How long receipts wait for more, to travel in one message. Default 100 ms.
     #[serde(with = "span")]
     pub receipt_linger: Duration,
-    /// A node counts as stale when its document did not change for so long, `freshness` at least. Default 24 h.
+    /// A node counts as stale when its document did not change for this time, or for `freshness` if that is longer.
+    /// Default 24 h.
     #[serde(with = "span")]
     pub stale_after: Duration,
 }
@@ -247,17 +251,17 @@ pub struct Client {
     pub state: PathBuf,
     /// Plugins that run at once. Default 2.
     pub concurrency: usize,
-    /// Time a plugin may take that names no `timeout` of its own. Default 60 s.
+    /// Longest run of a plugin that names no `timeout` of its own. Default 60 s.
     #[serde(with = "span")]
     pub timeout: Duration,
-    /// Output a plugin may print, in bytes; past it the plugin is killed. Default 4 MiB.
+    /// Most output of a plugin, in bytes; a plugin that prints more is killed. Default 4 MiB.
     pub output_bytes_max: usize,
-    /// Results from this size on travel packed with zstd, in bytes. Default 4,096.
+    /// Smallest result that travels packed with zstd, in bytes. Default 4,096.
     pub zstd_bytes_min: usize,
-    /// Results kept on disk while the broker is away; past it those go that a newer one of the same plugin supersedes,
-    /// then the oldest. Default 1,000.
+    /// Most results kept on disk while the broker is away. When there are more, results that a newer one of the same
+    /// plugin supersedes go first, then the oldest. Default 1,000.
     pub spool_count_max: usize,
-    /// The same in bytes. Default 64 MiB.
+    /// Most bytes of results kept on disk while the broker is away; the same results go first. Default 64 MiB.
     pub spool_bytes_max: u64,
     /// Where the client answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default nowhere.
     #[serde(deserialize_with = "listen::option")]
@@ -286,17 +290,17 @@ impl Default for Client {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
-    /// Whether the server answers at all. Without it no metrics are recorded either: nobody could read them. Default
-    /// true; `make bench` says what they cost.
+    /// Whether the server answers HTTP at all. If not, it records no metrics either: nobody could read them. Default
+    /// true; `make bench` says what metrics cost.
     pub enabled: bool,
     /// Where the server answers `/` (status page), `/metrics`, `/livez` and `/readyz`. Default `127.0.0.1:9877`; port 0
     /// takes a free one, which is logged.
     #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
-    /// Names under which server and client may be asked, besides `localhost` and their addresses: what Prometheus or a
-    /// reverse proxy sends as `Host`. `*.example.com` is all names of a domain, `*` any name. On loopback only loopback
-    /// addresses count, elsewhere any address and the machine's host name. Default none: a web page whose name is made to
-    /// point at this machine (DNS rebinding) must not read the answers.
+    /// Names that server and client accept as `Host`, besides `localhost` and their addresses: what Prometheus or a
+    /// reverse proxy sends. `*.example.com` is all names of a domain, `*` any name. On loopback, only loopback addresses are
+    /// accepted; elsewhere, any address and the machine's host name. Default none: a web page whose name is made to point at
+    /// this machine (DNS rebinding) must not read the answers.
     pub hosts: Vec<HttpHost>,
 }
 

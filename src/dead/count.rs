@@ -7,37 +7,37 @@ use serde::Serialize;
 
 use super::letter::Letter;
 
-/// Reasons told apart; a header is written by whoever may publish, so there could be as many as letters.
+/// Most reasons told apart. Anybody who may publish writes the header, so there could be as many reasons as letters.
 const REASONS_MAX: usize = 50;
-/// What letters without a reason, and those of further reasons, are counted under.
+/// The keys for letters without a reason, and for letters of further reasons.
 const NONE: &str = "-";
 const OTHER: &str = "(other)";
 
-/// Dead letters that a filter matched.
+/// The dead letters that a filter matched, counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// How many were looked at.
+    /// Letters looked at.
     pub looked: u64,
-    /// How many matched.
+    /// Letters that matched.
     pub letters: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
-    /// The same by reason.
+    /// The matched letters, by reason.
     pub reasons: BTreeMap<String, OfReason>,
 }
 
 /// Letters of one reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct OfReason {
-    /// How many.
+    /// Number of letters.
     pub letters: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
-    /// How many were replayed before, and came back.
+    /// Letters that were replayed before and came back.
     pub replayed: u64,
-    /// When the first of them became one.
+    /// When the oldest of them became a dead letter.
     pub oldest: Option<Timestamp>,
-    /// When the last of them did.
+    /// When the newest of them did.
     pub newest: Option<Timestamp>,
 }
 
@@ -67,7 +67,7 @@ mod tests {
     use crate::broker::Properties;
     use crate::dead::header;
 
-    /// Goal: letters are counted by reason, and however many reasons somebody makes up, memory is bounded.
+    /// Goal: letters are counted by reason, and memory stays bounded however many reasons somebody makes up.
     #[test]
     fn letters_are_counted_by_reason() {
         let mut count = Count::default();

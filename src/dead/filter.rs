@@ -1,36 +1,36 @@
-//! Which dead letters are meant. Pure.
+//! Selects dead letters. Pure.
 
 use jiff::Timestamp;
 
 use super::letter::Letter;
 
-/// Shortest beginning of an id that names letters.
+/// Shortest prefix of an id that names letters, in characters.
 pub const ID_CHARACTERS_MIN: usize = 4;
 
-/// All conditions that are given must hold; an empty filter matches every letter.
+/// A letter matches if all conditions set here hold. An empty filter matches every letter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Any of these: ids, beginnings of ids of at least [`ID_CHARACTERS_MIN`], or the senders' message ids.
+    /// Any of these: ids, prefixes of ids of at least [`ID_CHARACTERS_MIN`], or the senders' message ids.
     pub ids: Vec<String>,
-    /// The reason, whole.
+    /// The whole reason.
     pub reason: Option<String>,
-    /// The node, whole.
+    /// The whole node name.
     pub node: Option<String>,
-    /// The plugin, whole.
+    /// The whole plugin name.
     pub plugin: Option<String>,
-    /// Dead at this time or later. A letter that does not say when is neither since nor before any time.
+    /// Became a dead letter at this time or later. A letter without a time is neither since nor before any time.
     pub since: Option<Timestamp>,
-    /// Dead before this time.
+    /// Became a dead letter before this time.
     pub before: Option<Timestamp>,
 }
 
 impl Filter {
-    /// Whether nothing is asked for.
+    /// Whether no condition is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether `letter` is meant.
+    /// Whether `letter` matches.
     pub fn matches(&self, letter: &Letter) -> bool {
         let is = |wanted: &Option<String>, found: &Option<String>| {
             wanted.is_none() || wanted.as_deref() == found.as_deref()
@@ -76,7 +76,7 @@ mod tests {
         Letter::read(b"x", &properties)
     }
 
-    /// Goal: every condition holds for what it names, and for nothing else.
+    /// Goal: each condition matches the letters it names, and no others.
     #[test]
     fn conditions_hold_for_what_they_name() {
         let found = letter(Some("web01"), Some("2026-11-22T12:00:00Z"));
@@ -140,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Goal: a letter that does not say when it died is found without a time, and by none.
+    /// Goal: a letter without a time of death matches a filter without times, and no filter with one.
     #[test]
     fn a_letter_without_a_time_is_at_no_time() {
         let timeless = letter(None, None);

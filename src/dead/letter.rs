@@ -1,7 +1,7 @@
-//! One dead letter: what its headers tell, and the message that it was. Pure.
+//! One dead letter: what its headers say, and the message that it was. Pure.
 //!
-//! Invariant: a letter's id depends on its message alone, so it is the same in every listing, and the same again when
-//! a replayed message comes back.
+//! Invariant: a letter's id depends on its message alone. It is the same in every listing, and again when a replayed
+//! message comes back.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::broker::topology::{self, Exchange};
 use crate::broker::{Message, Properties};
 use crate::wire::brief;
 
-/// Characters of an id: 48 bits, so that two of 50,000 letters share one by chance once in 200,000 listings.
+/// Characters of an id. They are 48 bits, so two of 50,000 letters share an id by chance in one of 200,000 listings.
 const ID_CHARACTERS: usize = 12;
 
 /// What is known of a dead letter without its body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Letter {
-    /// Names it: the beginning of the hash of what was sent and where to.
+    /// The letter's name: the beginning of a hash of what was sent and where to.
     pub id: String,
-    /// The sender's own name for the message.
+    /// The id that the sender gave the message.
     pub message_id: Option<String>,
     /// When it became a dead letter.
     pub time: Option<Timestamp>,
@@ -30,24 +30,24 @@ pub struct Letter {
     pub reason: Option<String>,
     /// Why, in a sentence.
     pub detail: Option<String>,
-    /// Whose result it is, if that could be read.
+    /// The node that sent the result, if it could be read.
     pub node: Option<String>,
-    /// Which plugin's, if that could be read.
+    /// The plugin of the result, if it could be read.
     pub plugin: Option<String>,
-    /// Writes that were tried.
+    /// Number of writes tried.
     pub attempts: Option<u32>,
-    /// How often it was replayed.
+    /// Number of replays so far.
     pub replays: u32,
-    /// Bytes of the message as sent.
+    /// Size of the message as sent, in bytes.
     pub bytes: usize,
-    /// Where it was sent to.
+    /// The exchange it was sent to.
     pub exchange: Option<String>,
-    /// With which routing key.
+    /// The routing key it was sent with.
     pub routing_key: Option<String>,
 }
 
 impl Letter {
-    /// Reads the headers; what is missing or odd is none.
+    /// Reads the headers. A missing or malformed one becomes none.
     pub fn read(body: &[u8], properties: &Properties) -> Self {
         let text = |name: &str| properties.headers.get(name).cloned();
         Self {
@@ -67,13 +67,14 @@ impl Letter {
     }
 }
 
-/// Why a letter cannot be replayed. It stays where it is.
+/// Why a letter cannot be replayed. It stays in its queue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoWayBack {
-    /// It was not put there by a server.
+    /// No server put it there.
     #[error("its headers do not say where it came from")]
     NoOrigin,
-    /// Publishing to an exchange that is not there ends the connection; to the dead letters' own, it goes in circles.
+    /// The exchange takes no results. Publishing to one that does not exist ends the connection; publishing to that of
+    /// the dead letters goes in circles.
     #[error("it came from exchange {exchange:?}, which takes no results")]
     Exchange {
         /// The name in its headers.
@@ -81,8 +82,8 @@ pub enum NoWayBack {
     },
 }
 
-/// The message that the letter was, to be published where it was published first; if it is a letter because that was
-/// not where its node's results go, there.
+/// The message that the letter was, addressed to where it was first published. If it became a letter because that was
+/// the wrong slot for its node, it is addressed to the node's slot.
 pub fn original(body: Bytes, properties: &Properties) -> Result<Message, NoWayBack> {
     let origin = |name: &str| properties.headers.get(name).ok_or(NoWayBack::NoOrigin);
     let (name, routing_key) = (origin(header::EXCHANGE)?, origin(header::ROUTING_KEY)?);
@@ -165,7 +166,7 @@ mod tests {
         ("x-vogeler-routing-key", "203"),
     ];
 
-    /// Goal: the headers become fields, and odd ones are none rather than an error.
+    /// Goal: the headers become fields, and malformed ones become none rather than an error.
     #[test]
     fn headers_become_fields() {
         let mut headers = ORIGIN.to_vec();
@@ -190,7 +191,7 @@ mod tests {
         );
     }
 
-    /// Goal: what is replayed is the original, but for the count of replays.
+    /// Goal: a replayed message is the original, except for the count of replays.
     #[test]
     fn the_original_comes_back() {
         let mut headers = ORIGIN.to_vec();
@@ -246,7 +247,8 @@ mod tests {
     }
 
     proptest! {
-        /// A letter's id stays when it is replayed and comes back for another reason; another body is another id.
+        /// A letter's id stays the same when it is replayed and comes back for another reason; another body gives
+        /// another id.
         #[test]
         fn ids_depend_on_the_message_alone(
             body in prop::collection::vec(any::<u8>(), 0..50),

@@ -1,8 +1,8 @@
 //! Dead letters, for the operator: what could not be stored, why, and what to do with it.
 //!
-//! Written by [`ingest`](crate::ingest), read by `vogeler admin dead`. Looking changes nothing. Invariant: a letter
-//! leaves its queue when it was dropped on purpose, or when the broker has confirmed its message where it came from;
-//! a crash in between leaves it in both places, and the server finds the copy stale or unchanged.
+//! [`ingest`](crate::ingest) writes them, and `vogeler admin dead` reads them. Looking changes nothing. Invariant: a
+//! letter leaves its queue only when it is dropped on purpose, or when the broker has confirmed its message at its
+//! origin. A crash in between leaves it in both places; the server then finds the copy stale or unchanged.
 
 pub mod count;
 pub mod filter;
@@ -25,20 +25,20 @@ pub use filter::Filter;
 pub use letter::Letter;
 use reader::Reader;
 
-/// Refused letters that are named; of more is told how many.
+/// Refused letters that are listed by name. Past this, only their number is given.
 const REFUSED_NAMED_MAX: usize = 100;
-/// Further ids that a beginning of an id names; more need not be told to somebody who must write more of it.
+/// Further matches listed for an ambiguous id. The operator must write more of the id, so more would not help.
 const OTHERS_MAX: usize = 10;
-/// Letters dropped together: one acknowledgement where they follow each other.
+/// Letters dropped together. Consecutive ones take a single acknowledgement.
 const DROPS_AT_ONCE: usize = 256;
 
-/// Why a look at the dead letters ended early. No letter is lost by any of these.
+/// Why a look at the dead letters ended early. None of these loses a letter.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadError {
-    /// The broker.
+    /// The broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// Two readers would see half of the letters each.
+    /// Another reader is at work. Two readers would each see half of the letters.
     #[error(
         "another `vogeler admin dead` has been at work for {waited:?}: try again when it is done"
     )]
@@ -46,19 +46,19 @@ pub enum DeadError {
         /// How long we waited.
         waited: Duration,
     },
-    /// What was held is in the queue again, and would be seen twice.
+    /// The connection broke. The letters held are in the queue again, and would be seen twice.
     #[error("the connection broke while dead letters were read; none is lost: try again")]
     Interrupted,
-    /// The broker has letters and delivers none.
+    /// The broker has letters but delivers none.
     #[error("{ready} dead letters are in the queue, and the broker delivers none: try again")]
     Stuck {
-        /// How many it has.
+        /// How many letters it has.
         ready: u64,
     },
-    /// Whoever was to see the letters does not take them.
+    /// The output does not take the letters.
     #[error("cannot print: {0}")]
     Output(#[from] std::io::Error),
-    /// The operator's wish.
+    /// The operator stopped it.
     #[error("stopped by a signal; what was not yet done is as it was")]
     Stopped,
 }
@@ -66,13 +66,13 @@ pub enum DeadError {
 /// Where dead letters are, and what ends a look at them early.
 #[derive(Debug)]
 pub struct DeadLetters<'a> {
-    /// The broker that has them.
+    /// The broker that holds them.
     pub broker: &'a dyn Broker,
-    /// How it keeps them.
+    /// The type of their queue.
     pub queue_type: QueueType,
     /// How far a look has come.
     pub progress: watch::Sender<Progress>,
-    /// Ends a look.
+    /// Ends a look early.
     pub stop: CancellationToken,
 }
 
@@ -85,12 +85,12 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// Which letters are meant, and whether it is done or only counted.
+/// Which letters are meant, and whether to act on them or only count.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// Which.
+    /// Which letters.
     pub filter: Filter,
-    /// At most so many, in the order of the queue.
+    /// The most letters to act on, in the order of the queue.
     pub limit: Option<u64>,
     /// Count only.
     pub dry_run: bool,
@@ -109,51 +109,52 @@ pub struct Looked {
     pub looked: u64,
     /// Of these, letters that the filter matched.
     pub matched: u64,
-    /// Letters that one look could not come to.
+    /// Letters that one look could not reach.
     pub left_over: u64,
 }
 
-/// What was done.
+/// The outcome of a job.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Letters that the filter matched.
     pub matched: u64,
-    /// Of these, replayed or dropped (or, in a dry run, would be).
+    /// Of these, letters replayed or dropped (in a dry run, those that would be).
     pub done: u64,
-    /// Of these, how many were not replayed. They are still dead letters.
+    /// Of these, letters not replayed. They are still dead letters.
     pub refused: u64,
-    /// The first of those, and why.
+    /// The first refused letters, and why.
     pub refused_named: Vec<Refused>,
-    /// How many were looked at.
+    /// Letters looked at.
     pub looked: u64,
-    /// Letters that one look could not come to.
+    /// Letters that one look could not reach.
     pub left_over: u64,
-    /// Why it ended early.
+    /// Why the look ended early.
     pub stopped: Option<DeadError>,
 }
 
 /// A letter that cannot be replayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refused {
-    /// Which.
+    /// The letter's id.
     pub id: String,
     /// Why.
     pub reason: String,
 }
 
-/// A letter with everything.
+/// A whole letter, with its body.
 #[derive(Debug)]
 pub struct Whole {
-    /// What its headers tell.
+    /// What its headers say.
     pub letter: Letter,
-    /// What travelled beside the body.
+    /// The message properties.
     pub properties: crate::broker::Properties,
     /// The body as sent.
     pub body: bytes::Bytes,
 }
 
 impl DeadLetters<'_> {
-    /// Gives `show`, which must not block, the letters that `filter` matches, in the order of the queue (the oldest first), at most `limit`.
+    /// Passes the letters that `filter` matches to `show`, in the order of the queue (oldest first), at most `limit`.
+    /// `show` must not block.
     pub async fn list(
         &self,
         filter: &Filter,
@@ -197,7 +198,7 @@ impl DeadLetters<'_> {
         Ok((count, looked))
     }
 
-    /// The first letter that `id` names, whole, and the ids of others that it names as well: the first few.
+    /// The first letter that `id` names, whole, and up to `OTHERS_MAX` ids of other letters that it names as well.
     pub async fn find(&self, id: &str) -> Result<(Option<Whole>, Vec<String>), DeadError> {
         let filter = Filter {
             ids: vec![id.to_owned()],
@@ -222,7 +223,7 @@ impl DeadLetters<'_> {
                             body: browsed.body,
                         });
                     }
-                    // A message that became a letter twice.
+                    // The same message became a letter twice.
                     Some(first) if first.letter.id == letter.id => {}
                     Some(_) if others.contains(&letter.id) => {}
                     Some(_) => others.push(letter.id),
@@ -235,7 +236,7 @@ impl DeadLetters<'_> {
         result.map(|()| (found, others))
     }
 
-    /// Takes the letters that `job` means out of the queue, for good.
+    /// Removes the letters that `job` means from the queue, for good.
     pub async fn drop_letters(&self, job: &Job) -> Result<Report, DeadError> {
         let mut report = Report::default();
         let mut reader = Reader::open(self).await?;
@@ -256,7 +257,7 @@ async fn drop_all(
         let browsed = match reader.next().await {
             Ok(Some(browsed)) => browsed,
             Ok(None) => break,
-            // What was found before the stop is dropped still: it is counted.
+            // Letters found before the stop are still dropped: they are already counted.
             Err(error) => {
                 result = Err(error);
                 break;
@@ -300,7 +301,7 @@ impl Report {
         }
     }
 
-    /// Closes the look, and keeps why it ended early.
+    /// Closes the reader, and keeps the reason for an early end.
     async fn end(&mut self, reader: Reader<'_>, result: Result<(), DeadError>) {
         self.looked = reader.looked();
         self.left_over = reader.left_over();

@@ -1,8 +1,8 @@
 //! One look through the queue of dead letters, from its head to what was its end when the look began.
 //!
-//! Letters are held at the broker until the look ends, so memory here stays flat however many there are. Invariants: one
-//! look at a time (the turn, an exclusive queue); every letter is taken out, or is in its old place after the look; and a
-//! look whose connection broke is an error, not half an answer.
+//! The broker holds the letters until the look ends, so memory here stays flat however many there are. Invariants:
+//! only one look runs at a time (the turn, an exclusive queue). Every letter is taken out, or is in its old place
+//! after the look. A look whose connection broke gives an error, not half an answer.
 
 use std::time::Duration;
 
@@ -12,19 +12,20 @@ use super::{DeadError, DeadLetters, Progress};
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Browsed, Place, QueueBrowser, topology};
 
-/// How long to wait for another look's end.
+/// Longest wait for another look to end.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 const TURN_RETRY_BASE: Duration = Duration::from_millis(50);
 const TURN_RETRY_MAX: Duration = Duration::from_secs(1);
-/// How often it is looked whether that time is over.
+/// Longest wait for one delivery before the reader checks [`STUCK_TIMEOUT`].
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a broker may deliver none. Where it has none left either, others took them; a letter on its way to us is in
-/// neither place, and on a busy broker that takes seconds.
+/// How long the broker may deliver nothing. If its queue is empty after that, others took the letters. A letter on its
+/// way to us counts neither as ready nor as delivered; on a busy broker that takes seconds.
 const STUCK_TIMEOUT: Duration = Duration::from_secs(30);
-/// RabbitMQ says that a quorum queue is empty, too, when the queue does not answer it within 250 ms: so it is asked again.
+/// RabbitMQ also calls a quorum queue empty if the queue does not answer within 250 ms, so the reader asks this many
+/// times.
 const EMPTY_ASKS: u32 = 4;
 const EMPTY_ASK_EVERY: Duration = Duration::from_millis(200);
-/// How long, and how often, to see whether the letters are back.
+/// How long, and how often, the reader checks whether the letters are back.
 const BACK_TIMEOUT: Duration = Duration::from_secs(30);
 const BACK_EVERY: Duration = Duration::from_millis(50);
 
@@ -33,7 +34,7 @@ const BACK_EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Reader<'a> {
     dead: &'a DeadLetters<'a>,
     browser: Box<dyn QueueBrowser>,
-    /// Letters in the queue when the look began. Those that come later are the next look's.
+    /// Letters in the queue when the look began. Later ones are left to the next look.
     total: u64,
     looked: u64,
     taken_out: u64,
@@ -75,7 +76,7 @@ impl<'a> Reader<'a> {
         self.looked
     }
 
-    /// Letters in the queue that this look did not come to, since it can hold no more.
+    /// Letters in the queue that this look did not reach, because it can hold no more.
     pub(super) fn left_over(&self) -> u64 {
         if self.browser.is_full() {
             self.total.saturating_sub(self.looked)
@@ -84,7 +85,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether letters that are to be taken out should be, before the next one.
+    /// Whether letters that are to be taken out must be taken out before the next one is read.
     pub(super) fn must_settle(&self) -> bool {
         self.browser.is_share_full()
     }
@@ -126,8 +127,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Gives the letters back, and waits until they are in the queue again, for whoever looks next. Says whether what was
-    /// taken out is out: where the connection broke meanwhile, some of it may be in the queue again.
+    /// Gives the letters back, and waits until they are in the queue again, for the next look. Fails if letters were
+    /// taken out and the connection broke: some of them may be in the queue again.
     pub(super) async fn close(mut self) -> Result<(), DeadError> {
         let given_back = self.browser.give_back().await;
         let back = self.total.saturating_sub(self.taken_out);
@@ -137,7 +138,7 @@ impl<'a> Reader<'a> {
                     tokio::time::sleep(BACK_EVERY).await;
                 }
             };
-            // Where somebody else took letters meanwhile, they never are; nothing depends on it.
+            // If somebody else took letters meanwhile, they are never all back; nothing depends on it.
             tokio::time::timeout(BACK_TIMEOUT, is_back).await.ok();
         }
         self.browser.close().await;
@@ -148,7 +149,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What an error in the middle of a look means.
+/// Translates an error in the middle of a look.
 fn interrupted(error: BrokerError) -> DeadError {
     match error {
         BrokerError::Away { .. } | BrokerError::Closed => DeadError::Interrupted,

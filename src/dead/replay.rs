@@ -1,4 +1,5 @@
-//! Replaying: letters go where they came from, and out of the queue once the broker has confirmed that.
+//! Replaying: a letter's message goes back to its origin, and the letter leaves the queue once the broker has
+//! confirmed it.
 //!
 //! Invariant: a letter is taken out only after its message was confirmed; whatever fails, it stays.
 
@@ -9,7 +10,7 @@ use super::reader::Reader;
 use super::{DeadError, DeadLetters, Job, Report};
 use crate::broker::{BrokerError, Message, Place};
 
-/// Messages replayed at once share round trips; all their bodies are in memory.
+/// Messages and bytes replayed at once. The messages share round trips; all their bodies are in memory.
 const REPLAYS_AT_ONCE: usize = 256;
 const REPLAY_BYTES_MAX: usize = 32 << 20;
 
@@ -32,8 +33,8 @@ impl Batch {
 }
 
 impl DeadLetters<'_> {
-    /// Publishes the letters that `job` means where they came from, and takes each out of the queue once its message is
-    /// confirmed. One that comes back meanwhile comes behind those that this look goes through.
+    /// Publishes the letters that `job` means to their origin, and takes each out of the queue once its message is
+    /// confirmed. A letter that comes back meanwhile queues behind those of this look, which does not reach it.
     pub async fn replay(&self, job: &Job) -> Result<Report, DeadError> {
         let mut report = Report::default();
         let mut reader = Reader::open(self).await?;
@@ -70,8 +71,8 @@ impl DeadLetters<'_> {
         self.publish(batch, reader, report).await
     }
 
-    /// Publishes a batch; what is not confirmed stays a dead letter. Published and not taken out, it is in both places,
-    /// which is safe, and the operator hears of it.
+    /// Publishes a batch. A letter whose message is not confirmed stays. If a message was published but its letter
+    /// cannot be taken out, it is in both places; that is safe, and the operator gets an error.
     async fn publish(
         &self,
         batch: Batch,
@@ -89,7 +90,7 @@ impl DeadLetters<'_> {
                 Ok(()) => done.push(place),
                 Err(error) => {
                     report.refuse(id, error.to_string());
-                    // These say something of one message, others of the broker.
+                    // These errors concern one message; the others concern the broker.
                     let is_of_one = matches!(
                         error,
                         BrokerError::Unroutable { .. } | BrokerError::TooLarge { .. }

@@ -1,9 +1,9 @@
 //! The node document: merging results into it. Pure: no clock, no I/O.
 //!
-//! A stored document (or none) and results come in, the JSON to write and one [`Applied`] a result come out. The
-//! values stay raw and are spliced at the top level. Invariants: no result is replaced by an older one, a failed
-//! plugin keeps its last good value, and every member that is not ours, or that this version cannot read, leaves as it
-//! came: other programs and later versions write the same documents.
+//! A stored document (or none) and results come in; the JSON to write and one [`Applied`] for each result come out. The
+//! values stay raw and are spliced at the top level. Invariants: an older result never replaces a newer one; a failed
+//! plugin keeps its last good value; a member that is not ours, or that this version cannot read, is written back
+//! unchanged, since other programs and later versions write the same documents.
 
 mod states;
 
@@ -31,10 +31,10 @@ const PLUGINS: &str = "plugins";
 const VERSION: &str = "v";
 const FLOOR: &str = "floor";
 const UNREADABLE: &str = "unreadable";
-/// What bookkeeping is written by; none in it means 1. A document of a later version keeps its number: each state is
-/// read for itself, so ours beside later ones are understood.
+/// Version of the bookkeeping we write; bookkeeping without a version has version 1. A document of a later version keeps
+/// its number: each state is read on its own, so our states are understood beside later ones.
 const BOOKKEEPING_VERSION: u8 = 1;
-/// A stored sequence further ahead of the server's clock than this came from a broken clock, and loses.
+/// A stored sequence further ahead of the server's clock than this came from a broken clock: any sane one replaces it.
 const CLOCK_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 /// What is known of one plugin of a node: kept in the document under `vogeler.plugins`.
@@ -58,7 +58,7 @@ pub struct PluginState {
     pub last_error: Option<PluginFailure>,
 }
 
-/// The format of a stored value, of which a later version may know more.
+/// The format of a stored value. A later version may know more formats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum StateFormat {
@@ -103,7 +103,7 @@ pub enum Applied {
     Stale,
     /// This very result is stored already: a redelivered copy, or our own write whose answer got lost.
     Present,
-    /// Whether a newer one is stored cannot be read, and this one is not newer than the document: not applied.
+    /// Not applied: the stored order cannot be read, and this result is not newer than the document.
     Unordered,
 }
 
@@ -111,16 +111,17 @@ pub enum Applied {
 #[derive(Debug, Clone, Default)]
 struct Bookkeeping {
     plugins: PluginStates,
-    /// Where the order of a plugin's results cannot be read, what is above this is newer than anything stored: the time
-    /// of the last write before it was lost, or the newest sequence of another plugin. None where nothing was.
+    /// Where the order of a plugin's results cannot be read, a sequence above this is newer than anything stored. It is the
+    /// time of the last write before the order was lost, or the newest sequence of another plugin if that is later. None if
+    /// no order was lost.
     floor: Option<Seq>,
-    /// All of it could not be read.
+    /// Whether none of it could be read.
     is_lost: bool,
     others: Members,
 }
 
 impl Bookkeeping {
-    /// Reads it; what was `written` at that time is older than what was collected later.
+    /// Reads the bookkeeping. `written` is the time of the document's last write: what was collected later is newer.
     fn read(raw: Option<&RawValue>, written: Option<Timestamp>) -> Self {
         let Some(raw) = raw.filter(|raw| raw.get() != "null") else {
             return Self::default();
@@ -145,16 +146,16 @@ impl Bookkeeping {
         read
     }
 
-    /// The time of the last write by the server's clock, or a later one that a plugin was heard with by the node's, unless
-    /// that is broken.
+    /// The later of two: the last write by the server's clock, and the newest sequence of a plugin by the node's clock.
+    /// Sequences of a broken clock do not count.
     fn newest(&self, written: Timestamp) -> Seq {
         let limit = sane_until(written);
         let sane = self.plugins.seqs().filter(|seq| *seq <= limit);
         sane.fold(Seq::after(Seq(0), written), Seq::max)
     }
 
-    /// What a result of a plugin must be above, where its state does not tell. Without a state there was no result, unless
-    /// all states were lost.
+    /// The sequence that a plugin's result must exceed if its state does not tell one. A plugin without a state had no
+    /// result before, unless all states were lost.
     fn floor_of(&self, state: Option<View<'_>>) -> Option<Seq> {
         let is_all_lost = self.others.contains(UNREADABLE);
         self.floor.filter(|_| state.is_some() || is_all_lost)
@@ -198,7 +199,7 @@ impl Serialize for Bookkeeping {
 pub struct Unreadable {
     /// All of it.
     pub is_all: bool,
-    /// States of so many plugins.
+    /// Number of plugins whose state cannot be read.
     pub plugins: usize,
 }
 
@@ -234,8 +235,8 @@ impl NodeDocument {
         }
     }
 
-    /// Reads a stored document. What cannot be read of the bookkeeping stays in it. Where that is the order of a plugin's
-    /// results, only one collected after the document's last write is taken for newer.
+    /// Reads a stored document. Bookkeeping that cannot be read stays in it. If the order of a plugin's results cannot be
+    /// read, only a result collected after the document's last write counts as newer.
     pub fn parse(node: &NodeName, json: &RawValue) -> Result<Self, DocumentError> {
         let mut members: Members =
             serde_json::from_str(json.get()).map_err(|source| DocumentError {
@@ -275,9 +276,9 @@ impl NodeDocument {
         size_of::<Self>() + self.members.bytes() + plugins.bytes() + pieces + others.bytes()
     }
 
-    /// By how many bytes the document grows with this result, about.
+    /// About how many bytes this result adds to the document.
     pub fn growth(&self, result: &PluginResult) -> i64 {
-        /// A state and its name, and what holds them.
+        /// About the bytes of a new state, its name and the JSON around them.
         const STATE: usize = 300;
         let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
         let old = |member: &str| self.members.get(member).map_or(0, |old| old.get().len());
@@ -290,7 +291,7 @@ impl NodeDocument {
                 signed(json.get().len() + state) - signed(old(plugin.as_str()))
             }
             (Content::Value { .. }, None) => 0,
-            // The message stands in the plugin's state, too.
+            // The plugin's state repeats the message.
             (Content::Error(error), plugin) => {
                 let stderr = error.stderr.as_ref().map_or(0, String::len);
                 let in_state = plugin.as_ref().map_or(0, |_| error.message.len() + stderr);
@@ -332,7 +333,7 @@ impl NodeDocument {
         Applied::Changed
     }
 
-    /// Merges one result, and says what [`judge`](Self::judge) does.
+    /// Merges one result. Returns what [`judge`](Self::judge) says of it.
     pub fn apply(&mut self, result: &PluginResult, now: Timestamp, freshness: Duration) -> Applied {
         let applied = self.judge(result, now, freshness);
         if applied == Applied::Changed {
@@ -408,7 +409,7 @@ impl NodeDocument {
     }
 }
 
-/// Whether a result of sequence `new` is newer than one of `old`, which loses if it came from a broken clock.
+/// Whether a result of sequence `new` replaces one of `old`: it is newer, or only `old` came from a broken clock.
 pub fn supersedes(new: Seq, old: Seq, now: Timestamp) -> bool {
     let limit = sane_until(now);
     let is_old_broken = old > limit && new <= limit;
@@ -421,7 +422,7 @@ fn sane_until(now: Timestamp) -> Seq {
         .map_or(Seq(u64::MAX), |limit| Seq::after(Seq(0), limit))
 }
 
-/// Whether a check made at `checked_at` still counts. One from the future (a clock was set back) does not.
+/// Whether a check made at `checked_at` still counts. A check from the future does not: a clock was set back.
 pub fn is_fresh(checked_at: Timestamp, now: Timestamp, freshness: Duration) -> bool {
     let age = now.duration_since(checked_at);
     !age.is_negative() && age.unsigned_abs() < freshness
@@ -439,11 +440,11 @@ fn is_same_error(left: &PluginError, right: &PluginError) -> bool {
     left.kind == right.kind && left.message == right.message && left.exit == right.exit
 }
 
-/// A JSON object's members, raw and in order. The last of repeated keys counts, as in CouchDB.
+/// A JSON object's members, raw and in order. Of repeated keys the last counts, as in CouchDB.
 #[derive(Debug, Clone, Default)]
 struct Members(Vec<(String, Box<RawValue>)>);
 
-/// What an allocator adds to two small pieces of memory.
+/// Bytes that an allocator adds to two small pieces of memory.
 const PIECES_BYTES: usize = 32;
 
 impl Members {
@@ -473,8 +474,8 @@ impl Members {
         }
     }
 
-    /// The last of repeated keys stays. Anybody may write documents of many thousand members, so no key is looked for
-    /// among the others.
+    /// Keeps the last of repeated keys. Anybody may write documents of many thousand members, so this uses a set instead of
+    /// comparing each key with all others.
     fn drop_repeats(&mut self) {
         let mut seen = HashSet::with_capacity(self.0.len());
         let members = self.0.iter().rev();

@@ -1,8 +1,8 @@
 //! What is known of each plugin of a node, by name. Pure.
 //!
-//! A sorted list, since there are documents in memory by the ten thousands with a few plugins each: a tree's smallest
-//! leaf has room for eleven. Invariants: names are distinct and in order; a state that was read and not replaced is
-//! written as the bytes that it was, whatever is in it.
+//! A sorted list, since memory holds tens of thousands of documents with a few plugins each, and a tree's smallest leaf
+//! has room for eleven. Invariants: names are distinct and in order; a state that was read and not replaced is written
+//! byte for byte as it was read, whatever is in it.
 
 use jiff::Timestamp;
 use serde::ser::SerializeMap;
@@ -16,7 +16,7 @@ use crate::wire::{ContentHash, PluginName, Seq};
 #[derive(Debug, Clone, Default)]
 pub struct PluginStates {
     states: Vec<(PluginName, Kept)>,
-    /// Those of what this version takes for no plugin's name.
+    /// States whose name is not a plugin's name to this version.
     others: Members,
 }
 
@@ -25,7 +25,7 @@ pub struct PluginStates {
 enum Kept {
     /// All of it is known, and it is written as it was read.
     Known(PluginState),
-    /// It has something that this version does not know, or writes in another way.
+    /// It has a part that this version does not know, or would write differently.
     Raw(Box<(Box<RawValue>, Read)>),
 }
 
@@ -38,7 +38,7 @@ enum Read {
     Part(Part),
 }
 
-/// What decides about the next result.
+/// The members that decide about the next result.
 #[derive(Debug, Clone)]
 struct Part {
     seq: Option<Seq>,
@@ -67,18 +67,18 @@ pub(super) enum Newest<'a> {
 }
 
 impl PluginStates {
-    /// What is known of one plugin; none, too, if its state cannot be read.
+    /// What is known of one plugin; none if there is no state or it cannot be read as a whole.
     pub fn get(&self, plugin: &str) -> Option<&PluginState> {
         self.kept(plugin)?.whole()
     }
 
-    /// All that can be read, in the order of their names.
+    /// All states that can be read as a whole, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&PluginName, &PluginState)> {
         let states = self.states.iter();
         states.filter_map(|(plugin, kept)| Some((plugin, kept.whole()?)))
     }
 
-    /// How many states are there of which something cannot be read.
+    /// Number of states that cannot be read as a whole.
     pub fn unreadable(&self) -> usize {
         let states = self.states.iter();
         let unreadable = states.filter(|(_, kept)| kept.whole().is_none()).count();
@@ -193,7 +193,7 @@ impl Kept {
         }
     }
 
-    /// Beside the value itself, in bytes.
+    /// Memory on the heap, beside the value itself, in bytes.
     fn heap(&self) -> usize {
         let of_state = |state: &PluginState| {
             let hash = state.hash.as_ref().map_or(0, |hash| hash.0.len());
@@ -214,8 +214,8 @@ impl Kept {
 }
 
 impl Part {
-    /// Each member for itself. Where the sequence cannot be read the time of collecting stands in for it: a client counts
-    /// microseconds.
+    /// Reads each member on its own. If the sequence cannot be read, `collected_at` stands in for it: a client's sequence
+    /// counts microseconds.
     fn read(raw: &RawValue) -> Self {
         fn member<T: serde::de::DeserializeOwned>(members: &Members, name: &str) -> Option<T> {
             serde_json::from_str(members.get(name)?.get()).ok()
@@ -260,7 +260,7 @@ impl Serialize for PluginStates {
 impl<'de> Deserialize<'de> for PluginStates {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (mut states, mut others) = (Vec::new(), Members::default());
-        // Names are distinct in here.
+        // `Members` has distinct names.
         for (name, raw) in Members::deserialize(deserializer)?.0 {
             match PluginName::new(&name) {
                 Ok(plugin) => states.push((plugin, Kept::read(raw))),
@@ -273,7 +273,7 @@ impl<'de> Deserialize<'de> for PluginStates {
     }
 }
 
-/// Compares what is written.
+/// Compares the JSON that would be written.
 impl PartialEq for PluginStates {
     fn eq(&self, other: &Self) -> bool {
         let text = |states: &Self| serde_json::to_string::<Self>(states).ok();

@@ -73,7 +73,7 @@ fn a_first_result_makes_the_document_of_the_design() {
     );
 }
 
-/// Goal: members of other programs leave exactly as they came, numbers spelled as they were, in their place.
+/// Goal: members of other programs are written back unchanged: in their place, each number spelled as it was.
 #[test]
 fn foreign_members_survive_untouched() {
     let json = r#"{"_id":"x","_rev":"1-a","owner":{"n":1.10,"big":123456789012345678901234567890},"rpms":[],"zone":"b"}"#;
@@ -95,13 +95,13 @@ fn parse(json: &str) -> NodeDocument {
     NodeDocument::parse(&node(), &raw).unwrap()
 }
 
-/// A sequence of so many seconds after the tests' beginning.
+/// A sequence `second` seconds after the tests' beginning.
 fn seq(second: i64) -> u64 {
     Seq::after(Seq(0), at(second)).0
 }
 
-/// Goal: bookkeeping that somebody broke stays in the document, and lets in what was collected after the document's last
-/// write: of older results nobody knows whether they are older than what is stored, before and after the mending.
+/// Goal: broken bookkeeping stays in the document and lets in only results collected after the document's last write, before
+/// and after it is mended. Nobody can tell whether an earlier result is older than the stored one.
 #[test]
 fn broken_bookkeeping_lets_only_newer_results_in() {
     for broken in ["5", "[]", r#"{"plugins":[1]}"#, r#"{"a":1,"plugins":"x"}"#] {
@@ -126,7 +126,7 @@ fn broken_bookkeeping_lets_only_newer_results_in() {
             (&written["owner"], &written["rpms"]),
             (&json!("me"), &json!(["newer"]))
         );
-        // The last write is later now, and the floor where it was.
+        // The last write is later now, but the floor is the same.
         let mut document = parse(&written.to_string());
         assert!(!document.unreadable().is_all);
         assert_eq!(apply(&mut document, "dpkg", 99, "old"), Applied::Unordered);
@@ -141,8 +141,8 @@ fn broken_bookkeeping_lets_only_newer_results_in() {
     assert!(NodeDocument::parse(&node(), &not_an_object).is_err());
 }
 
-/// Goal: a plugin that was never heard is new, though the state of another one cannot be read; of that one what is older
-/// than anything that was heard of the node, by whichever clock, does not get in.
+/// Goal: a plugin without a state is new, although the state of another plugin cannot be read. A result of that other
+/// plugin must be newer than anything known of the node, by either clock.
 #[test]
 fn an_unreadable_state_is_the_floor_of_its_plugin_alone() {
     let state = |seq: u64| {
@@ -151,7 +151,7 @@ fn an_unreadable_state_is_the_floor_of_its_plugin_alone() {
     };
     let json = json!({
         "updated_at": at(100),
-        // A node whose clock is ahead, and a sequence of a broken one.
+        // A node whose clock is ahead, and a sequence of a broken clock.
         "vogeler": {"plugins": {"rpms": 5, "dpkg": state(seq(150)), "odd": state(u64::MAX)}},
     });
     let mut document = parse(&json.to_string());
@@ -167,7 +167,7 @@ fn an_unreadable_state_is_the_floor_of_its_plugin_alone() {
     assert_eq!(apply("rpms", 151), Applied::Changed);
 }
 
-/// Goal: a document of many thousand plugins, in whatever order, is read in a moment.
+/// Goal: a document of many thousand plugins, in any order, is read quickly.
 #[test]
 fn large_documents_are_read_quickly() {
     const COUNT: usize = 60_000;
@@ -203,7 +203,7 @@ fn the_last_of_repeated_keys_counts() {
     assert_eq!(text.get().matches(r#""a":"#).count(), 1);
 }
 
-/// Goal: an error is thought to add what it adds: its message twice, and what the program printed.
+/// Goal: the expected growth of an error is what it adds: its message twice, and what the program printed.
 #[test]
 fn the_growth_of_an_error_counts_all_of_it() {
     let mut document = NodeDocument::new(&node(), at(0));
@@ -282,7 +282,7 @@ fn a_deleted_value_comes_back() {
     assert_eq!(stored(&mut document)["rpms"], json!([]));
 }
 
-/// Goal: copies are told from older results, and a sequence from a broken clock loses.
+/// Goal: a copy is told apart from an older result, and a sequence from a broken clock loses.
 #[test]
 fn stale_present_and_broken_clocks() {
     let mut document = NodeDocument::new(&node(), at(0));
@@ -324,8 +324,8 @@ fn an_error_of_2010_is_the_nodes_last_error() {
 }
 
 proptest! {
-    /// In whatever order results come, and however often, the newest value of each plugin stands in the end, and
-    /// merging through the stored form is the same as merging in memory.
+    /// In whatever order and however often results come, the newest value of each plugin is stored in the end. Merging
+    /// through the stored form equals merging in memory.
     #[test]
     fn the_newest_result_wins_in_any_order(
         arrivals in prop::collection::vec((0..3_usize, 1..20_u64), 1..40),
@@ -345,7 +345,7 @@ proptest! {
     }
 }
 
-/// Goal: a state of which something cannot be read still tells what is older, and is replaced by what is newer.
+/// Goal: a state that can be read only in part still refuses older results, and newer results replace it.
 #[test]
 fn what_can_be_read_of_a_state_counts() {
     let known = seq(100);
@@ -385,7 +385,7 @@ fn what_can_be_read_of_a_state_counts() {
             "a later version keeps its number"
         );
     }
-    // One without any order: the document's last write stands in for it.
+    // A state without any order: the document's last write stands in for it.
     let json = format!(
         r#"{{"updated_at":"{}","vogeler":{{"plugins":{{"rpms":5}}}}}}"#,
         at(100)
@@ -397,7 +397,7 @@ fn what_can_be_read_of_a_state_counts() {
     );
 }
 
-/// Goal: this release reads the documents of all releases, and a merge loses nothing of them that it does not replace.
+/// Goal: this release reads the documents of all releases, and a merge keeps all that it does not replace.
 #[test]
 fn documents_of_all_releases_are_read_and_kept() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/documents");
@@ -415,7 +415,7 @@ fn documents_of_all_releases_are_read_and_kept() {
         let applied = document.apply(&value("other", newest, &json!(1)), later, FRESHNESS);
         assert_eq!(applied, Applied::Changed, "{path:?}");
         let written = document.to_json(&node(), later).unwrap();
-        // Byte for byte, what is not ours to change.
+        // What is not ours to change stays byte for byte.
         let before: Members = serde_json::from_str(&text).unwrap();
         let after: Members = serde_json::from_str(written.get()).unwrap();
         let ours = ["_id", "_rev", "updated_at", "vogeler"];
@@ -487,8 +487,8 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Any JSON in a plugin's state, and beside it, survives the merge of another plugin's result byte for byte, and
-    /// never lets in a result that is not newer than what it tells.
+    /// Any JSON in a plugin's state and beside it survives the merge of another plugin's result byte for byte. A state never
+    /// lets in a result that is not newer than the sequence it tells.
     #[test]
     fn any_state_survives_the_merge_of_another_result(state in any_json(), beside in any_json()) {
         let json = json!({

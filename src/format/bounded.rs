@@ -1,4 +1,4 @@
-//! JSON text that grows up to a bound and no further: whatever a format makes of a few bytes, memory stays bounded.
+//! JSON text that grows up to a bound and no further: memory stays bounded, however much a format makes of a few bytes.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::FormatError;
 
-/// JSON text as far as it is written.
+/// JSON text written so far.
 #[derive(Debug)]
 pub(super) struct Bounded {
     text: Vec<u8>,
@@ -41,12 +41,12 @@ impl Bounded {
         }
     }
 
-    /// Whether something was not written for want of room.
+    /// Whether a write failed because the text would have passed its bound.
     pub(super) fn is_full(&self) -> bool {
         self.is_full
     }
 
-    /// The error that says so.
+    /// The error of a value that does not fit.
     pub(super) fn too_large(&self) -> FormatError {
         FormatError::TooLarge {
             max: self.bytes_max,

@@ -1,6 +1,6 @@
 //! `json`: checks one JSON text and drops its white space, and nothing else.
 //!
-//! The text is never parsed into a tree: numbers keep every digit, repeated keys stay, memory stays the text's.
+//! The text is never parsed into a tree: numbers keep every digit, repeated keys stay, memory use is that of the text.
 
 use serde_json::value::RawValue;
 
@@ -77,7 +77,7 @@ mod tests {
         }
     }
 
-    /// Goal: nesting is bounded by what can be hashed, and a hundred thousand levels are no crash.
+    /// Goal: nesting is bounded by what can be hashed, and a hundred thousand levels do not crash.
     #[test]
     fn nesting_is_bounded() {
         let nested = |depth: usize| format!("{}0{}", "[".repeat(depth), "]".repeat(depth));

@@ -27,11 +27,11 @@ pub enum FormatError {
     /// The value cannot be hashed (nested too deep, or a string in it is not Unicode).
     #[error(transparent)]
     Hash(#[from] HashError),
-    /// There is nothing where JSON, YAML or CSV was announced. A tool that fails often prints nothing, and
-    /// nothing must not overwrite the last good value.
+    /// Empty output where JSON, YAML or CSV was announced. A tool that fails often prints nothing, and empty output must not
+    /// overwrite the last good value.
     #[error("the output is empty")]
     Empty,
-    /// JSON and YAML are UTF-8; what is not cannot be repaired without changing keys.
+    /// JSON and YAML are UTF-8; other bytes cannot be repaired without changing keys.
     #[error("the output is not UTF-8: byte {offset} (counted from 0) is the first bad one")]
     NotUtf8 {
         /// Where the first bad byte stands, from 0.
@@ -67,10 +67,10 @@ pub enum FormatError {
     /// Nested deeper than values are hashed and stored.
     #[error("{DEPTH_MAX} levels of nesting at most, this has {}", counted(*levels))]
     TooDeep {
-        /// Levels found; none where reading stopped at the first one too many.
+        /// Levels found; none if reading stopped at the first level too many.
         levels: Option<usize>,
     },
-    /// The value is larger than a document may be, or than so small a message may become.
+    /// The value is larger than a document may be, or than the small message that it came in may become.
     #[error("the value has more than {max} bytes as JSON")]
     TooLarge {
         /// Size allowed, in bytes.
@@ -99,7 +99,7 @@ pub fn value_of(format: Format, output: &[u8]) -> Result<Box<RawValue>, FormatEr
     value_within(format, output, VALUE_BYTES_MAX)
 }
 
-/// Like [`value_of`], with a bound on the value's size in bytes; above [`VALUE_BYTES_MAX`] it changes nothing.
+/// Like [`value_of`], with a bound on the value's size in bytes. A bound above [`VALUE_BYTES_MAX`] has no effect.
 pub fn value_within(
     format: Format,
     output: &[u8],
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(value(Format::Output, ""), "[]");
     }
 
-    /// Goal: bad UTF-8 is named by its place where structure matters, and replaced where it is only text.
+    /// Goal: bad UTF-8 is an error that names its place in structured formats, and is replaced in plain text.
     #[test]
     fn invalid_utf8_is_an_error_or_replaced() {
         let printed = b"\"ab\xff\"";
@@ -196,7 +196,7 @@ mod tests {
         );
     }
 
-    /// Goal: nothing where structure was announced is an error, so that it cannot replace the last good value.
+    /// Goal: empty output of a structured format is an error, so that it cannot replace the last good value.
     #[test]
     fn nothing_is_an_error_where_structure_was_announced() {
         for format in [Format::Json, Format::Yaml, Format::Csv] {
@@ -225,7 +225,7 @@ mod tests {
         assert!(matches!(error, FormatError::Hash(_)), "{error}");
     }
 
-    /// Goal: real facter output of either kind is the same facts (the second run may only differ in what moves).
+    /// Goal: real facter output in either format gives the same facts (between the two runs only volatile facts may differ).
     #[test]
     fn facter_prints_the_same_facts_as_json_and_yaml() {
         let json = include_str!("../../tests/fixtures/facter-4.3.0.json");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever bytes come, there is a value or an error, and a value is JSON that can be hashed or named.
+        /// Any bytes give a value or an error, and a value is JSON.
         #[test]
         fn any_bytes_are_a_value_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             for format in ALL {
@@ -261,7 +261,7 @@ mod tests {
             }
         }
 
-        /// The same for text that is made of the characters that mean something to the formats.
+        /// The same for text made of characters that have a meaning in the formats.
         #[test]
         fn any_syntax_is_a_value_or_an_error(text in "[\\[\\]{}:,\"'#&*!|>\\-=%@?<~.0-9eE+a-c \n\t\\\\]{0,120}") {
             for format in ALL {

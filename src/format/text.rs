@@ -38,7 +38,7 @@ pub(super) fn key_values(text: &str) -> Result<BTreeMap<&str, String>, FormatErr
     Ok(members)
 }
 
-/// Takes one pair of quotes off, and in double quotes the backslashes that a shell would take.
+/// Removes one pair of quotes, and within double quotes the backslashes that a shell would remove.
 fn unquoted(value: &str) -> String {
     let inside = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
     if let Some(text) = inside('\'') {
@@ -60,7 +60,8 @@ fn unquoted(value: &str) -> String {
 
 /// One object for each record, keyed by the heading. A heading alone is an empty array.
 ///
-/// Written record by record: the heading is repeated in each, so a few bytes of empty records could become gigabytes.
+/// It is written record by record under the bound: each object repeats the heading, so a few bytes of empty records could
+/// become gigabytes.
 pub(super) fn records(text: &str, bytes_max: usize) -> Result<Box<RawValue>, FormatError> {
     if text.trim().is_empty() {
         return Err(FormatError::Empty);
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
     use crate::wire::Format;
 
-    /// Goal: the files that every Linux has read as they should: os-release with quotes, meminfo with colons.
+    /// Goal: files that every Linux has are read correctly: os-release with quotes, meminfo with colons.
     #[test]
     fn key_values_read_os_release_and_meminfo() {
         let printed = "# comment\nNAME=\"Debian \\\"12\\\" \\x\"\nID=debian\nURL='https://x/?a=b'\n\nEMPTY=\nMemTotal:       24683772 kB\nID=last\n";
@@ -121,7 +122,7 @@ mod tests {
         assert_eq!(value(Format::Kv, "A=\""), r#"{"A":"\""}"#);
     }
 
-    /// Goal: a line that is no key and value is named by its number.
+    /// Goal: the error for a line without key and value gives the line's number.
     #[test]
     fn a_line_without_key_or_sign_is_an_error() {
         for printed in ["A=1\nnonsense\n", "A=1\n=x\n"] {

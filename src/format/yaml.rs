@@ -1,9 +1,9 @@
 //! `yaml`: one YAML document, streamed into JSON text under a budget.
 //!
-//! Events in, text out, no tree: an alias bomb meets the bound on the text or on the replayed events, deep nesting
-//! the bound on depth, before memory grows. Scalars by YAML 1.2's core schema: `yes` and `0644` stay text, as
-//! every emitter quotes them anyway. Mapping keys become strings as they are spelled; NaN and infinity, which JSON
-//! lacks, become the strings `.nan`, `.inf`, `-.inf`. Integers up to 64 bits are exact, longer ones are doubles.
+//! Events in, text out, no tree. Before memory grows, an alias bomb meets the bound on the text or on the replayed events,
+//! and deep nesting the bound on depth. Scalars follow YAML 1.2's core schema: `yes` and `0644` stay text, as every emitter
+//! quotes them anyway. Mapping keys become strings as they are spelled. NaN and infinity, which JSON lacks, become the
+//! strings `.nan`, `.inf`, `-.inf`. Integers up to 64 bits are exact; longer ones become doubles.
 
 use std::fmt;
 
@@ -15,11 +15,12 @@ use super::FormatError;
 use super::bounded::Bounded;
 use crate::wire::DEPTH_MAX;
 
-/// Events of the parser at most, at some 2 to 5 µs each: twice what 8 MB of real facts have, 20 bytes to a node.
+/// Most events of the parser, at some 2 to 5 µs each: twice those of 8 MB of real facts, which have a node every 20 bytes.
 const EVENTS_MAX: usize = 1_000_000;
-/// Nesting of flow collections at most in what the scanner reads ahead, 1,024 characters: above it, so that [`DEPTH_MAX`] is met.
+/// Most nesting of flow collections in the scanner's look-ahead. It is above the 1,024 characters of look-ahead, so that
+/// [`DEPTH_MAX`] is met first.
 const FLOW_DEPTH_MAX: usize = 2_048;
-/// Events that aliases may add: old tools share a handful of strings, bombs share each other.
+/// Most events that aliases may add. Old tools share a handful of strings; in a bomb, aliases share other aliases.
 const REPLAYED_EVENTS_MAX: usize = 250_000;
 
 /// Reads one document; an empty one is `null`.
@@ -58,7 +59,7 @@ fn options() -> serde_saphyr::Options {
             max_nodes: EVENTS_MAX,
             // One more than we take, so that our own error names the bound.
             max_depth: DEPTH_MAX + 1,
-            // The scanner reads on for a key's end; so far on it must not stop at a bound of its own.
+            // The scanner looks ahead for a key's end; within that look-ahead its own bound must not stop it.
             flow_nesting_limit: FLOW_DEPTH_MAX,
             enforce_alias_anchor_ratio: false,
         },
@@ -74,7 +75,7 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// The JSON text so far, and which of our own bounds was met: serde's error type cannot carry it.
+/// The JSON text so far, and which of our own bounds was met: serde's error type cannot say which.
 #[derive(Debug)]
 struct Json {
     text: Bounded,
@@ -182,7 +183,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 }
 
-/// An item of a sequence: only once it is known to be there, the comma before it is written.
+/// An item of a sequence. The comma before it is written only once the item is known to exist.
 struct Item<'j> {
     json: &'j mut Json,
     is_first: bool,
@@ -223,7 +224,7 @@ mod tests {
         assert_eq!(yaml("a: [] # none\nb: {}\n"), r#"{"a":[],"b":{}}"#);
     }
 
-    /// Goal: keys that are no strings become strings as spelled; a key that is a collection is an error.
+    /// Goal: scalar keys become strings as spelled; a collection as a key is an error.
     #[test]
     fn keys_become_strings() {
         assert_eq!(

@@ -1,5 +1,4 @@
-//! `amqp`: the properties that come with a message, as they are on the wire, through the sieve and into ours, and a
-//! broker's greeting.
+//! `amqp`: a message's properties, from the wire through the sieve into our own type, and a broker's greeting.
 
 use bytes::Bytes;
 use lapin::protocol::basic::parse_properties;
@@ -12,10 +11,11 @@ use crate::broker::topology::Exchange;
 use crate::broker::{Message, Properties};
 use crate::trace::TraceParent;
 
-/// The smallest frame that is agreed to, and what of it is not payload.
+/// The smallest frame that is agreed to, and how many bytes of it are not payload.
 const FRAME_BYTES: (usize, usize) = (4_096, 8);
 
-/// What the sieve lets pass lapin reads, and what it writes anew too; what is read from properties survives being sent on, and a field of a greeting is text that is in it.
+/// lapin reads what the sieve lets pass and what it rewrites. Properties survive being sent on. A field of a greeting is
+/// text from that greeting.
 pub fn amqp(data: &[u8]) {
     for name in ["product", "version"] {
         if let Some(text) = text_field(data, name) {

@@ -1,7 +1,7 @@
 //! `couch`: answers of a CouchDB, or of whatever a proxy puts in their place.
 //!
-//! The input's first line is the kind of answer (`bulk`, `load` or `find`), its status and the ids that were asked for;
-//! the rest is the body.
+//! The input's first line has the kind of answer (`bulk`, `load` or `find`), its status and the requested ids; the rest is
+//! the body.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,10 +13,10 @@ use crate::store::couch::replies;
 use crate::store::{StoreError, Verdict};
 use crate::wire::NodeName;
 
-/// Documents in one request at most, so that taking it apart stays cheap.
+/// Most documents in one request, so that a check stays cheap.
 const IDS_MAX: usize = 16;
 
-/// Every document has one verdict, it is stored only where a row says so, and a document is read only from its row.
+/// Every document has one verdict, counts as stored only if a row says so, and is read only from its own row.
 pub fn couch(data: &[u8]) {
     let end = data
         .iter()
@@ -123,7 +123,7 @@ fn find(reply: (u16, Bytes)) {
     }
 }
 
-/// An error that is no outage says so, and none repeats an answer at length.
+/// An error has a text, and does not repeat the answer at length.
 fn assert_error(error: &StoreError) {
     super::assert_text(error);
 }

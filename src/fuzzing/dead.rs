@@ -1,4 +1,4 @@
-//! `dead_letter`: the headers of a dead letter, which anybody who may publish can have written.
+//! `dead_letter`: the headers of a dead letter. Anybody who may publish can have written them.
 //!
 //! The input is headers, `name: value` a line, then an empty line and the body.
 
@@ -10,7 +10,7 @@ use crate::broker::topology::Exchange;
 use crate::dead::letter::original;
 use crate::dead::{Letter, header};
 
-/// A letter has an id that stays when it is replayed; what is replayed goes to the results, without our headers.
+/// A letter keeps its id when it is replayed. The replayed message goes to the results exchange, without our headers.
 pub fn dead_letter(data: &[u8]) {
     let end = data.windows(2).position(|two| two == b"\n\n");
     let (head, body) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));

@@ -17,7 +17,7 @@ use crate::wire::{
 };
 
 const FRESHNESS: Duration = Duration::from_mins(15);
-/// A stored sequence further ahead of the clock than this loses (the design).
+/// A stored sequence further ahead of the clock than this loses, by the design.
 const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 const STEPS_MAX: usize = 64;
 /// What the server sets itself at the top level.
@@ -85,13 +85,13 @@ impl Merge {
         let written = merge.json();
         let before = Written::read(stored.get());
         Written::read(&written).assert_kept(&before, None);
-        // Only now it says when it was written: what orders results whose state tells no sequence.
+        // Only now the document says when it was written. That time orders results whose state tells no sequence.
         merge.document = read(&merge.node, &written);
         merge.reread();
         Some(merge)
     }
 
-    /// As it would be written.
+    /// The document's JSON, as it would be written.
     fn json(&self) -> String {
         let mut document = self.document.clone();
         let json = document
@@ -167,7 +167,7 @@ impl Merge {
                 assert_merged(result, &plugin, (old, &before), (state, &after));
             }
             Applied::Unchanged => assert!(is_newer && written == json),
-            // A state of which only some can be read makes results stale, too.
+            // A state that can be read only in part can make a result stale, too.
             Applied::Stale | Applied::Present => {
                 assert!((!is_newer || old.is_none()) && written == json);
             }
@@ -178,7 +178,7 @@ impl Merge {
         assert_eq!(written, self.json());
     }
 
-    /// By the design's words: above the stored sequence, or the stored one came from a broken clock.
+    /// Newer by the design's words: above the stored sequence, or the stored one came from a broken clock.
     fn is_newer(&self, new: Seq, old: Seq) -> bool {
         let limit = self
             .now
@@ -219,7 +219,7 @@ fn assert_merged(
                 value(before),
                 "an error took the last good value"
             );
-            // Of a state that cannot be read as a whole the value's hash may still be read.
+            // If a state cannot be read as a whole, its hash may still be readable.
             let hash = old.map_or_else(|| before.hash(plugin), |old| old.hash);
             assert_eq!(state.hash, hash);
             assert_eq!(
@@ -230,7 +230,7 @@ fn assert_merged(
     }
 }
 
-/// A document's text, read without the code that is checked.
+/// A document's text, read without the code under test.
 struct Written<'a> {
     members: BTreeMap<String, &'a RawValue>,
     bookkeeping: BTreeMap<String, &'a RawValue>,
@@ -258,13 +258,13 @@ impl<'a> Written<'a> {
         }
     }
 
-    /// The hash in a plugin's state, where it is one.
+    /// The hash in a plugin's state, if it is a valid one.
     fn hash(&self, plugin: &PluginName) -> Option<ContentHash> {
         let state = same(self.plugins.get(plugin.as_str())?);
         serde_json::from_value(state.get("hash")?.clone()).ok()
     }
 
-    /// What is not ours is as it was, and so is the state of every plugin but `merged`.
+    /// Asserts that everything that is not ours is unchanged, and so is the state of every plugin but `merged`.
     fn assert_kept(&self, before: &Self, merged: Option<&PluginName>) {
         let is_merged = |name: &String| merged.is_some_and(|merged| merged.as_str() == name);
         for (name, value) in &before.members {
@@ -287,7 +287,7 @@ impl<'a> Written<'a> {
             if !is_merged(name) {
                 let kept = self.plugins.get(name).expect("the state of another plugin");
                 let (kept, state) = (same(kept), same(state));
-                // A state that is read gets all its members; what it had stays.
+                // A state that was read is written with all members; those it had stay.
                 assert!(
                     is_part(&state, &kept),
                     "state of {name:?}: {state} became {kept}"

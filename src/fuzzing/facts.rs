@@ -1,4 +1,4 @@
-//! `facts`: what is read from a document that anybody may have written, and the questions about it.
+//! `facts`: the facts read from a document that anybody may have written, and the queries on them.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::wire::{NodeName, PluginName};
 /// Levels that serde_json reads into a tree.
 const TREE_DEPTH_MAX: usize = 120;
 
-/// What a summary says is found by the questions about it.
+/// Queries find everything that a summary says.
 pub fn facts(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;

@@ -10,7 +10,7 @@ use crate::format::{FormatError, VALUE_BYTES_MAX, value_of};
 use crate::hash::{HashError, content_hash};
 use crate::wire::{DEPTH_MAX, Format};
 
-/// What every format promises; the value's text where there is one.
+/// Checks what every format promises. Returns the value's text, if there is a value.
 fn check(format: Format, output: &[u8]) -> Option<String> {
     let value = match value_of(format, output) {
         Ok(value) => value,
@@ -29,7 +29,7 @@ fn check(format: Format, output: &[u8]) -> Option<String> {
         // A lone surrogate escape: only JSON can print one.
         Err(HashError::NotJson(_)) => assert!(json.contains("\\u") && is_json(format)),
         Err(HashError::TooDeep) => panic!("deeper than the hash takes"),
-        // Large and deep at once: 64 levels of 16 KiB at the least.
+        // Large and deep at once: at least 64 levels of 16 KiB.
         Err(HashError::TooLong) => assert!(json.len() > 16 * 1024),
     }
     Some(json.to_owned())
@@ -60,7 +60,7 @@ pub fn format_json(data: &[u8]) {
     assert!(json.len() <= data.len(), "compacting made it longer");
 }
 
-/// YAML: what was read from it says the same when it is read as YAML again, and JSON means in it what JSON means.
+/// YAML: a value read from YAML stays the same when read as YAML again, and JSON has the same meaning as YAML.
 pub fn format_yaml(data: &[u8]) {
     let Some(json) = check(Format::Yaml, data) else {
         return;
@@ -81,7 +81,7 @@ pub fn format_yaml(data: &[u8]) {
     }
 }
 
-/// Numbers that a double does not hold: JSON keeps their digits, YAML is documented not to.
+/// Whether there is a number that a double may not hold: JSON keeps its digits; YAML, as documented, does not.
 fn has_long_number(json: &str) -> bool {
     const DIGITS: usize = 15;
     let mut run = 0;
@@ -141,7 +141,7 @@ fn lines(lines: &[String], text: &str) {
     assert_eq!(words(&lines.join("\n")), words(text), "words got lost");
 }
 
-/// Written with single quotes, the members are read as the same again.
+/// Members written with single quotes are read back unchanged.
 fn key_values(json: &str) {
     let members: BTreeMap<String, String> = read(json);
     let mut text = String::new();
@@ -154,7 +154,7 @@ fn key_values(json: &str) {
     assert_eq!(json, again.get());
 }
 
-/// All records have the same keys, and written as CSV again they are the same.
+/// All records have the same keys, and are the same after being written as CSV and read again.
 fn records(json: &str) {
     let records: Vec<BTreeMap<String, String>> = read(json);
     let Some(first) = records.first() else { return };
@@ -165,12 +165,12 @@ fn records(json: &str) {
         writer.write_record(record.values()).expect("to memory");
     }
     let text = writer.into_inner().expect("to memory");
-    // The reader takes a byte order mark at the start of the text away.
+    // The reader drops a byte order mark at the start of the text.
     if text.starts_with("\u{feff}".as_bytes()) {
         return;
     }
     match value_of(Format::Csv, &text) {
-        // The first heading's order is another one.
+        // Compared as maps: the first heading may have had another order.
         Ok(again) => assert_eq!(records, read::<Vec<BTreeMap<String, String>>>(again.get())),
         Err(error) => assert!(matches!(error, FormatError::Empty), "{error}"),
     }

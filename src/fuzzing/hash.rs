@@ -8,7 +8,7 @@ use super::raw;
 use crate::hash::{Pointer, content_hash};
 use crate::wire::{ContentHash, DEPTH_MAX};
 
-/// JSON text: respelled it keeps its hash, changed it loses it, and volatile members do not count.
+/// JSON text keeps its hash when respelled and gets another when changed. Volatile members do not count.
 pub fn hash(data: &[u8]) {
     let Some(value) = std::str::from_utf8(data).ok().and_then(raw) else {
         return;
@@ -60,7 +60,7 @@ fn escaped(text: &str) -> String {
     format!("\"{}\"", units.collect::<String>())
 }
 
-/// Digits that a respelled exponent may have: far from where an `i64` ends.
+/// Longest exponent that is respelled, in characters: far below the range of an `i64`.
 const EXPONENT_DIGITS_MAX: usize = 15;
 
 fn respelled_number(text: &str) -> String {
@@ -73,7 +73,7 @@ fn respelled_number(text: &str) -> String {
     format!("{whole}.{fraction}00E{exponent:+}")
 }
 
-/// Ten times a number is another number, unless it is zero; the negative one, too.
+/// Unless a number is zero, ten times it and its negative have other hashes.
 fn number(text: &str, hash: &ContentHash) {
     let text = text.trim();
     let is_number = text.starts_with(|c: char| c.is_ascii_digit() || c == '-');
@@ -87,7 +87,7 @@ fn number(text: &str, hash: &ContentHash) {
         .map_or_else(|| format!("-{text}"), str::to_owned);
     assert_ne!(of(&negated), *hash, "a number is its negative");
     let tenfold = match mantissa.split_once('.') {
-        // 1.25 -> 12.5, by the text alone.
+        // 1.25 -> 12.5, on the text alone.
         Some((whole, fraction)) => {
             let (first, rest) = fraction.split_at(1);
             let rest = if rest.is_empty() { "0" } else { rest };
@@ -102,7 +102,7 @@ fn number(text: &str, hash: &ContentHash) {
     assert_ne!(of(&tenfold), *hash, "{text} and {tenfold}");
 }
 
-/// A volatile member counts as little as one that is not there.
+/// A volatile member does not count: the hash is that of the value without it.
 fn volatile(value: &RawValue) {
     let Ok(members) = serde_json::from_str::<BTreeMap<String, &RawValue>>(value.get()) else {
         return;

@@ -1,8 +1,8 @@
-//! What fuzzing checks (`fuzz/`), one function a target: bytes from outside in, a panic where a promise is broken.
+//! The checks of fuzzing (`fuzz/`), one function for each target: bytes from outside in, a panic if a promise is broken.
 //!
-//! The same functions run over the committed seeds in `cargo test`, so a seed keeps its meaning without cargo-fuzz.
-//! Compiled for tests and with the feature `fuzzing` only; no part of the program. Each check asserts what the
-//! module promises, since "it does not crash" alone would let wrong answers pass.
+//! `cargo test` runs the same functions over the committed seeds, so a seed keeps its meaning without cargo-fuzz.
+//! Compiled for tests and with the feature `fuzzing` only; not part of the program. Each check asserts what the module
+//! promises, since "it does not crash" alone would let wrong answers pass.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +38,7 @@ pub use plugin::plugin_file;
 pub use receipts::receipts;
 pub use wire::{command, result, zstd};
 
-/// A target: its name, which is its file's in `fuzz/fuzz_targets` and its folder's in `fuzz/seeds`, and its check.
+/// A target: its name and its check. Its file in `fuzz/fuzz_targets` and its folder in `fuzz/seeds` have the same name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
@@ -59,15 +59,15 @@ pub const TARGETS: [Target; 14] = [
     ("zstd", zstd),
 ];
 
-/// Longest text of an error, in bytes: it goes to logs, where a stranger's message must not be repeated at length.
+/// Longest text of an error, in bytes. Errors go to logs, which must not repeat a stranger's message at length.
 const ERROR_BYTES_MAX: usize = 4_096;
 
-/// The clock of all checks, so that an input means the same on every day.
+/// The time that all checks use, so that an input means the same on every day.
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).expect("a time that jiff has")
 }
 
-/// An error has a text for people, of bounded length.
+/// Asserts that an error has a text for people, of bounded length.
 fn assert_text(error: &impl std::fmt::Display) {
     let text = error.to_string();
     assert!(!text.is_empty(), "an error without a text");
@@ -78,7 +78,7 @@ fn assert_text(error: &impl std::fmt::Display) {
     );
 }
 
-/// JSON text as a raw value, if it is that.
+/// `text` as a raw value, if it is JSON.
 fn raw(text: &str) -> Option<Box<RawValue>> {
     serde_json::from_str(text).ok()
 }

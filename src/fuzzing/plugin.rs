@@ -7,11 +7,11 @@ use super::assert_text;
 use crate::client::plugin::Registry;
 use crate::wire::{CLIENT_PLUGIN, Format, PluginName};
 
-/// A section that stands behind the input: whatever came before, it must not be lost.
+/// A section appended to the input: it must not be lost, whatever stands before it.
 const GOOD: &str = "\n[fuzz-good]\ncommand = /bin/true 'a b'\n";
 const GOOD_NAME: &str = "fuzz-good";
 
-/// Problems have a line, plugins are complete, and what is broken takes nothing else with it.
+/// Problems have a line, plugins are complete, and a broken section does not affect the others.
 pub fn plugin_file(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;

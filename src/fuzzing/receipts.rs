@@ -1,7 +1,7 @@
 //! `receipts`: what a runner reads of its run, and how it counts.
 //!
-//! The input's first line names the nodes that the run waits for, each further line is a batch of receipts. One that says
-//! that receipts are lost makes the runner doubt.
+//! The input's first line names the nodes that the run waits for; each further line is a batch of receipts. A batch that
+//! reports lost receipts makes the runner doubt.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::wire::{NodeName, PluginName, ReceiptBatch, RunId};
 
 const BATCHES_MAX: usize = 64;
 
-/// Every node is in one category, whatever comes how often, and nobody is waited for in the end.
+/// Whatever comes, and however often, every node is in one category, and in the end the run waits for none.
 pub fn receipts(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;

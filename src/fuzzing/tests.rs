@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::TARGETS;
 
-/// Seeds are for people, too: small, and few.
+/// Largest seed, in bytes. People read seeds too, so they are small and few.
 const SEED_BYTES_MAX: usize = 8 * 1024;
 const SEEDS_MAX: usize = 64;
 
@@ -45,7 +45,7 @@ fn every_seed_passes_its_check() {
     assert!(failed.is_empty(), "see the panics above: {failed:#?}");
 }
 
-/// Goal: each check is a target that cargo-fuzz knows, with seeds, and nothing else is there.
+/// Goal: each check has seeds and is a target of cargo-fuzz, and there are no other targets or seeds.
 #[test]
 fn checks_targets_and_seeds_have_the_same_names() {
     let checks: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();

@@ -1,4 +1,4 @@
-//! `command`, `result` and `zstd`: what is read from a message, in both wire versions.
+//! `command`, `result` and `zstd`: messages as they are read, in both wire versions.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::wire::{
     NodeName, PluginName, PluginResult,
 };
 
-/// A command that is read is written and read again as the same.
+/// A command that was read is the same after being written and read again.
 pub fn command(data: &[u8]) {
     let command = match Command::decode(data) {
         Ok(command) => command,
@@ -27,7 +27,7 @@ pub fn command(data: &[u8]) {
     assert_eq!(command.is_expired(now()), again.is_expired(now()));
 }
 
-/// A result that is read keeps to the bounds, is written and read again as the same, and can be stored.
+/// A result that was read is within the bounds, is the same after being written and read again, and can be stored.
 pub fn result(data: &[u8]) {
     let result = match stages::decode(data, None, now()) {
         Ok(result) => result,
@@ -84,8 +84,8 @@ fn assert_storable(result: &PluginResult) {
     assert_eq!(written.get(), rewritten.get());
 }
 
-/// What is unpacked is within the bound, and what was packed comes back. The first byte says which of both; the two
-/// that follow are the bound.
+/// An unpacked message is within the bound, and a packed body unpacks to itself. The first byte chooses which of the two is
+/// checked; the next two bytes are the bound.
 pub fn zstd(data: &[u8]) {
     let [kind, high, low, body @ ..] = data else {
         return;
@@ -106,7 +106,7 @@ pub fn zstd(data: &[u8]) {
     assert_eq!(unpacked.as_deref(), (body.len() <= max).then_some(body));
 }
 
-/// A packed message that is taken costs at most what its size allows.
+/// The value of a packed message is at most as large as the message's size allows.
 fn message(packed: &[u8]) {
     let Ok(result) = stages::decode(packed, Some("zstd"), now()) else {
         return;

@@ -1,8 +1,8 @@
-//! The connections of an HTTP side: taken, bounded in number and time, and closed at the stop.
+//! The connections of an HTTP endpoint: accepted, bounded in number and time, and closed at the stop.
 //!
-//! A request that does not come whole, a peer that does not read, and peers that are too many cost a bounded time and
-//! nothing else: the newest is always served, and the oldest goes for it. Invariant: never more than
-//! [`Bounds::connections_max`] are open, and none longer than [`Bounds::age_max`] and what it takes to end it.
+//! An incomplete request, a peer that does not read, and too many peers cost a bounded time and nothing else: the
+//! newest connection is always served, and replaces the oldest. Invariant: at most [`Bounds::connections_max`] are
+//! open, and none longer than [`Bounds::age_max`] plus [`Bounds::end_timeout`].
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -23,26 +23,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{HttpRefusal, catalogue};
 
-/// Pause after the system gave no connection, as when all file descriptors are used.
+/// Pause after the system failed to accept a connection, for example when all file descriptors are used.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
-/// Most bytes of a request's head, and of what waits to be sent.
+/// Most bytes of a request's head, and of data waiting to be sent.
 const BUFFER_BYTES_MAX: usize = 16 * 1024;
 
 /// How many connections there may be, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Open at once; one more takes the place of the oldest.
+    /// Most connections open at once; one more replaces the oldest.
     pub(super) connections_max: usize,
-    /// From the connection, or the last answer on it, to the end of a request's head: also how long one may be idle.
+    /// Longest time from the connection, or the last answer on it, to the end of a request's head; so also the longest
+    /// idle time.
     pub(super) header_timeout: Duration,
-    /// Then no further request is answered on a connection.
+    /// Age after which a connection answers no further request.
     pub(super) age_max: Duration,
-    /// Time to send what is being sent, after `age_max` or the stop.
+    /// Time to finish sending an answer, after `age_max` or the stop.
     pub(super) end_timeout: Duration,
 }
 
 impl Default for Bounds {
-    /// Scrapers, probes and people keep a handful open, and each request takes milliseconds.
+    /// Scrapers, probes and people keep a handful of connections open, and each request takes milliseconds.
     fn default() -> Self {
         Self {
             connections_max: 64,
@@ -53,7 +54,7 @@ impl Default for Bounds {
     }
 }
 
-/// Serves `routes` on `listener` until `stop`, and waits for the answers that are under way then.
+/// Serves `routes` on `listener` until `stop`, then waits for the answers under way.
 pub(super) async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -66,7 +67,7 @@ pub(super) async fn serve(
         let stream = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            // Lets go of what ended; none is left is no end.
+            // Drops connections that ended. An empty set does not end the loop.
             Some(_) = tasks.join_next() => continue,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -94,7 +95,7 @@ pub(super) async fn serve(
     while tasks.join_next().await.is_some() {}
 }
 
-/// Whether the peer is the reason: the next connection may be well.
+/// Whether the peer caused the error: the next connection may succeed.
 fn is_of_peer(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -102,7 +103,7 @@ fn is_of_peer(kind: ErrorKind) -> bool {
     )
 }
 
-/// One connection, to its end.
+/// Serves one connection to its end.
 async fn connection(stream: TcpStream, routes: Router, bounds: Bounds, stop: CancellationToken) {
     let was_served = Arc::new(AtomicBool::new(false));
     let routes = TowerToHyperService::new(routes);
@@ -130,7 +131,7 @@ async fn connection(stream: TcpStream, routes: Router, bounds: Bounds, stop: Can
             Err(_) => return,
         }
     };
-    // One that was served and then kept silent is idle, as connections are.
+    // A connection that was served and then stays silent is merely idle, not slow.
     if let Err(error) = ended
         && error.is_timeout()
         && !was_served.load(Ordering::Relaxed)
@@ -185,11 +186,11 @@ mod tests {
         }
     }
 
-    /// What comes until the other side ends it.
+    /// Reads until the other side ends the connection.
     async fn rest(stream: &mut TcpStream) -> Vec<u8> {
         let mut bytes = Vec::new();
         let read = stream.read_to_end(&mut bytes);
-        // Being cut off is an end, too.
+        // A connection reset is an end, too.
         drop(timeout(PATIENCE, read).await.expect("it stays open"));
         bytes
     }
@@ -209,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Goal: a head that does not come whole ends after its time, whether it began or not, and idle connections as well.
+    /// Goal: a connection whose head is incomplete or absent ends after `header_timeout`, and so does an idle one.
     #[tokio::test]
     async fn half_a_request_ends_in_time() {
         let header_timeout = Duration::from_millis(200);
@@ -248,7 +249,7 @@ mod tests {
         served.end().await;
     }
 
-    /// Goal: who asks for much and reads nothing is cut off at the end of its connection's age.
+    /// Goal: a peer that asks for much and reads nothing is cut off at the end of its connection's age.
     #[tokio::test]
     async fn who_does_not_read_is_cut_off() {
         let served = Served::start(Bounds {

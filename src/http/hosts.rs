@@ -1,7 +1,7 @@
 //! Which `Host` a request may name. Pure.
 //!
-//! A page of a stranger can make its own name point at this machine (DNS rebinding), and the browser of somebody who may
-//! reach us then asks us in that page's name. Such a request says the stranger's name in `Host`, so it is refused.
+//! A stranger's page can make its own name point at this machine (DNS rebinding). The browser of somebody who can reach
+//! us then sends us that page's requests. Such a request has the stranger's name in `Host`, so it is refused.
 //! Invariant: no name is accepted that is not the machine's own, listed in `http.hosts`, or `localhost`.
 
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::config::HttpHost;
 /// What is accepted.
 #[derive(Debug, Clone)]
 pub struct Hosts {
-    /// Only this machine can ask; so no other address can be meant.
+    /// We listen on loopback: only this machine can ask, so no other address is accepted.
     is_loopback: bool,
     /// The machine's own name, in lower case.
     machine: String,
@@ -31,8 +31,8 @@ impl Hosts {
         }
     }
 
-    /// Whether a request with this head may be answered. Only HTTP/1.0, which knows no `Host`, may leave it out: probes of
-    /// load balancers do, and no browser.
+    /// Whether a request with this head may be answered. Only HTTP/1.0, which does not require `Host`, may omit it:
+    /// probes of load balancers do, browsers do not.
     pub(super) fn accepts(&self, version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut named = headers.get_all(header::HOST).iter();
         let (first, second) = (named.next(), named.next());
@@ -47,7 +47,7 @@ impl Hosts {
         }
     }
 
-    /// Whether `authority`, a host with or without a port, means us. The port is not looked at: a tunnel may have another.
+    /// Whether `authority`, a host with or without a port, is us. The port does not count: a tunnel may use another.
     fn is_ours(&self, authority: &str) -> bool {
         let Ok(authority) = authority.parse::<Authority>() else {
             return false;
@@ -60,7 +60,7 @@ impl Hosts {
             return true;
         }
         match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            // Rebinding takes a name: a page that was loaded from an address can ask only that address.
+            // Rebinding needs a name: a page loaded from an address can ask only that address.
             Ok(address) => !self.is_loopback || address.to_canonical().is_loopback(),
             Err(_) => !self.is_loopback && !host.is_empty() && host == self.machine,
         }
@@ -76,7 +76,8 @@ mod tests {
         Hosts::new(listen.parse().unwrap(), "Db1", listed)
     }
 
-    /// Goal: on loopback only loopback and what is listed is ours; elsewhere any address and the machine's name, too.
+    /// Goal: on loopback only loopback and listed hosts are ours; elsewhere any address and the machine's name are,
+    /// too.
     #[test]
     fn strangers_names_are_refused() {
         let local = [
@@ -142,7 +143,8 @@ mod tests {
         assert!(hosts("127.0.0.1", &["*"]).is_ours("evil.example"));
     }
 
-    /// Goal: an absent `Host` is HTTP/1.0's alone, two of them are nobody's, and the one in the request line counts too.
+    /// Goal: only HTTP/1.0 may omit `Host`, two `Host` headers are refused, and the host in the request line counts
+    /// too.
     #[test]
     fn every_way_to_name_a_host_is_looked_at() {
         let ours = hosts("127.0.0.1", &[]);

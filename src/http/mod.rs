@@ -1,7 +1,7 @@
 //! The HTTP side of server and client: `/metrics`, `/livez`, `/readyz` and the status page `/`.
 //!
-//! Reads what the process notes of itself, changes nothing. Invariant: alive as long as the process answers; ready as
-//! its [`Probe`] says; nobody is answered who asks for another host ([`Hosts`]).
+//! Reads what the process records about itself, and changes nothing. Invariant: alive as long as the process answers;
+//! ready as its [`Probe`] says; a request for another host is refused ([`Hosts`]).
 
 mod connections;
 mod hosts;
@@ -31,9 +31,9 @@ use crate::status::{About, Report, Seen, Watched};
 use crate::telemetry::{HttpRefusal, Telemetry, catalogue};
 pub use hosts::Hosts;
 
-/// What a process tells of itself, asked anew for each request.
+/// What a process reports about itself, asked for at each request.
 pub trait Probe: fmt::Debug + Send + Sync + 'static {
-    /// Whether it is ready, and the reasons: an object with a member a part.
+    /// Whether it is ready, and the reasons: an object with one member per part.
     fn readiness(&self) -> (bool, Value);
 
     /// What it is.
@@ -54,7 +54,7 @@ struct Sources {
     rates: Arc<Mutex<Rates>>,
 }
 
-/// Whom the endpoints answer.
+/// Decides which requests the endpoints answer.
 #[derive(Debug)]
 struct Door {
     hosts: Hosts,
@@ -62,7 +62,7 @@ struct Door {
     is_told: AtomicBool,
 }
 
-/// Answers on `listener` who asks for one of `hosts`, until `stop`.
+/// Answers requests for one of `hosts` on `listener` until `stop`.
 pub async fn serve(
     listener: TcpListener,
     telemetry: Telemetry,
@@ -93,7 +93,7 @@ pub async fn serve(
     }
 }
 
-/// Lets a request pass that asks for us.
+/// Passes on a request that names one of our hosts, and refuses any other.
 async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     let (version, uri, headers) = (request.version(), request.uri(), request.headers());
     if door.hosts.accepts(version, uri, headers) {
@@ -108,7 +108,7 @@ async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> R
     (StatusCode::MISDIRECTED_REQUEST, why).into_response()
 }
 
-/// Takes the samples that rates are made of.
+/// Takes the samples from which rates are computed.
 async fn sample(sources: Sources) -> Infallible {
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,7 +1,7 @@
 //! The batch buffer: nodes that have something to write, in the order they said so. Pure.
 //!
-//! Nodes are told apart from their results: what is written is taken from a node only when its batch is cut, so
-//! results go on coalescing while they wait. Times are brought in; the buffer has no clock.
+//! The buffer holds nodes, not their results: these are taken from a node only when its batch is cut, so they go on
+//! coalescing while the node waits. Callers pass the time in; the buffer has no clock.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::telemetry::FlushReason;
 /// Bounds of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchBounds {
-    /// Documents at most.
+    /// Most documents.
     pub(super) count_max: usize,
-    /// Bytes of results at most, as far as known when the node announced itself; one node may exceed it alone.
+    /// Most bytes of results, as far as known when their nodes announced themselves; one node alone may exceed it.
     pub(super) bytes_max: usize,
     /// How long the first node waits for others.
     pub(super) linger: Duration,
@@ -56,8 +56,8 @@ impl<N> BatchBuffer<N> {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Whether a batch should be cut, and why. A full one waits, for a while, as long as results coalesce: what it
-    /// would write now it would write again a moment later.
+    /// Whether a batch should be cut, and why. While results coalesce, a full batch waits up to `linger_max`: what it
+    /// wrote now it would write again a moment later.
     pub(super) fn due(&self, now: Instant, around: Surroundings) -> Option<FlushReason> {
         let full = self.full();
         let linger = if full.is_some() && around.is_coalescing && !around.is_draining {
@@ -73,7 +73,7 @@ impl<N> BatchBuffer<N> {
         around.is_draining.then_some(FlushReason::Drain)
     }
 
-    /// The bound that what waits has reached, if it has.
+    /// The bound that the waiting nodes have reached, if any.
     pub(super) fn full(&self) -> Option<FlushReason> {
         if self.waiting.len() >= self.bounds.count_max {
             Some(FlushReason::Count)
@@ -84,7 +84,7 @@ impl<N> BatchBuffer<N> {
         }
     }
 
-    /// From now on a batch has so many documents at most.
+    /// Limits batches to `count_max` documents from now on.
     pub(super) fn limit_count(&mut self, count_max: usize) {
         self.bounds.count_max = count_max;
     }

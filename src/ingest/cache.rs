@@ -1,8 +1,8 @@
 //! Documents as this server wrote them last, so that the next write of a warm node needs no read. Pure.
 //!
-//! A document is taken out to be merged and put back only when its own verdict says that it stands so: after a
-//! conflict, an ambiguous failure or a panic it is simply not there, and is read. Invariants: what is handed out was
-//! confirmed during the same subscription, in which no other server wrote the node, and the same era of the store; the
+//! A document is taken out to be merged, and put back only when its own verdict confirms it. After a conflict, an
+//! ambiguous failure or a panic it is simply not there, and is read. Invariants: a document that is handed out was
+//! confirmed in the same subscription, during which no other server wrote the node, and in the same era of the store; the
 //! bytes held are bounded.
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,12 +18,12 @@ pub(super) struct Known {
     pub(super) revision: Option<Revision>,
 }
 
-/// When something was known: what was known at another time is of no use any more.
+/// When something was known, by subscription and era. Knowledge from any other time is of no use any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Times {
-    /// The subscription: since another one, another server may have written.
+    /// The subscription: once it changed, another server may have written.
     pub(super) session: u64,
-    /// The store gate's era: since another one, the store may have lost what it had.
+    /// The store gate's era: once it changed, the store may have lost what it had.
     pub(super) era: u64,
 }
 
@@ -58,13 +58,13 @@ impl DocumentCache {
         }
     }
 
-    /// Takes a node's document out, if it was known at `times`; another is thrown away.
+    /// Takes a node's document out, if it was known at `times`; one from other times is thrown away.
     pub(super) fn take(&mut self, node: &NodeName, times: Times) -> Option<Known> {
         let entry = self.remove(node)?;
         (entry.times == times).then_some(entry.known)
     }
 
-    /// Puts in a document that stands in the store as it is here; the oldest make room.
+    /// Puts in a document that equals the stored one; the oldest documents make room.
     pub(super) fn put(&mut self, node: NodeName, times: Times, known: Known) {
         self.remove(&node);
         let bytes = known.document.bytes();

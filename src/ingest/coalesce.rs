@@ -21,7 +21,7 @@ pub(super) struct Mark {
     checked_at: Timestamp,
 }
 
-/// What is known of a node's stored results: a few plugins, for as many nodes as there are, so a plain list.
+/// What is known of a node's stored results. It is a plain list, since a node has few plugins and there are many nodes.
 #[derive(Debug, Default)]
 pub(super) struct Marks(Box<[(PluginName, Mark)]>);
 
@@ -41,7 +41,7 @@ impl Marks {
         self.0.is_empty()
     }
 
-    /// Keeps what unchanged results confirmed before: the stored document does not tell of them.
+    /// Keeps the sequences that unchanged results confirmed: the stored document does not have them.
     fn keep_confirmed(&mut self, before: &Self) {
         for (plugin, mark) in &mut self.0 {
             let old = before.get(plugin).filter(|old| old.hash == mark.hash);
@@ -104,9 +104,9 @@ pub(super) enum Offered<T> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nobody was told of what pends.
+    /// The writer does not know that anything pends.
     Idle,
-    /// The writer was told, and will take.
+    /// The writer knows, and will take what pends.
     Announced,
     /// A write is in flight.
     Writing,
@@ -117,13 +117,13 @@ enum Phase {
 pub(super) struct Coalescer<T> {
     pending: BTreeMap<Option<PluginName>, Pending<T>>,
     marks: Marks,
-    /// Whether the marks were forgotten while a write was in flight: what it brings may be outdated too.
+    /// Whether the marks were forgotten while a write was in flight: the marks that it brings may be outdated too.
     is_doubtful: bool,
     phase: Phase,
 }
 
 impl<T: Overtake> Coalescer<T> {
-    /// Nothing pending, and what was known when the node came to rest.
+    /// Begins with nothing pending, and with the marks that were known when the node came to rest.
     pub(super) fn new(marks: Marks) -> Self {
         Self {
             pending: BTreeMap::new(),
@@ -165,14 +165,14 @@ impl<T: Overtake> Coalescer<T> {
         Offered::Pending
     }
 
-    /// An unchanged result leaves no trace in the store; remembered here, it makes older ones that come late stale.
+    /// Remembers an unchanged result, which leaves no trace in the store, so that older ones that come late are stale.
     fn raise(&mut self, result: &PluginResult) {
         if let Some(plugin) = &result.plugin {
             raise(&mut self.marks, plugin, result.seq);
         }
     }
 
-    /// Whether a result is the newest that the marks tell of: delivered again, it is stale and changes nothing.
+    /// Whether a result is the newest one in the marks, delivered again: it is stale and changes nothing.
     pub(super) fn is_copy(&self, result: &PluginResult) -> bool {
         let mark = result.plugin.as_ref().and_then(|name| self.marks.get(name));
         let hash = match &result.content {
@@ -182,8 +182,8 @@ impl<T: Overtake> Coalescer<T> {
         mark.is_some_and(|mark| mark.seq == result.seq && mark.hash.as_ref() == hash)
     }
 
-    /// The outcome, where the marks tell it. While a write is in flight they tell nothing: what is being written
-    /// may be newer than they are, or may fail.
+    /// The outcome, if the marks decide it. While a write is in flight they decide nothing: what is being written may be
+    /// newer than they are, or may fail.
     fn known_outcome(
         &self,
         result: &PluginResult,
@@ -205,7 +205,7 @@ impl<T: Overtake> Coalescer<T> {
             .then_some(Outcome::Unchanged)
     }
 
-    /// Whether the writer should be told now; it counts as told after this says so.
+    /// Whether the writer should be told now; if so, it counts as told from here on.
     pub(super) fn announce(&mut self) -> bool {
         let is_due = self.phase == Phase::Idle && !self.pending.is_empty();
         if is_due {
@@ -214,8 +214,9 @@ impl<T: Overtake> Coalescer<T> {
         is_due
     }
 
-    /// Hands out all that pends; if that is anything, a write is in flight until [`finish`](Self::finish). What the marks tell to be stale
-    /// by now (it came while a write was in flight, when they told nothing) comes in the second list.
+    /// Hands out all that pends. If the first list is not empty, a write is in flight until [`finish`](Self::finish). The
+    /// second list has results that are stale by the marks of now: they came while a write was in flight, when the marks
+    /// decided nothing.
     pub(super) fn take(&mut self, now: Timestamp) -> (Vec<Pending<T>>, Vec<Pending<T>>) {
         let marks = &self.marks;
         let (pending, stale): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
@@ -236,7 +237,7 @@ impl<T: Overtake> Coalescer<T> {
     /// The write ended: with the marks of the document as it stands, or with nothing known.
     pub(super) fn finish(&mut self, marks: Option<Marks>) {
         self.phase = Phase::Idle;
-        // Marks from before a write that may have taken place, or not, are as wrong as those of another server.
+        // Marks from before a write of unknown outcome are as wrong as those of another server.
         let is_doubtful = std::mem::take(&mut self.is_doubtful);
         let mut marks = marks.filter(|_| !is_doubtful).unwrap_or_default();
         marks.keep_confirmed(&self.marks);
@@ -354,7 +355,8 @@ mod tests {
         assert!(coalescer.announce());
     }
 
-    /// Goal: a write of unknown end leaves nothing known, and neither does one that began before the forgetting.
+    /// Goal: nothing is known after a write of unknown outcome, nor after a write that began before the marks were
+    /// forgotten.
     #[test]
     fn doubtful_writes_leave_nothing_known() {
         let mut document = NodeDocument::new(&node(), now());
@@ -394,7 +396,7 @@ mod tests {
             coalescer.offer(result("rpms", 6, 1), 'u', now(), FRESHNESS),
             Offered::Pending
         );
-        // What a write from before brings was perhaps overwritten since.
+        // Another server may have overwritten what a write from before then brings.
         coalescer.take(now());
         coalescer.forget();
         coalescer.finish(Some(marks_of(&document)));

@@ -33,12 +33,13 @@ use crate::wire::{NodeName, Outcome, PluginName, Seq};
 
 /// First pause after a conflict or failure; it doubles from there.
 const RETRY_BASE: Duration = Duration::from_millis(50);
-/// Longest such pause: meanwhile one of the writes in flight does nothing for the other nodes.
+/// Longest such pause. It is short, since a commit that pauses is one of the writes in flight and does nothing for other
+/// nodes meanwhile.
 const ROW_RETRY_MAX: Duration = Duration::from_secs(1);
-/// Why results are dead letters that make the store fail as a whole, and nothing else does.
+/// Dead-letter reason of results with which a whole request fails, though the store takes the document without them.
 const STORE_ERROR: &str = "store_error";
-/// Words of failed rows that tell of the store and not of the document: they pass. Any other that stays (CouchDB's
-/// `unknown_error`: a `validate_doc_update` that throws what it should not) is about the document.
+/// Error words of failed rows that concern the store, not the document: such failures pass. Any other word that persists
+/// concerns the document (CouchDB's `unknown_error`: a `validate_doc_update` that throws what it should not).
 const STORE_TROUBLES: [&str; 9] = [
     "away",
     "error",
@@ -51,13 +52,14 @@ const STORE_TROUBLES: [&str; 9] = [
     "unauthorized_request",
 ];
 
-/// Those of them that say nothing of the document, however often they come: a slow line must not cost a large result.
+/// Those of [`STORE_TROUBLES`] that never count against the document, however often they come: a slow line must not cost
+/// a large result.
 const OUTAGES: [&str; 4] = ["away", "no_database", "timeout", "unauthorized_request"];
 
-/// Why a result is a dead letter that may be older than what is stored.
+/// Dead-letter detail of a result that may be older than what is stored.
 const UNORDERED: &str = "what the document tells of this plugin's last result cannot be read, and this one was not collected after the document's last write: it may be older than what is stored";
 
-/// What commits go by.
+/// Settings of the commits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CommitSettings {
     pub(super) freshness: Duration,
@@ -78,7 +80,7 @@ pub(super) struct Committer {
     cache: Mutex<DocumentCache>,
     /// The drain is over: what is not written by now goes back to the broker.
     give_up: CancellationToken,
-    /// Whether the log has a line on bookkeeping that cannot be read.
+    /// Whether bookkeeping that cannot be read was logged already: the log has it once.
     is_unreadable_told: AtomicBool,
 }
 
@@ -86,9 +88,9 @@ pub(super) struct Committer {
 #[derive(Debug)]
 struct Work {
     node: NodeName,
-    /// The subscription that the node was last heard by when its results were taken.
+    /// The subscription of the node's latest result when its results were taken.
     session: u64,
-    /// The gate's era when the document was read, or when what was known of it was taken.
+    /// The gate's era when the document was read or taken from the cache.
     era: u64,
     pending: Vec<Pending<Ticket>>,
     finished: oneshot::Sender<(Marks, u64)>,
@@ -96,15 +98,15 @@ struct Work {
     is_known: bool,
     /// Writes that were sent; after the first, finding our own result there means that it was stored.
     attempts: u32,
-    /// Failures in a row after which the store took the document without these results.
+    /// Failures in a row, after each of which the store took the document without these results.
     blames: u32,
-    /// Reads of the document that failed, while others went well.
+    /// Reads of this document that failed in requests that went well otherwise.
     failed_reads: u32,
     /// The search for the results that the store takes, once it refused the document with all of them.
     fit: Option<Fit>,
-    /// What it said last.
+    /// Why the store refused the document last.
     refusal: Refusal,
-    /// Results that are not tried now: the next time all are pending again.
+    /// Results left out of this try: all pend again for the next one.
     left_out: Vec<Pending<Ticket>>,
     /// Results that were settled as unchanged: the node's actor remembers their sequences.
     unchanged: Vec<(PluginName, Seq)>,
@@ -119,7 +121,7 @@ struct Refusal {
     bytes: usize,
 }
 
-/// What one pass of merging made.
+/// The outcome of one pass of merging.
 #[derive(Debug, Default)]
 struct Merge {
     writes: Vec<Write>,
@@ -134,7 +136,7 @@ struct Merged {
     work: Work,
     document: NodeDocument,
     applied: Vec<Applied>,
-    /// Of the JSON sent to the store; 0 if nothing is.
+    /// Size of the JSON sent to the store, in bytes; 0 if nothing is sent.
     bytes: usize,
 }
 
@@ -192,7 +194,7 @@ impl Committer {
                 left.extend(tried.left);
                 is_paused |= tried.is_away;
                 if tried.is_away && started.elapsed() >= self.settings.hold_max {
-                    // The store may answer others, and never this batch.
+                    // The store may answer other requests, but never this batch.
                     self.gate.let_go();
                     return;
                 }
@@ -204,7 +206,7 @@ impl Committer {
         }
     }
 
-    /// One try at a group: what is left of it comes back, in halves where it failed too often as a whole.
+    /// Tries a group once and returns what is left of it, in halves if it failed too often as a whole.
     async fn try_group(&self, mut group: Group<Work>, went: &mut Went) -> Tried {
         let turn = self.gate.turn().await;
         let attempt = self.attempt(std::mem::take(&mut group.works), went).await;
@@ -236,8 +238,8 @@ impl Committer {
         }
     }
 
-    /// Finds out whether a document that fails alone is what fails, and gives it up once that is sure. Otherwise the group
-    /// comes back: the store is what fails.
+    /// Finds out whether a document that fails alone is to blame, and treats it as refused once that is sure. Otherwise
+    /// the store is to blame, and the group comes back as the error.
     async fn blame(
         &self,
         mut group: Group<Work>,
@@ -273,8 +275,8 @@ impl Committer {
         })
     }
 
-    /// Whether the store takes this node's document as it stands, without what waits for it: the same request, of the same id,
-    /// on the same shard. Only such a success tells a bad result from a bad store.
+    /// Whether the store takes this node's document as it stands, without the pending results. The request is the same,
+    /// with the same id, on the same shard: only such a success tells a bad result from a bad store.
     async fn is_taken_without_results(&self, work: &Work) -> bool {
         let now = Timestamp::now();
         let Ok(mut loaded) = self.load(std::slice::from_ref(&work.node)).await else {
@@ -301,7 +303,7 @@ impl Committer {
         is_taken
     }
 
-    /// One pass over what is open: what is left comes back, with the error that ended the pass, if one did.
+    /// Makes one pass over the open work. Returns what is left, and the error that ended the pass, if one did.
     async fn attempt(&self, mut open: Vec<Work>, went: &mut Went) -> Attempt {
         let era = self.gate.era();
         for work in &mut open {
@@ -361,7 +363,7 @@ impl Committer {
         }
     }
 
-    /// What the cache has of these nodes. After a write was sent nothing is known until it is read.
+    /// Takes out what the cache has of these nodes. Once a write was sent, its document is unknown until it is read.
     fn known(&self, open: &[Work]) -> HashMap<NodeName, Known> {
         let mut cache = self.cache();
         open.iter()
@@ -370,8 +372,8 @@ impl Committer {
             .collect()
     }
 
-    /// Reads the documents that are not known. When one that its node's actor knew is gone, somebody deleted it, and
-    /// perhaps not it alone: whatever was known is doubtful then, and is read too.
+    /// Reads the documents that are not known. If a document that its node's actor knew is gone, somebody deleted it, and
+    /// perhaps others: all that was known is then doubtful, and is read too.
     async fn load_unknown(
         &self,
         open: &mut [Work],
@@ -492,8 +494,8 @@ impl Committer {
         merge
     }
 
-    /// Chooses which results to merge now. Those whose order cannot be read, and those that the store does not take in this
-    /// document, are dead letters.
+    /// Chooses which results to merge now. Results whose order cannot be read, and results that the store does not take
+    /// in this document, become dead letters.
     fn choose(&self, work: &mut Work, document: &NodeDocument, now: Timestamp) {
         self.give_up(work, document);
         work.pending.append(&mut work.left_out);
@@ -522,7 +524,7 @@ impl Committer {
         work.left_out = work.pending.split_off(count);
     }
 
-    /// Makes a dead letter of the result that was refused alone.
+    /// Makes a dead letter of the result that was refused alone, and of all others if the search is hopeless.
     fn give_up(&self, work: &mut Work, document: &NodeDocument) {
         let Some(fit) = work.fit.filter(|fit| fit.gives_up()) else {
             return;
@@ -582,8 +584,8 @@ impl Committer {
         open
     }
 
-    /// A row that failed is tried again. One that keeps failing is given up where its word tells of the document, or where
-    /// the store takes the document without these results; otherwise they go back to the broker.
+    /// Tries a failed row again. A row that keeps failing counts as refused if its error word concerns the document, or
+    /// if the store takes the document without these results; otherwise the results go back to the broker.
     async fn after_failed_row(&self, mut work: Work, error: &str, reason: &str) -> Option<Work> {
         if self.may_try_again(&work) {
             return self.again(work, error);
@@ -604,8 +606,8 @@ impl Committer {
         Some(work.refused(error, reason))
     }
 
-    /// A document that could not be read this time is read again, and the others are what they are. At last its results go
-    /// back to the broker.
+    /// Has a document read again that could not be read this time; the others are not affected. After
+    /// `conflict_retries_max` retries its results go back to the broker.
     fn after_failed_read(&self, mut work: Work, why: &str) -> Option<Work> {
         telemetry::record_failed_row();
         work.failed_reads += 1;
@@ -617,8 +619,8 @@ impl Committer {
         None
     }
 
-    /// Settles all results of a document that stands as merged, tells the node what is known now, and keeps the
-    /// document for the node's next write. What was left out for the document's size comes back.
+    /// Settles all results of a document that stands as merged, tells the node what is known now, and keeps the document
+    /// for the node's next write. Results that were left out of this try come back.
     fn settle_all(&self, merged: Merged, revision: Option<Revision>) -> Option<Work> {
         let Merged {
             mut work,
@@ -646,7 +648,7 @@ impl Committer {
                     self.gate.open();
                     Outcome::Stored
                 }
-                // What is unordered was taken out before the merge.
+                // Unordered results were taken out before the merge.
                 Applied::Stale | Applied::Present | Applied::Unordered => Outcome::Stale,
             };
             if outcome == Outcome::Stale {
@@ -691,8 +693,8 @@ impl Committer {
         None
     }
 
-    /// The store will not have the document: its results are dead letters. What they overtook was never tried
-    /// alone and goes back to the broker.
+    /// Makes dead letters of all results of a document that cannot be stored. Results that they overtook were never tried
+    /// alone and go back to the broker.
     fn refuse(&self, mut work: Work, error: &str, reason: &str) {
         work.pending.append(&mut work.left_out);
         for pending in std::mem::take(&mut work.pending) {
@@ -733,7 +735,7 @@ impl Committer {
         })
     }
 
-    /// The first such document of this server's life is news; the metric counts them all.
+    /// Logs the first document of this server's life whose bookkeeping cannot be read; the metric counts them all.
     fn note_unreadable(&self, node: &NodeName, unreadable: Unreadable) {
         if !unreadable.is_all && unreadable.plugins == 0 {
             return;
@@ -746,7 +748,7 @@ impl Committer {
     }
 }
 
-/// Whether a refusal is of the document, whatever results are in it.
+/// Whether the store refuses the document as such, whatever results are in it.
 fn is_of_document(error: &str) -> bool {
     ["forbidden", "unauthorized"].contains(&error)
 }
@@ -772,7 +774,7 @@ impl Merged {
 }
 
 impl Work {
-    /// The work again, to search the results that the store does not take in this document.
+    /// The work again, to search for the results that the store does not take in this document.
     fn refused(mut self, error: &str, reason: &str) -> Self {
         self.fit = Some(Fit::refused(self.fit, self.pending.len()));
         self.refusal = Refusal {
@@ -809,11 +811,11 @@ struct Failure {
     is_write: bool,
 }
 
-/// What came of one try at a group.
+/// The outcome of one try at a group.
 #[derive(Debug)]
 struct Tried {
     left: Vec<Group<Work>>,
-    /// Whether the store is what failed: the gate is closed, and the next turn waits.
+    /// Whether the store failed, not a document: the gate is closed, and the next turn waits.
     is_away: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Decoding: bytes of a delivery in, a result (or whose result it is) out. Pure.
 //!
-//! Unpacks zstd within the bounds, then reads either wire version. Every failure has a named reason and ends
-//! as a dead letter; nothing here panics on any bytes. Invariant: what is made of a message, unpacked or as a value, is at
-//! most [`Bounds::amplification_max`] times as large, so that a few bytes cost a few bytes.
+//! Unpacks zstd within the bounds, then reads either wire version. Every failure has a named reason and ends as a dead
+//! letter; nothing here panics on any bytes. Invariant: a message grows, unpacked or as a value, to at most
+//! [`Bounds::amplification_max`] times its size, so that a few bytes cost a few bytes.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -14,20 +14,20 @@ use crate::dead::header;
 use crate::format::VALUE_BYTES_MAX;
 use crate::wire::{AMPLIFIED_BYTES_FREE, Arrival, DecodeError, Decoded, PluginResult};
 
-/// Messages of at most so many bytes, unpacked, are decoded where they arrive: a millisecond, mostly far less.
+/// Largest message, in bytes unpacked, that is decoded where it arrives: that takes a millisecond, mostly far less.
 const LIGHT_BYTES_MAX: u64 = 64 * 1024;
 
 /// What a message may cost.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Of the message, packed and unpacked, in bytes.
+    /// Largest message, both packed and unpacked, in bytes.
     pub(super) bytes_max: usize,
-    /// How many times its size a message may become, unpacked or as a value, above [`AMPLIFIED_BYTES_FREE`].
+    /// How many times its size a message may grow to, unpacked or as a value, above [`AMPLIFIED_BYTES_FREE`].
     pub(super) amplification_max: usize,
 }
 
-/// Whether decoding may take so long that it must not hold up what else this thread does. What a packed message becomes is
-/// in its first bytes, if one frame is all of it; otherwise it may be anything.
+/// Whether decoding may take too long for this thread, which has other work. A packed message is light only if it is a
+/// single frame whose first bytes tell a small unpacked size; any other may become of any size.
 pub(super) fn is_heavy(origin: &Origin) -> bool {
     let body = &*origin.body;
     if body.len() as u64 > LIGHT_BYTES_MAX {
@@ -43,7 +43,7 @@ pub(super) fn is_heavy(origin: &Origin) -> bool {
     !is_light
 }
 
-/// When a message arrived: the first time, if a server says so, and otherwise `now`.
+/// When a message arrived: its first arrival, if a server stamped that on it, otherwise `now`.
 fn arrival(origin: &Origin, now: Timestamp) -> Arrival {
     let stamp = origin.properties.headers.get(header::ARRIVED);
     let stamp = stamp.and_then(|text| text.parse().ok());
@@ -315,8 +315,8 @@ mod tests {
             .into_bytes()
     }
 
-    /// Goal: what becomes a hundred times as large and more than a mebibyte is refused with the numbers, whether zstd,
-    /// an alias or a heading makes it so; what packs as well as real output does, and what stays small, is taken.
+    /// Goal: a message that grows a hundredfold and past a mebibyte is refused with the numbers, whether zstd, an alias
+    /// or a heading makes it grow. A message that packs as well as real output does, or stays small, is taken.
     #[test]
     fn amplification_is_bounded() {
         const MAX: usize = 8_000_000;
@@ -340,7 +340,7 @@ mod tests {
             assert!(text.contains(&format!("{size} bytes long")), "{text}");
             assert!(text.contains(&format!("more than {max} bytes")), "{text}");
         }
-        // Below the free mebibyte anything packs as it likes; real lists pack 5 to 20 fold at any size.
+        // Below the free mebibyte any ratio is taken; real lists pack 5 to 20 fold at any size.
         let small = packed(&*v1("raw", &zeros[..1_000_000]));
         assert!(within(MAX, &small, Some("zstd")).is_ok());
         let line = |n: u64| format!("package-{}-{n}.el9.x86_64\n", n * 7919 % 100_003);
@@ -356,7 +356,7 @@ mod tests {
         let zeros = "0".repeat(1_000_000);
         let small = zstd::bulk::compress(V2.as_bytes(), 3).unwrap();
         let large = zstd::bulk::compress(zeros.as_bytes(), 3).unwrap();
-        // A frame to be skipped, of no bytes: its content is told to be none.
+        // A skippable frame of no bytes: it claims to have no content.
         let skipped = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
         for (body, encoding, expected) in [
             ([&skipped[..], &large].concat(), Some("zstd"), true),
@@ -422,7 +422,8 @@ mod tests {
         }
     }
 
-    /// Goal: a script's result without a sequence has no place in the order before its first arrival is known, and then by that.
+    /// Goal: a script's result without a sequence has no place in the order until its first arrival is known, which then
+    /// is its sequence.
     #[test]
     fn a_missing_sequence_is_that_of_the_arrival() {
         for seq in ["", r#""seq":null,"#] {

@@ -1,27 +1,28 @@
-//! Which results of a node its document takes, when the store refuses it with all of them: too large, or one of them is
-//! bad. Pure.
+//! Finds the results that a node's document can take when the store refuses it with all of them: it is too large, or one
+//! of them is bad. Pure.
 //!
-//! Results are tried in one order, those first that are thought to make the document smallest; a culprit is looked for by
-//! halves. Invariants: a result is given up only after the store refused the document with it alone, on top of what was
-//! stored, or as many in a row were that the rest is hopeless; and the search ends. Nothing here trusts the order.
+//! Results are tried in one order, those first that are thought to make the document smallest; a culprit is found by
+//! halving. Invariants: a result is given up only after the store refused the document with it alone, on top of what was
+//! stored, or after [`MISSES_MAX`] others in a row were, which makes the rest hopeless; and the search ends. Nothing here
+//! trusts the order.
 
-/// Results given up in a row, each alone, before all that are left are given up with the last one. Each costs a request
-/// with the whole document.
+/// Results given up in a row, each after it was tried alone, until all that are left are given up with the last one. Each
+/// costs a request with the whole document.
 const MISSES_MAX: u32 = 16;
 
 /// The search for one document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fit {
-    /// How many to try next at most; none if the one that was tried alone is to be given up.
+    /// Most results to try next; 0 if the one that was tried alone is to be given up.
     count: usize,
-    /// With so many of those that are left it was refused, as far as is known; 0 otherwise.
+    /// How many of the results that are left are known to be refused together; 0 if that is not known.
     refused: usize,
-    /// Given up in a row.
+    /// Results given up in a row.
     misses: u32,
 }
 
 impl Fit {
-    /// It was refused with `count` results: the first time, or after `before`.
+    /// The document was refused with `count` results: the first time, or after `before`.
     pub(super) fn refused(before: Option<Self>, count: usize) -> Self {
         Self {
             // Most often one of them is too large, and all others fit.
@@ -35,7 +36,7 @@ impl Fit {
         }
     }
 
-    /// With `count` of the results it was stored: they are results no more.
+    /// The document was stored with `count` of the results: these leave the search.
     pub(super) fn stored(self, count: usize) -> Self {
         let refused = self.refused.saturating_sub(count);
         let doubled = count.saturating_mul(2).max(1);
@@ -85,7 +86,8 @@ mod tests {
     /// A result: what it is thought to add to a document, and what it adds.
     type Growth = (i64, i64);
 
-    /// Stores what fits; gives what is given up with the size then, the size, and the number of requests.
+    /// Stores what fits. Returns what is given up, each with the document's size at that time, the final size, and the
+    /// number of requests.
     fn run(base: i64, growths: &[Growth], limit: i64) -> (Vec<(i64, i64)>, i64, usize) {
         let (mut open, mut given_up) = (growths.to_vec(), Vec::new());
         let (mut size, mut requests, mut fit) = (base, 0, None::<Fit>);
@@ -112,8 +114,8 @@ mod tests {
     }
 
     proptest! {
-        /// However wrong the estimates are, what is given up did not fit alone on top of what was stored, or so many
-        /// before it did not; the others are stored, and the search is short.
+        /// However wrong the estimates are, what is given up did not fit alone on top of what was stored, or `MISSES_MAX`
+        /// others did not; the rest are stored, and the search is short.
         #[test]
         fn only_what_does_not_fit_is_given_up(
             base in 1_000..3_000_i64,
@@ -132,7 +134,7 @@ mod tests {
             prop_assert!(requests <= 2 + 14 * (1 + given_up.len().min(60)), "{} requests", requests);
         }
 
-        /// Results that are bad whatever their size are found one by one, and cost no other.
+        /// Results that are bad whatever their size are found one by one, and no other is given up.
         #[test]
         fn the_bad_ones_are_found(bad in prop::collection::vec(prop::bool::weighted(0.1), 1..60)) {
             let growths: Vec<Growth> = bad.iter().map(|bad| (0, i64::from(*bad))).collect();
@@ -141,7 +143,7 @@ mod tests {
         }
     }
 
-    /// Goal: one culprit among many costs three requests more than none if it is the one that is thought to be largest.
+    /// Goal: one culprit among many costs three requests in all if it is the one that is thought to be largest.
     #[test]
     fn the_largest_is_found_at_once() {
         let mut growths = vec![(10, 10); 30];

@@ -1,14 +1,14 @@
 //! Whether results are coalescing just now. Node actors count, the writer looks.
 //!
-//! While most results that need a write join a node that waits for one anyway, a write now costs another one for the
-//! same node a moment later. Invariant: nothing coming in counts as not coalescing, so that nobody waits for more.
+//! While most results that need a write join a node that waits for one anyway, a write now costs another one for the same
+//! node a moment later. Invariant: silence counts as not coalescing, so that no batch waits for results that do not come.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Between two looks: long enough to see some hundred results of a backlog, short beside any write.
+/// Pause between two looks: long enough to see some hundred results of a backlog, short beside any write.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Counts the results that need a write. Shared by all node actors.
@@ -34,7 +34,7 @@ impl Flow {
         }
     }
 
-    /// All so far. The two counts need not be of one moment: what they tell is a tendency.
+    /// The counts so far. They need not be of the same moment: they only show a tendency.
     pub(super) fn counts(&self) -> FlowCounts {
         FlowCounts {
             all: self.all.load(Ordering::Relaxed),

@@ -1,9 +1,9 @@
-//! Forwarding: a result that belongs into another queue is published there, and then acknowledged.
+//! Forwarding: a result that belongs in another queue is published there, and then acknowledged.
 //!
 //! Deliveries come in the order of their queue and leave in it. A result of 2010 gets its sequence here, once
-//! ([`Stamps`]). What the broker refuses is tried again for `hold_max`. Invariants: nothing is acknowledged before its copy
-//! is confirmed, nor before what came earlier by any queue; whatever has to go back goes back in the order it came, with all
-//! that came later, so that later stamps are later results.
+//! ([`Stamps`]). What the broker refuses is tried again for `hold_max`. Invariants: a delivery is acknowledged only after
+//! its copy is confirmed, and after all that came earlier, by any queue. A delivery that has to go back takes all later
+//! ones with it, in the order they came, so that a later stamp means a later result.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -30,11 +30,11 @@ use crate::store::rules::REQUEST_TOO_LARGE;
 use crate::telemetry::{ForwardReason, catalogue};
 use crate::wire::Seq;
 
-/// Results on their way to another queue at most; past it whoever takes them waits.
+/// Most results on their way to another queue at once; past that, whoever hands one in waits.
 const UNDER_WAY_MAX: usize = 256;
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// How often the first in the line is looked at, at least.
+/// Longest pause between two looks at the first in the line.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ENDED: &str = "nothing is forwarded any more: a bug; restart the server";
 static WORDS: Words = Words {
@@ -43,7 +43,8 @@ static WORDS: Words = Words {
     given_back: "no result waits to be forwarded any more: what the broker refused went back to its queue",
     count: |_| {},
 };
-/// Longest foreign header that is passed on, and all that are, in bytes: they must fit one frame beside ours.
+/// Largest foreign header that is passed on, in bytes. All of them have at most [`HEADERS_BYTES_MAX`]: they must fit one
+/// frame beside ours.
 const HEADER_BYTES_MAX: usize = 1_024;
 const HEADERS_BYTES_MAX: usize = 8 * 1_024;
 
@@ -60,7 +61,7 @@ impl Stamps {
     }
 }
 
-/// A delivery that belongs into another queue.
+/// A delivery that belongs in another queue.
 #[derive(Debug)]
 pub(super) struct Forward {
     ticket: Ticket,
@@ -72,7 +73,7 @@ pub(super) struct Forward {
 }
 
 impl Forward {
-    /// Into the queue of `partition`; a result of 2010 with its `stamp`.
+    /// A forward into the queue of `partition`; a result of 2010 gets its `stamp`.
     pub(super) fn new(
         ticket: Ticket,
         entrance: &Entrance,
@@ -95,18 +96,18 @@ impl Forward {
     }
 }
 
-/// Where they are handed in. Cheap to clone.
+/// Where deliveries to be forwarded are handed in. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Forwards {
     line: mpsc::Sender<Forward>,
     refusals: Refusals,
     give_up: CancellationToken,
-    /// Set when nothing is forwarded any more though nobody ended it.
+    /// Set when forwarding ended though nobody ended it: a bug.
     broken: Arc<OnceLock<Held>>,
 }
 
 impl Forwards {
-    /// Hands one in; waits while many are under way. After the end its delivery goes back.
+    /// Hands one in; waits while too many are under way. Once forwarding has ended, its delivery goes back.
     pub(super) async fn send(&self, forward: Forward) {
         let is_sent = self.line.send(forward).await.is_ok();
         if is_sent || self.give_up.is_cancelled() {
@@ -114,7 +115,7 @@ impl Forwards {
         }
         self.broken
             .get_or_init(|| self.refusals.hold(ENDED.to_owned()));
-        // It comes again at once.
+        // Its delivery comes again at once: slow that down.
         tokio::time::sleep(RETRY_BASE).await;
     }
 
@@ -133,9 +134,9 @@ pub(super) struct ForwardSettings {
     pub(super) look: LookNow,
 }
 
-/// Starts it. It ends when all senders are gone, or by `give_up`. What the broker does not take for `hold_max` goes back,
-/// with all that is behind it, and that is told by the last of these: whoever consumes begins anew, so that what is behind
-/// comes again behind it.
+/// Starts forwarding. It ends when all senders are gone, or by `give_up`. A delivery that the broker does not take for
+/// `hold_max` goes back, with all that are behind it. The last of the returned values announces this: consumers then
+/// begin anew, so that the later deliveries come again behind it.
 pub(super) fn start(
     broker: Arc<dyn Broker>,
     settings: ForwardSettings,
@@ -161,7 +162,7 @@ pub(super) fn start(
 /// What became of a publish.
 enum Published {
     Taken,
-    /// The broker takes none of this size.
+    /// The broker takes no message of this size.
     TooLarge(String),
     /// The broker was closed by us.
     Closed,
@@ -181,7 +182,7 @@ struct Forwarder {
     refusals: Refusals,
     /// Dropped from the front: what is left goes back in the order it came.
     line: VecDeque<UnderWay>,
-    /// What came by a subscription before this one goes back, behind what went back already.
+    /// Deliveries of subscriptions before this one go back, behind what went back already.
     given_back: watch::Sender<u64>,
 }
 
@@ -243,7 +244,8 @@ impl Forwarder {
         });
     }
 
-    /// Lets go what the broker has again already, and all, once the first was held too long.
+    /// Drops deliveries at the front that the broker has again already. Gives all back once the first was held for
+    /// `hold_max`.
     fn look_at_front(&mut self) {
         while self.line.front().is_some_and(|it| it.ticket.is_void()) {
             self.line.pop_front();
@@ -295,7 +297,7 @@ fn message(origin: &Origin, entrance: &Entrance, partition: u16, stamp: Option<S
     headers.retain(|name, _| !header::OF_BROKER.contains(&name.as_str()));
     left_out::trim(headers, HEADER_BYTES_MAX, HEADERS_BYTES_MAX).tell(headers);
     let mut set = |name: &str, value: String| headers.insert(name.to_owned(), value);
-    // A stranger's count may be any.
+    // A stranger's count may be any number.
     let forwards = entrance.forwards.saturating_add(1);
     set(header::FORWARDED, forwards.to_string());
     set(header::ROUTING_KEY, entrance.routing_key.clone());
@@ -326,7 +328,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the clock does, a later stamp is larger; and it is the clock's where that is ahead.
+        /// Whatever the clock does, a later stamp is larger, and never behind the clock.
         #[test]
         fn stamps_grow(clock in prop::collection::vec(0..1_000_i64, 1..50)) {
             let stamps = Stamps::default();

@@ -1,7 +1,7 @@
 //! The store gate: whether the store can be used, and who may try it while it cannot.
 //!
-//! While the store is away one at a time tries it, after a pause that all share: an outage, or a revoked password, is
-//! not answered with a storm. Each change of state is logged once. Invariant: results are held no longer than
+//! While the store is away, one caller at a time tries it, after a pause that all share, so that an outage or a revoked
+//! password causes no storm of requests. Each change of state is logged once. Invariant: results are held no longer than
 //! `hold_max`; then they are *let go*: all go back to the broker, once, and nothing is pulled until the store is back.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -31,7 +31,7 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     waiting: AtomicUsize,
     era: AtomicU64,
-    /// What failed last was a write: that reads work says nothing then.
+    /// A write failed since the gate was last open: until a write goes well, a read that works proves nothing.
     are_writes_failing: AtomicBool,
     pause: Mutex<Pause>,
     refused_pause: Duration,
@@ -44,7 +44,7 @@ struct Pause {
     until: Instant,
 }
 
-/// The right to try the store. While it is away there is one.
+/// The right to try the store. While the store is away there is only one.
 #[derive(Debug)]
 pub(super) struct Turn<'a>(Option<tokio::sync::MutexGuard<'a, ()>>);
 
@@ -56,7 +56,7 @@ impl Turn<'_> {
 }
 
 impl StoreGate {
-    /// Pauses grow to `retry_max`; while the store refuses our password each is `refused_pause` at least.
+    /// Pauses grow to `retry_max`; while the store refuses our password, each is at least `refused_pause`.
     pub(super) fn new(retry_max: Duration, refused_pause: Duration) -> Self {
         Self(Arc::new(Inner {
             link: watch::Sender::new(Link::Unknown),
@@ -83,14 +83,14 @@ impl StoreGate {
         self.0.is_letting_go.subscribe()
     }
 
-    /// Grows whenever what is known of stored documents became doubtful: the store was away, and may have come back
+    /// A counter that grows whenever knowledge of stored documents becomes doubtful: the store was away and may come back
     /// with less than it had, or a document that we knew is gone.
     pub(super) fn era(&self) -> u64 {
         self.0.era.load(Ordering::Relaxed)
     }
 
-    /// What is known of stored documents from `era` and before is doubtful; gives the era of what was read just now:
-    /// the next one, unless somebody else doubted in the meantime.
+    /// Makes knowledge of stored documents from `era` and before doubtful. Returns the era of what was read just now: the
+    /// next one, or still `era` if somebody else doubted in the meantime.
     pub(super) fn doubt(&self, era: u64) -> u64 {
         let (next, order) = (era + 1, Ordering::Relaxed);
         let doubted = self.0.era.compare_exchange(era, next, order, order);
@@ -102,8 +102,8 @@ impl StoreGate {
         self.0.waiting.load(Ordering::Relaxed)
     }
 
-    /// The store answered a read. While writes fail that changes nothing: a disk that is full can be read, and a gate that
-    /// opened for it would be closed again by the next write, a moment later and without a pause.
+    /// The store answered a read. While writes fail this changes nothing: a full disk can be read, and a gate that opened
+    /// for a read would be closed again by the next write, a moment later and without a pause.
     pub(super) fn answered(&self) {
         if !self.0.are_writes_failing.load(Ordering::Relaxed) {
             self.open();
@@ -124,7 +124,8 @@ impl StoreGate {
         }
     }
 
-    /// A write failed as a whole: only a write that goes well opens the gate again, or the keeper if nobody has one.
+    /// A write failed as a whole. Only a write that goes well opens the gate again, or the keeper's probe while nobody
+    /// has a write.
     pub(super) fn close_to_writes(&self, error: &StoreError) {
         self.0.are_writes_failing.store(true, Ordering::Relaxed);
         self.close(error);
@@ -163,8 +164,8 @@ impl StoreGate {
         }
     }
 
-    /// Waits until the store may be tried: not at all while it can be used; otherwise until it can be, or until the
-    /// pause is over and nobody else tries.
+    /// Waits until the store may be tried. Returns at once while the store can be used; otherwise when it is back, or
+    /// when the pause is over and nobody else tries.
     pub(super) async fn turn(&self) -> Turn<'_> {
         let mut link = self.link();
         let is_down = |link: &Link| matches!(link, Link::Down { .. });
@@ -190,7 +191,7 @@ impl StoreGate {
         }
     }
 
-    /// The next pause; failures of one round (what was in flight when the store went) count once.
+    /// Sets the next pause. Failures of one round (requests in flight when the store went away) count once.
     fn postpone(&self, error: &StoreError) {
         let now = Instant::now();
         let mut pause = self.pause();
@@ -199,7 +200,7 @@ impl StoreGate {
             wait = wait.max(pause.backoff.next_random());
         }
         if matches!(error, StoreError::Unauthorized { .. }) {
-            // CouchDB locks an address out after five in a row.
+            // CouchDB locks an address out after five refusals in a row.
             wait = wait.max(self.0.refused_pause);
         }
         pause.until = pause.until.max(now + wait);
@@ -210,7 +211,7 @@ impl StoreGate {
     }
 }
 
-/// Counts one who waits, as long as it waits.
+/// Counts one waiter for as long as it waits.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -243,7 +244,7 @@ mod tests {
         StoreGate::new(Duration::from_secs(1), Duration::from_secs(30))
     }
 
-    /// Goal: the pause is what the store asks for, at least, also if that is asked while somebody waits already.
+    /// Goal: the pause is at least what the store asks for, even if it asks while somebody waits already.
     #[tokio::test(start_paused = true)]
     async fn retry_after_is_honoured() {
         let gate = gate();

@@ -1,7 +1,7 @@
-//! The gauges that are read when `/metrics` is asked, rather than told of every change.
+//! The gauges that are set when `/metrics` is asked, not at every change.
 //!
-//! Reads links, agreement, settings and what is held; changes nothing but gauges. Holds the byte budget and not the
-//! intake, and the router only weakly: who holds those keeps the server from ending.
+//! Reads links, agreement, settings and what is held; changes nothing but gauges. Holds the byte budget instead of the
+//! intake, and the router only weakly: whoever holds these keeps the server from ending.
 
 use std::sync::{Arc, Weak};
 

@@ -1,4 +1,4 @@
-//! What this server holds of each partition: how many deliveries, and since when the oldest.
+//! What this server holds of each partition: how many deliveries, and when the oldest was taken.
 //!
 //! Each delivery taken is noted and gives a token that lives until it is settled. Invariant: the list of a partition
 //! begins with a delivery still held, so it is never longer than what one channel (and, after it broke, the one
@@ -16,7 +16,7 @@ use crate::broker::ConsumerLoad;
 #[derive(Debug, Clone)]
 pub(super) struct Held(Arc<[Arc<Mutex<Line>>]>);
 
-/// The deliveries of one partition from the oldest still held on. Pure.
+/// The deliveries of one partition, beginning with the oldest still held. Pure.
 #[derive(Debug, Default)]
 struct Line {
     /// The number of the first entry.
@@ -24,7 +24,7 @@ struct Line {
     /// When each was taken; none once it is settled.
     entries: VecDeque<Option<Instant>>,
     count: usize,
-    /// Of the consumer, while there is one.
+    /// The consumer's load, while there is a consumer.
     load: Option<Arc<ConsumerLoad>>,
 }
 
@@ -35,9 +35,9 @@ pub(super) struct PartitionHeld {
     pub(super) count: usize,
     /// When the oldest of them was taken.
     pub(super) oldest: Option<Instant>,
-    /// Deliveries that may be unsettled now.
+    /// Most deliveries that may be unsettled now.
     pub(super) prefetch: u16,
-    /// Bytes of those that wait to be taken.
+    /// Bytes of the deliveries that wait to be taken.
     pub(super) waiting_bytes: usize,
 }
 
@@ -68,7 +68,7 @@ impl Held {
         }
     }
 
-    /// Who consumes `partition` from now on, or nobody.
+    /// Sets the load of who consumes `partition` from now on; none if nobody does.
     pub(super) fn consumed(&self, partition: Option<u16>, load: Option<Arc<ConsumerLoad>>) {
         if let Some(line) = partition.and_then(|partition| self.0.get(usize::from(partition))) {
             lock(line).load = load;

@@ -26,10 +26,11 @@ use crate::dead::header;
 use crate::telemetry::{self, Ledger, Plugin, ResultStatus, catalogue};
 use crate::wire::{Content, DecodeError, Decoded, PluginResult};
 
-/// Large messages decoded at once: one takes up to seconds of a processor (8 MB of YAML), and the others serve the rest.
+/// Large messages decoded at once: one may keep a processor busy for seconds (8 MB of YAML), and the other processors
+/// serve the rest.
 const HEAVY_DECODES_MAX: usize = 1;
 
-/// What a message is, or why it is nothing.
+/// What a message holds, or why it cannot be decoded.
 type Decoding = Result<Decoded, DecodeError>;
 
 /// Shared by all consumers. Cheap to clone.
@@ -87,7 +88,7 @@ impl Intake {
         self.receipts.runs().clone()
     }
 
-    /// Where results go; weakly, for who only looks.
+    /// Where results go; a weak reference, for those who only look.
     pub(super) fn router(&self) -> Weak<Router> {
         Arc::downgrade(&self.router)
     }
@@ -100,7 +101,7 @@ impl Intake {
         let is_stamped = delivery.properties.headers.contains_key(header::ARRIVED);
         let (ledger, receipts) = (Arc::clone(&self.ledger), self.receipts.clone());
         let ticket = Ticket::new(delivery, taken, ledger, receipts);
-        // Kept until it has its share: what is unpacked is in no budget yet.
+        // The turn is kept until the result has its share: what is unpacked is in no budget yet.
         let Some((decoded, turn)) = self.decode(&ticket).await else {
             return;
         };
@@ -159,8 +160,8 @@ impl Intake {
             .await;
     }
 
-    /// Decodes here what is small, and on a thread of its own what may take long: the other partitions share this one. None if
-    /// that thread died; the ticket then gives the delivery back.
+    /// Decodes a small message here, and one that may take long on a thread of its own: all partitions share this thread.
+    /// None if that other thread died; the ticket then gives the delivery back.
     async fn decode(&self, ticket: &Ticket) -> Option<(Decoding, Option<OwnedSemaphorePermit>)> {
         let (bounds, now) = (self.bounds, Timestamp::now());
         if !is_heavy(ticket.origin()) {
@@ -173,8 +174,8 @@ impl Intake {
         Some((decoded, Some(permit)))
     }
 
-    /// Has what came by `session` put into the queue of `partition`; a result of 2010 that is new gets its sequence, in the
-    /// order of this queue.
+    /// Forwards a delivery that came by `session` to the queue of `partition`. A result of 2010 that is new gets its
+    /// sequence, in the order of this queue.
     async fn forward(
         &self,
         mut ticket: Ticket,
@@ -197,7 +198,7 @@ impl Intake {
         permit.ok()
     }
 
-    /// A result that came where none of its node's may come.
+    /// Makes a dead letter of a result that came where no result of its node may come.
     async fn refuse_place(&self, ticket: Ticket, result: PluginResult, why: String) {
         self.record(&result);
         self.refuse(ticket, header::SLOT_REASON, why, Some(result))
@@ -236,7 +237,7 @@ impl Intake {
     }
 }
 
-/// The message as it came, and its value.
+/// Bytes held of a result: the message as it came, and its value.
 fn held_bytes(ticket: &Ticket, result: &PluginResult) -> usize {
     let value = match &result.content {
         Content::Value { json, .. } => json.get().len(),

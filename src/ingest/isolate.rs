@@ -1,14 +1,14 @@
 //! Isolation: finds the document that makes whole writes fail. Pure.
 //!
-//! Documents come in as one group, and how their write as a whole failed; what to try next goes out: the same again, or its
-//! halves, down to one document. Invariant: halving makes no dead letter. Only the committer blames its results, after
-//! [`BLAMES_MAX`] failures alone in a row, after each of which the store took the same document without its results: an
-//! outage, of the whole store or of the shard that this document is on, cannot do that.
+//! The input is one group of documents, and the failures of its write as a whole. The output is what to try next: the
+//! same group, or its halves, down to one document. Invariant: halving makes no dead letter. Only the committer blames a
+//! document's results, after it failed alone [`BLAMES_MAX`] times in a row and the store took it without its results each
+//! time. An outage, of the whole store or of the document's shard, cannot do that.
 
 /// Failed writes of one group, each after a read that went well, before it is halved: an outage is more likely than a
 /// document that no store can take.
 pub(super) const WHOLE_TRIES: u32 = 3;
-/// Failures of one document, in a row, after each of which the store took it without its results, before these are given
+/// Failures of one document in a row, after each of which the store took it without its results, until these are given
 /// up. A store that fails every other time by chance gets here once in some ten thousand such documents.
 pub(super) const BLAMES_MAX: u32 = 5;
 
@@ -16,7 +16,7 @@ pub(super) const BLAMES_MAX: u32 = 5;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Group<W> {
     pub(super) works: Vec<W>,
-    /// Writes as a whole that failed, since something of it last went well.
+    /// Failed writes of the whole group since a part of it last went well.
     failures: u32,
 }
 
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes until no group is left but suspects; gives them, what was written, and how many writes it took.
+    /// Writes until only suspects are left. Returns them, what was written, and how many writes it took.
     fn isolate(count: usize, poison: &BTreeSet<usize>) -> (Vec<usize>, BTreeSet<usize>, usize) {
         let (mut open, mut suspects) = (vec![Group::new((0..count).collect())], Vec::new());
         let (mut written, mut writes) = (BTreeSet::new(), 0);

@@ -1,6 +1,6 @@
 //! The keeper: watches over a store that is away, whether or not there are results for it.
 //!
-//! It probes while no commit does, lets results go when they were held for `hold_max`, and resumes when the store is
+//! It probes while no commit does, lets results go once they were held for `hold_max`, and resumes when the store is
 //! back. Invariant: a store that came back is noticed without any traffic.
 
 use std::sync::Arc;

@@ -76,10 +76,10 @@ use writer::{Drain, WriterActor};
 const DECLARE_RETRY_BASE: Duration = Duration::from_millis(200);
 /// Time for what follows the drain: last dead letters, receipts, acknowledgements.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The writes under way together have at most this part of the budget: a write holds its results three times, as
-/// documents, as their JSON and as the request.
+/// Divisor of the byte budget: all writes under way together get this part of it at most. A write holds its results three
+/// times: as documents, as their JSON and as the request.
 const WRITES_PART: usize = 4;
-/// The cache of documents has at most this part of the budget.
+/// Divisor of the byte budget: the cache of documents gets this part of it at most.
 const CACHE_PART: usize = 4;
 
 /// A running ingest server. Must be started inside an actix `System`.
@@ -91,7 +91,8 @@ pub struct Server {
     router: Arc<Router>,
     writer: Addr<WriterActor>,
     arbiters: Vec<Arbiter>,
-    /// What need not end by itself: the keeper of the store's gate, the survey, the sweeper of idle actors, the reconciler.
+    /// Tasks that the stop aborts: the keeper of the store's gate, the survey, the sweeper of idle actors, the
+    /// reconciler.
     watchers: [JoinHandle<()>; 4],
     publishers: [JoinHandle<()>; 3],
     ledger: Arc<Ledger>,
@@ -114,8 +115,8 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Builds the pipeline from the tail and begins to consume. A broker or store that is away or refuses us is
-    /// waited for; a broker that has other queues than configured is an error.
+    /// Builds the pipeline from the tail and begins to consume. The server waits for a broker or store that is away or
+    /// refuses it; a broker whose queues are not as configured is an error.
     pub async fn start(
         config: &Config,
         broker: Arc<dyn Broker>,
@@ -243,7 +244,7 @@ impl Server {
         self.dead_letter_link.clone()
     }
 
-    /// Whether the broker takes results that belong into another queue, and every change of that.
+    /// Whether the broker takes results that belong in another queue, and every change of that.
     pub fn forward_link(&self) -> watch::Receiver<Link> {
         self.forward_link.clone()
     }
@@ -258,7 +259,7 @@ impl Server {
         self.partitions.agreement()
     }
 
-    /// What is read at each scrape.
+    /// The gauges that are set at each scrape.
     pub fn gauges(&self) -> Arc<Gauges> {
         Arc::clone(&self.gauges)
     }
@@ -318,8 +319,8 @@ impl Server {
     }
 }
 
-/// Declares the queues; if the broker is away or refuses us, goes on trying in the background, as the consumers do: a
-/// password that changes must not end all servers, to be started and refused again every few seconds.
+/// Declares the queues. If the broker is away or refuses us, goes on trying in the background, as the consumers do: a
+/// changed password must not end all servers, only for them to be restarted and refused every few seconds.
 async fn declare_or_wait(
     broker: &Arc<dyn Broker>,
     queues: &[Queue],
@@ -346,7 +347,7 @@ async fn declare_or_wait(
     Ok(())
 }
 
-/// Whether a server starts all the same, and is not ready until it is over.
+/// Whether a server starts despite this error, and is not ready until the error is gone.
 fn is_waited_for(error: &BrokerError) -> bool {
     error.is_retryable() || matches!(error, BrokerError::Refused { .. })
 }

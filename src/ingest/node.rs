@@ -1,8 +1,8 @@
 //! The node actor: one per active node. Owns what is known of the node and what is pending for it.
 //!
-//! Results come from the router, the writer takes what pends, and hears of the end of each write through the
-//! claim it was given. Invariant: at most one claim of a node exists at a time, and a claim dropped unfinished
-//! (a panic, a stop) frees the node again.
+//! Results come from the router. The writer takes what pends as a claim, through which the actor hears how the write
+//! ended. Invariant: at most one claim of a node exists at a time, and a claim dropped unfinished (a panic, a stop) frees
+//! the node again.
 
 use std::sync::Arc;
 
@@ -40,11 +40,11 @@ pub(super) struct Take;
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) node: NodeName,
-    /// The subscription that the node was last heard by.
+    /// The subscription of the node's latest result.
     pub(super) session: u64,
     pub(super) pending: Vec<Pending<Ticket>>,
-    /// Takes the marks of the document as it stands after the write, and the gate's era when it was read; dropped, it
-    /// says that nothing is known.
+    /// Takes the marks of the document as it stands after the write, and the gate's era when it was read; if it is
+    /// dropped, nothing is known.
     pub(super) finished: oneshot::Sender<(Marks, u64)>,
     /// Whether the document was known to be there.
     pub(super) is_known: bool,
@@ -137,7 +137,7 @@ impl NodeActor {
         }
     }
 
-    /// Tells the writer that something pends, if that is so and it was not told yet; says whether.
+    /// Tells the writer that something pends, unless nothing does or the writer knows already. Returns whether it did.
     fn announce(&mut self, bytes: usize, ctx: &mut Context<Self>) -> bool {
         if !self.coalescer.announce() {
             return false;
@@ -189,7 +189,8 @@ impl NodeActor {
         }
     }
 
-    /// Rare: something came after the sweep looked and before the map forgot. It is brought to its end first.
+    /// Puts the stop off. This is rare: a result came after the sweep looked and before the map forgot, and is settled
+    /// first.
     fn stop_later(&mut self, ctx: &mut Context<Self>) {
         debug!(target: "vogeler::ingest::node", node = %self.node, "busy again");
         self.is_replaced = true;
@@ -221,9 +222,9 @@ impl Handler<Take> for NodeActor {
 
 impl Handler<Retire> for NodeActor {
     type Result = ();
-    /// The map forgets the actor first, so nobody sends to it any more; then what is still in its mailbox is handled
-    /// before `Stop`. Only then, when it cannot write any more, it leaves what it knows: an actor that goes by what
-    /// another one knew, while that one goes on writing, would take new results for unchanged.
+    /// The map forgets the actor first, so nobody sends to it any more; what is still in its mailbox is handled before
+    /// `Stop`. Only then, when it can no longer write, does it leave what it knows. If it went on writing, the next actor
+    /// would start from outdated knowledge and take new results for unchanged.
     fn handle(&mut self, _: Retire, ctx: &mut Context<Self>) {
         if self.coalescer.is_idle() {
             self.router.forget(&self.node, &ctx.address());

@@ -1,26 +1,25 @@
-//! The pace: how many documents a write may have, and how many writes at once, learned from how writes go. Pure.
+//! The pace: how many documents a write may have, and how many writes may run at once, learned from how writes go. Pure.
 //!
 //! Additive increase, multiplicative decrease (AIMD): a write that fails or takes longer than the target halves both,
-//! once for all writes that were under way then; each good full one adds a part. Invariant: both stay between 1 and
-//! what is configured, and slowness alone leaves an eighth of the documents: a store that is busy with something else is
-//! slow whatever it is sent, and small writes would only make it slower.
+//! once for all writes that were under way then; each full write that goes well adds a part. Invariant: both stay between
+//! 1 and the configured maximum, and slowness alone leaves at least an eighth of the documents: a store that is busy with
+//! something else is slow whatever it is sent, and small writes would only make it slower.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A good full write adds this part of the most documents a write may have: a store that is well again has its full
-/// batches back after so many writes.
+/// Full writes that go well until a store that recovered has its full batches back: each adds this part of `count_max`.
 const STEPS: usize = 16;
-/// A store that is slow and does not fail gets this part of the most documents a write may have, at least.
+/// A store that is slow but does not fail gets at least this part of `count_max` documents in a write.
 const SLOW_PART: usize = 8;
 
-/// What the pace stays within.
+/// The bounds of the pace.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PaceBounds {
     /// Documents a write at most.
     pub(super) count_max: usize,
-    /// Writes at once at most.
+    /// Most writes at once.
     pub(super) writes_max: usize,
     /// A write that takes longer is too much for the store.
     pub(super) write_target: Duration,
@@ -60,8 +59,8 @@ impl Pace {
         self.count
     }
 
-    /// Writes at once at most. A batch that is not full does with half of them: it waits for a write to end, gathers
-    /// more meanwhile, and the store, which is not behind, answers each one sooner.
+    /// Most writes at once. A batch that is not full does with half of them: it waits for a write to end and gathers more
+    /// meanwhile, and the store, which is not behind, answers each write sooner.
     pub(super) fn writes(&self, is_full: bool) -> usize {
         if is_full {
             self.writes
@@ -73,7 +72,7 @@ impl Pace {
     /// A commit of `documents` that began at `started` has ended.
     pub(super) fn ended(&mut self, documents: usize, started: Instant, went: Went, now: Instant) {
         if went.is_failed || went.slowest > self.bounds.write_target {
-            // What was under way when it slowed down says nothing about the slower pace.
+            // A write that was under way at the slowdown says nothing about the slower pace.
             if self.slowed_at.is_none_or(|slowed| started >= slowed) {
                 self.slowed_at = Some(now);
                 let least = if went.is_failed {
@@ -112,7 +111,7 @@ mod tests {
         is_failed: false,
     };
 
-    /// Goal: a store that is slow gets half, once for all that was under way, and all again when it is well.
+    /// Goal: a slow store gets half, halved once for all that was under way, and everything again when it has recovered.
     #[test]
     fn it_halves_once_and_recovers() {
         let mut pace = Pace::new(BOUNDS);

@@ -1,14 +1,14 @@
 //! Where a delivery belongs: here, in another queue, or with the dead letters. Pure.
 //!
 //! A node's results are judged by what its actor knows, so one server alone may judge them: the active consumer of the
-//! partition queue that the node's slot belongs to. Invariant: [`Place::Here`] is said for that queue only.
+//! partition queue that the node's slot belongs to. Invariant: [`Place::Here`] is returned for that queue only.
 
 use crate::broker::Delivery;
 use crate::broker::topology::{partition_of, result_key};
 use crate::dead::header;
 use crate::wire::NodeName;
 
-/// Times that a result is put into another queue. Servers of one `broker.partitions` need one.
+/// Most times that a result is put into another queue. Servers that agree on `broker.partitions` need one.
 const FORWARDS_MAX: u32 = 3;
 
 /// How a delivery came.
@@ -34,7 +34,7 @@ pub(super) enum Place {
 }
 
 impl Entrance {
-    /// Reads how `delivery` came. A forwarded one has its first routing key again from here on.
+    /// Reads how `delivery` came. A forwarded delivery gets its first routing key back.
     pub(super) fn read(delivery: &mut Delivery, partition: Option<u16>) -> Self {
         let headers = &mut delivery.properties.headers;
         let forwards = headers.get(header::FORWARDED);

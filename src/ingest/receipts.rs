@@ -1,7 +1,7 @@
-//! Receipts on their way to the runners: gathered for a moment, then one message a run and flush.
+//! Receipts on their way to the runners: gathered for a moment, then sent as one message per run and flush.
 //!
-//! Receipts never hold up an ack: when the queue is full or the broker away they are dropped and counted, and the runner
-//! is told how many of its run were lost as soon as that is possible: it asks the store then, and calls nobody silent.
+//! Receipts never hold up an ack: when the queue is full or the broker away they are dropped and counted. As soon as
+//! possible the runner learns how many of its run were lost: it then asks the store, and calls no node silent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,15 +19,15 @@ use crate::telemetry;
 use crate::trace::TraceParent;
 use crate::wire::{Receipt, ReceiptBatch, RunId};
 
-/// Receipts waiting at most; a run on 10,000 nodes fits.
+/// Most receipts that wait; a run on 10,000 nodes fits.
 const WAITING_MAX: usize = 16_384;
-/// Receipts one message carries at most: about 256 KiB.
+/// Most receipts in one message: about 256 KiB.
 const BATCH_MAX: usize = 2_048;
-/// Tries to publish one batch; an outage that is longer outlasts most runs.
+/// Tries to publish one batch; a longer outage outlasts most runs.
 const TRIES_MAX: u32 = 4;
-/// Runs that must be told that receipts were lost; more at once are not.
+/// Most runs at once whose lost receipts are counted; further runs do not learn of theirs.
 const LOST_RUNS_MAX: usize = 1_000;
-/// How often it is tried to tell them.
+/// Pause between two tries to inform these runs.
 const LOST_EVERY: Duration = Duration::from_secs(1);
 const RETRY_BASE: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ pub(super) struct ReceiptSender {
     lost: Lost,
 }
 
-/// Receipts that were dropped, and of which the run was not told yet. Cheap to clone.
+/// Counts, by run, the dropped receipts that the run does not know about yet. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 struct Lost(Arc<Mutex<HashMap<RunId, u64>>>);
 
@@ -147,7 +147,7 @@ impl Publisher {
         }
     }
 
-    /// Tells the runs of which receipts were lost; the first failure ends it until later.
+    /// Informs the runs whose receipts were lost; the first failure ends this until later.
     async fn tell_lost(&self) {
         for run in self.lost.runs() {
             if !self.publish(run, Vec::new()).await {
@@ -156,7 +156,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes one message; says whether the broker has it. What it has not is lost, and told later.
+    /// Publishes one message and returns whether the broker has it. If not, its receipts are lost, and the run learns of
+    /// that later.
     async fn publish(&self, run: RunId, receipts: Vec<Receipt>) -> bool {
         let (count, lost) = (receipts.len(), self.lost.take(run));
         let batch = ReceiptBatch {
@@ -189,7 +190,7 @@ async fn publish(broker: &dyn Broker, run: RunId, body: Vec<u8>) -> Result<(), B
         content_type: Some("application/json".to_owned()),
         ..Properties::default()
     };
-    // It is about many results: of their trace, and below none of their spans.
+    // The message is about many results: it belongs to their trace, below none of their spans.
     TraceParent::generate(run).put(&mut properties);
     let message = Message {
         exchange: Exchange::Receipts,

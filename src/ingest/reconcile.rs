@@ -1,11 +1,11 @@
 //! Checks every `redeclare_every` that exchanges, queues and bindings are at the broker, and declares them again.
 //!
 //! An exchange that somebody deletes takes all its bindings with it, and no consumer notices: results would find no queue
-//! for ever. Whoever publishes next may make it anew, without them. So each look sends a probe through every exchange to
-//! the server's own queue. What is gone is told once, counted, and restored. AMQP cannot list bindings, so one that goes
-//! alone is restored without anybody noticing, except by a dead letter that finds no queue: that asks for a look at once.
-//! While something is wrong it looks more often, so that it is ready again soon after an operator mended it.
-//! Invariant: a look that gets no answer changes nothing of what is told.
+//! for ever. The next publisher may create it anew, without them. So each look sends a probe through every exchange to
+//! the server's own queue. What is gone is reported once, counted, and restored. AMQP cannot list bindings, so one that
+//! goes alone is restored without anybody noticing. The exception is a dead letter that finds no queue: it asks for a
+//! look at once. While something is wrong looks come more often, so that the server is ready soon after an operator
+//! mended it. Invariant: a look that gets no answer leaves the report as it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,13 +21,13 @@ use crate::broker::topology::{self, Exchange, Queue};
 use crate::broker::{Broker, BrokerError, Link, Message, Missing, Properties};
 use crate::telemetry::catalogue;
 
-/// Pause between two looks at least, however many ask for one.
+/// Shortest pause between two looks, however many ask for one.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Bound of the pause after the first look that found something wrong; it doubles up to that of other looks.
+/// Upper bound of the random pause after the first look that finds something wrong; it doubles up to `redeclare_every`.
 const RETRY_MIN: Duration = Duration::from_secs(2);
-/// A probe that found no queue is sent again after so long: ours may just have been connecting anew.
+/// Pause before a probe that found no queue is sent again: our own queue may just have gone with a connection that broke.
 const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// A probe that nobody took is of no use any more.
+/// Lifetime of a probe: one that nobody took by then is of no use any more.
 const PROBE_EXPIRES: Duration = Duration::from_secs(10);
 
 /// Asks for a look at once. Cheap to clone.
@@ -41,7 +41,7 @@ impl LookNow {
     }
 }
 
-/// What a probe holds; who listens at our own queue takes it for nothing.
+/// The body of a probe; the consumer of our own queue ignores it.
 const PROBE: &str = "probe";
 
 /// What is known of exchanges and queues.
@@ -49,7 +49,7 @@ const PROBE: &str = "probe";
 pub struct Topology {
     /// What is missing and could not be restored.
     pub missing: Vec<String>,
-    /// Why not, or what is other than it should be.
+    /// Why it could not be restored, or what is not as it should be.
     pub reason: Option<String>,
     /// What was restored last, and when.
     pub restored: Option<(Vec<String>, Timestamp)>,
@@ -68,7 +68,7 @@ pub(super) struct Reconciler {
     pub(super) broker: Arc<dyn Broker>,
     /// What must be there.
     pub(super) queues: Vec<Queue>,
-    /// The server's own, as long as it is connected, and the key that leads there from every exchange.
+    /// The server's own queue, which lives as long as its connection, and the key that leads there from every exchange.
     pub(super) own_queue: Queue,
     pub(super) own_key: String,
     pub(super) every: Duration,
@@ -128,7 +128,7 @@ impl Reconciler {
         }
     }
 
-    /// What is gone, or was.
+    /// Names the exchanges, queues and bindings that are gone.
     async fn missing(&self) -> Result<Vec<String>, BrokerError> {
         let names: Vec<_> = self
             .queues
@@ -146,7 +146,7 @@ impl Reconciler {
         Ok(all)
     }
 
-    /// Whether our own queue is there, and the exchange does not lead to it.
+    /// Whether our own queue is there, but the exchange does not lead to it.
     async fn has_lost_bindings(&self, exchange: Exchange) -> Result<bool, BrokerError> {
         for pause in [Some(PROBE_AGAIN_AFTER), None] {
             if self.probe(exchange).await? || !self.is_heard().await? {
@@ -186,7 +186,7 @@ impl Reconciler {
     }
 }
 
-/// Tells what is missing, once.
+/// Reports what is missing, once.
 fn note_missing(told: &watch::Sender<Topology>, missing: &Vec<String>) {
     if !missing.is_empty() && told.borrow().missing != *missing {
         warn!(target: "vogeler::ingest::reconcile", ?missing, "gone from the broker; declaring it again. What else was bound to an exchange that is gone must be bound again: clients do so within 15 minutes");
@@ -195,7 +195,7 @@ fn note_missing(told: &watch::Sender<Topology>, missing: &Vec<String>) {
     }
 }
 
-/// All is there again. What an earlier look found missing, and half declared, counts as well.
+/// Reports that all is there again. What an earlier look found missing and could not fully restore counts as well.
 fn note_restored(told: &watch::Sender<Topology>, missing: Vec<String>) {
     let mut restored = told.borrow().missing.clone();
     restored.extend(missing);
@@ -218,7 +218,7 @@ fn note_restored(told: &watch::Sender<Topology>, missing: Vec<String>) {
     export(&told.borrow());
 }
 
-/// The broker does not let it be declared; where it is merely away, that is told elsewhere.
+/// Reports that the broker refuses the declaration. A broker that is merely away is reported elsewhere.
 fn note_refused(told: &watch::Sender<Topology>, refused: &BrokerError) {
     if refused.is_retryable() {
         debug!(target: "vogeler::ingest::reconcile", error = %refused, "exchanges and queues cannot be looked at now");
@@ -245,8 +245,8 @@ mod tests {
     use crate::broker::memory::MemoryBroker;
     use crate::broker::topology::{QueueType, dead_queue};
 
-    /// Goal: after an operator mended what was wrong, the next look comes about as soon as it was wrong for, not after
-    /// the usual hour.
+    /// Goal: after an operator mended what was wrong, the next look comes within about the time that it was wrong, not
+    /// after the usual hour.
     #[tokio::test(start_paused = true)]
     async fn what_is_wrong_is_looked_at_again_soon() {
         let broker = Arc::new(MemoryBroker::new());

@@ -1,6 +1,6 @@
-//! What the broker refuses and this server holds, as one state.
+//! The messages that the broker refuses and this server holds, as one state.
 //!
-//! Tries of messages in, a link for readiness out. Invariant: a change of state is told and logged once, however many
+//! Tries of messages in, a link for readiness out. Invariant: a change of state is reported and logged once, however many
 //! messages are held and however often each is tried.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,10 @@ use super::reconcile::LookNow;
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Link};
 
-/// A message counts as refused from this failure in a row on: a connection that breaks fails what is under way once.
+/// Failures in a row from which a message counts as refused: a connection that breaks fails each message under way once.
 const FAILURES_MIN: u32 = 2;
 
-/// What the log says of them.
+/// What the log says of such messages.
 #[derive(Debug)]
 pub(super) struct Words {
     /// The first one is held.
@@ -25,7 +25,7 @@ pub(super) struct Words {
     pub(super) taken: &'static str,
     /// None is held any more, and the last one went back.
     pub(super) given_back: &'static str,
-    /// Tells how many are held.
+    /// Takes the number of messages that are held.
     pub(super) count: fn(usize),
 }
 
@@ -42,7 +42,7 @@ struct Inner {
 }
 
 impl Refusals {
-    /// Nothing is held. What finds no queue asks for a `look`.
+    /// Nothing is held. A message that finds no queue asks for a `look`.
     pub(super) fn new(words: &'static Words, look: LookNow) -> Self {
         Self(Arc::new(Inner {
             words,
@@ -66,7 +66,7 @@ impl Refusals {
         }
     }
 
-    /// One is held, as long as the answer lives.
+    /// Counts one message as held for as long as the returned value lives.
     pub(super) fn hold(&self, reason: String) -> Held {
         let mut count = self.count();
         *count += 1;
@@ -86,7 +86,8 @@ impl Refusals {
     }
 }
 
-/// One message that is tried until the broker takes it. Dropped before, it is held no longer and went back.
+/// One message that is tried until the broker takes it. If it is dropped before that, the message went back and is held
+/// no longer.
 #[derive(Debug)]
 pub(super) struct Tries {
     refusals: Refusals,
@@ -120,7 +121,7 @@ impl Tries {
     }
 }
 
-/// One held message; no longer, when dropped.
+/// One held message; when this is dropped, it is held no longer.
 #[must_use]
 #[derive(Debug)]
 pub(super) struct Held {

@@ -19,19 +19,19 @@ use super::node::{Incoming, Memory, NodeActor, Retire};
 use super::writer::WriterActor;
 use crate::wire::NodeName;
 
-/// A message whose actor died is sent again at most so often, each time to a new actor.
+/// Most sends of a message whose actor dies, each to a new actor; then it goes back to the broker.
 const RESENDS_MAX: usize = 3;
 
-/// Sweeps run so many times per `node_idle`, so an idle actor stops at most a quarter late.
+/// Sweeps per `node_idle`: an idle actor stops at most a quarter late.
 const SWEEPS: u32 = 4;
-/// Nodes that are known at once, at most; past it a node is forgotten when its actor stops, and its next result costs a
-/// read. At rest each takes some 150 bytes, and as much again for each of its plugins (counted from the types): with one
-/// plugin a node this is 300 MB.
+/// Most nodes known at once. Past that, a node is forgotten when its actor stops, and its next result costs a read. A
+/// node at rest takes some 150 bytes, and as much again per plugin (counted from the types): with one plugin per node
+/// this is 300 MB.
 const KNOWN_NODES_MAX: usize = 1_000_000;
 /// Shortest pause between two sweeps.
 const SWEEP_EVERY_MIN: Duration = Duration::from_millis(10);
 
-/// What node actors go by.
+/// Settings of the node actors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NodeSettings {
     pub(super) node_mailbox: usize,
@@ -64,7 +64,7 @@ struct Known {
 enum Seat {
     /// Its actor.
     Active(Addr<NodeActor>),
-    /// Nobody: an actor's memory is saved, and a result that brings nothing new needs no read all the same.
+    /// Nobody: this saves an actor's memory, and a result that brings nothing new still needs no read.
     Resting(Memory),
 }
 
@@ -88,7 +88,7 @@ impl Router {
         }
     }
 
-    /// Changes when what actors know of stored documents became doubtful.
+    /// Changes when what actors know of stored documents becomes doubtful.
     pub(super) fn era(&self) -> u64 {
         self.gate.era()
     }
@@ -136,7 +136,7 @@ impl Router {
         self.nodes.iter().filter(|known| is_active(known)).count()
     }
 
-    /// Of how many nodes something is known: those with an actor, and those at rest.
+    /// How many nodes are known: those with an actor, and those at rest.
     pub(super) fn known(&self) -> usize {
         self.nodes.len()
     }
@@ -147,7 +147,7 @@ impl Router {
         self.nodes.remove_if(node, |_, known| is_same(&known.seat));
     }
 
-    /// Keeps what a node's actor, which ends, knew; unless the node has another one already.
+    /// Keeps what a node's stopping actor knew, unless the node has another actor already.
     pub(super) fn rest(&self, node: &NodeName, memory: Memory) {
         if !memory.is_empty() && self.nodes.len() < KNOWN_NODES_MAX {
             let known = || Known {
@@ -158,8 +158,8 @@ impl Router {
         }
     }
 
-    /// Asks actors whose node was not heard for long to stop, again and again (one that has something pending stays), and
-    /// forgets nodes at rest once nothing of what is known of them counts as fresh.
+    /// At each sweep, asks an actor to stop if its node was not heard for `node_idle` (one that has something pending
+    /// stays), and forgets a node at rest once nothing that is known of it counts as fresh.
     pub(super) async fn sweep(self: Arc<Self>) {
         let idle = self.settings.node_idle;
         loop {
@@ -185,8 +185,8 @@ impl Router {
         milliseconds(self.started.elapsed())
     }
 
-    /// Gives back what could not be sent. It goes by the map's own address: every clone has one place past the mailbox's
-    /// bound to itself, so one clone a message would have no bound at all.
+    /// Sends to the node's actor and returns what could not be sent. It uses the map's own address: every clone has one
+    /// place of its own past the mailbox's bound, so with a clone per message there would be no bound at all.
     fn try_send(
         self: &Arc<Self>,
         node: &NodeName,

@@ -36,7 +36,7 @@ pub struct RunSeen {
 }
 
 impl RunSeen {
-    /// Results that ended so.
+    /// Results with this outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         self.ended
             .get(outcome as usize)
@@ -105,7 +105,7 @@ impl RecentRuns {
     }
 
     fn settled(&mut self, run: RunId, receipt: &Receipt, now: Timestamp) {
-        // Results come from the runs of now: those are at the end.
+        // Results mostly come from current runs, which are at the end.
         let Some(seen) = self.told.iter_mut().rev().find(|seen| seen.run == run) else {
             return;
         };
@@ -140,7 +140,7 @@ mod tests {
         );
     }
 
-    /// Goal: of a run is told how its results ended and which failed; one that is forgotten changes nothing.
+    /// Goal: the report of a run says how its results ended and how many failed; a run that is not known changes nothing.
     #[test]
     fn a_run_tells_how_it_went() {
         let runs = Runs::default();

@@ -1,6 +1,6 @@
 //! Stages as the benches (`bench/stages.rs`) and the fuzz checks drive them, which see only what is public.
 //!
-//! Results and sizes come in, counts go out. No part of the interface.
+//! Results and sizes come in, counts go out. Not part of the interface.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -18,7 +18,7 @@ struct NoTicket;
 
 impl Overtake for NoTicket {}
 
-/// Offers all results of one node, and takes what pends, as one write does. How many are left to write.
+/// Offers all results of one node, and takes what pends, as one write does. Returns how many are left to write.
 pub fn coalesce(results: Vec<PluginResult>, now: Timestamp) -> usize {
     let freshness = config::Server::default().freshness;
     let mut coalescer = Coalescer::new(Marks::default());
@@ -31,7 +31,8 @@ pub fn coalesce(results: Vec<PluginResult>, now: Timestamp) -> usize {
     pending.len() + stale.len()
 }
 
-/// Lets a node with each of these sizes announce itself, and cuts whenever a batch is due. How many batches that makes.
+/// Lets a node with each of these sizes announce itself, and cuts whenever a batch is due. Returns how many batches that
+/// makes.
 pub fn batch(sizes: &[usize]) -> usize {
     let mut buffer = BatchBuffer::new(super::batch_bounds(&config::Server::default()));
     let now = Instant::now();

@@ -19,10 +19,10 @@ use crate::telemetry::{NodeState, Partition, catalogue};
 
 /// Pause between two looks at the queues.
 const QUEUES_EVERY: Duration = Duration::from_secs(5);
-/// Pause between two counts of the nodes, at least.
+/// Shortest pause between two counts of the nodes.
 const NODES_EVERY: Duration = Duration::from_mins(1);
-/// The pause is at least so many times what the last count took: CouchDB reads all documents for it, and the ingest needs
-/// that time.
+/// The pause is at least this multiple of the last count's duration: CouchDB reads all documents for a count, and the
+/// ingest needs that time.
 const NODES_REST: u32 = 50;
 
 /// What is asked, and of whom.

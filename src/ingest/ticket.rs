@@ -46,9 +46,9 @@ pub(super) struct Ticket {
     receipts: ReceiptSender,
     /// Share of the server's byte budget, given back when the ticket ends.
     permit: Option<OwnedSemaphorePermit>,
-    /// When the client published it, in milliseconds of Unix time, where it says so.
+    /// When the client published it, in milliseconds of Unix time, if the client says so.
     published_ms: Option<i64>,
-    /// From here to the settlement, where spans are exported and the result belongs to a run.
+    /// The span from here to the settlement, if spans are exported and the result belongs to a run.
     span: Option<Box<RunSpan>>,
     /// Tells the partition's consumer, when dropped, that this delivery is settled.
     _taken: Taken,
@@ -94,7 +94,7 @@ impl Ticket {
         self.settler.as_ref().is_none_or(Settler::is_void)
     }
 
-    /// The run it belongs to; before the result is admitted, and for what cannot be read, as the headers say.
+    /// The run it belongs to. The headers tell it before the result is admitted, and for a message that cannot be read.
     pub(super) fn run(&self) -> Option<RunId> {
         let admitted = self.receipt.as_ref().map(|told| told.0);
         admitted.or_else(|| Some(TraceParent::of(&self.origin.properties)?.run))
@@ -123,7 +123,7 @@ impl Ticket {
         }
     }
 
-    /// Remembers whom to tell, once the result is known, and holds its share of the byte budget.
+    /// Prepares the receipt, now that the result is known, and holds its share of the byte budget.
     pub(super) fn admit(&mut self, result: &PluginResult, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
         let (Some(run), Some(plugin)) = (result.run, &result.plugin) else {
@@ -133,7 +133,7 @@ impl Ticket {
             Content::Error(error) => Some(error.clone()),
             Content::Value { .. } => None,
         };
-        // The outcome is written over when it is known.
+        // The outcome is a placeholder until the real one is known.
         let receipt = Receipt {
             node: result.node.clone(),
             plugin: plugin.clone(),
@@ -196,7 +196,7 @@ impl Ticket {
     }
 }
 
-/// Notes in the log which results of runs are written again, and why.
+/// Logs which results of runs were not written, and why.
 pub(super) fn log_again(pending: &[Pending<Ticket>], why: &str) {
     let tickets = pending
         .iter()
@@ -207,7 +207,7 @@ pub(super) fn log_again(pending: &[Pending<Ticket>], why: &str) {
 }
 
 impl Overtake for Ticket {
-    /// An overtaken message is never a dead letter: its bytes go, and with them its share of the budget.
+    /// An overtaken message never becomes a dead letter: its bytes are freed, and with them its share of the budget.
     fn overtake(&mut self) {
         self.origin.body = Bytes::new();
         self.origin.properties = Properties::default();

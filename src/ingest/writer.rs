@@ -21,7 +21,7 @@ use crate::telemetry::{self, CountedIn, FlushReason, catalogue};
 #[rtype(result = "()")]
 pub(super) struct Ready {
     pub(super) node: Addr<NodeActor>,
-    /// About how much.
+    /// About how many bytes it has to write.
     pub(super) bytes: usize,
 }
 
@@ -66,7 +66,7 @@ impl WriterActor {
         }
     }
 
-    /// Takes over what the pace allows now.
+    /// Applies what the pace allows now.
     fn keep_pace(&mut self) {
         self.buffer.limit_count(self.pace.count());
         telemetry::record_pace(self.pace.count(), self.pace.writes(true));

@@ -1,8 +1,8 @@
 //! Who has answered a run so far. Pure: receipts in, counts and names out.
 //!
-//! Invariants: a node is in exactly one category, and what it answered first stays: a receipt that comes twice, or a
-//! `stale` for the broker's second delivery of a result that was stored, changes nothing. Nobody is silent whose receipt
-//! may be lost: that is unknown.
+//! Invariants: a node is in exactly one category. Its first answer stays: a repeated receipt changes nothing, nor does
+//! a `stale` for the broker's second delivery of a stored result. A node whose receipt may be lost is unknown, never
+//! silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,27 +10,28 @@ use serde::Serialize;
 
 use crate::wire::{ErrorKind, NodeName, Outcome, PluginError, PluginName, Receipt, RunId};
 
-/// What is said of a silent node whose schedule, or whose other run, gave a result meanwhile.
+/// The reason given for a silent node if its schedule or another run stored a result meanwhile.
 const OVERTAKEN: &str =
     "no answer before the deadline; another run's newer result is stored meanwhile";
 
 /// Whom a run waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// These, and it ends when all of them have answered.
+    /// These nodes. The run ends once all of them have answered.
     Nodes(BTreeSet<NodeName>),
-    /// Nobody can say (the store is away): it waits for whoever answers until its deadline.
+    /// Nobody can say, since the store is away. The run takes answers from any node until its deadline.
     Unknown,
 }
 
 /// What a node said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// A receipt or the store says that what it gave is in the store, or something newer that came at the same time.
+    /// A receipt or the store says that its result is in the store, or a newer one that came at the same time.
     Answered(Kept),
     /// It gave a value, and the store keeps a newer one.
     Older,
-    /// A server says that its result is stale, and not whether it is a copy of the stored one or older. The store can tell.
+    /// A server says that its result is stale, but not whether it is a copy of the stored one or older. The store can
+    /// tell.
     Stale,
     /// It gave no value, or the value is a dead letter.
     Failed(Failure),
@@ -38,13 +39,13 @@ pub enum Answer {
     Refused(Failure),
     /// Its client heard the command after the deadline.
     Expired(Failure),
-    /// It said nothing: the reason, where more is known than that.
+    /// It said nothing. Holds the reason, if one is known.
     Silent(Option<String>),
-    /// Whether it said something cannot be known, and why.
+    /// Nobody can know whether it said something. Holds the reason.
     Unknown(String),
 }
 
-/// How the store has what a node gave. The words are members of the report's JSON.
+/// How the store keeps a node's result. The words are members of the report's JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
@@ -52,13 +53,13 @@ pub enum Kept {
     Stored,
     /// The store had the same content already.
     Unchanged,
-    /// It is stored, and was delivered a second time: the first receipt did not come.
+    /// It is stored, and was delivered a second time; the receipt of the first delivery did not come.
     Copy,
     /// A newer result of the node overtook it, and that one is stored.
     Superseded,
 }
 
-/// What the store's bookkeeping tells of a node that no receipt told of.
+/// What the store's bookkeeping says of a node without a conclusive receipt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trace {
     /// The newest result is of this run: its value, or the error that it reported.
@@ -100,7 +101,7 @@ pub struct Counts {
     pub silent: usize,
     /// Whether they answered cannot be known.
     pub unknown: usize,
-    /// Nodes among all these that nobody expected.
+    /// Nodes in any of these categories that nobody expected.
     pub new: usize,
 }
 
@@ -112,9 +113,9 @@ pub struct Run {
     expected: Expected,
     waiting: BTreeSet<NodeName>,
     answers: BTreeMap<NodeName, Answer>,
-    /// Of these the store has a newer result of another run. That is no answer to this one.
+    /// Nodes of which the store has a newer result of another run, which is no answer to this run.
     overtaken: BTreeSet<NodeName>,
-    /// Why receipts may have been lost, if they may.
+    /// Why receipts may have been lost; none if none can be.
     doubt: Option<String>,
 }
 
@@ -141,12 +142,12 @@ impl Run {
         self.id
     }
 
-    /// The plugin that was asked for.
+    /// The plugin that the run asks for.
     pub fn plugin(&self) -> &PluginName {
         &self.plugin
     }
 
-    /// Takes a receipt. Says whether it changed anything.
+    /// Takes a receipt. Returns whether it changed anything.
     pub fn on_receipt(&mut self, receipt: Receipt) -> bool {
         if receipt.plugin != self.plugin {
             return false;
@@ -158,7 +159,7 @@ impl Run {
         }
     }
 
-    /// Takes what the store tells of a node that is [`unheard`](Self::unheard). Says whether it changed anything.
+    /// Takes what the store says of a node that is [`unheard`](Self::unheard). Returns whether it changed anything.
     pub fn on_trace(&mut self, node: NodeName, trace: Trace) -> bool {
         let is_stale = self.answers.get(&node) == Some(&Answer::Stale);
         let answer = match trace {
@@ -176,13 +177,13 @@ impl Run {
         self.record(node, answer)
     }
 
-    /// Receipts may have been lost from now on, for this reason: nobody is called silent any more.
+    /// From now on receipts may have been lost, for this reason. [`end`](Self::end) then calls no node silent.
     pub fn doubt(&mut self, reason: String) {
         self.doubt.get_or_insert(reason);
     }
 
-    /// Records an answer that was found by other means. Says whether it changed anything: what a node said first
-    /// stays, and only what is better known than before counts.
+    /// Records an answer. Returns whether it changed anything: an answer replaces only one that is less certain, so
+    /// the first thing a node said stays.
     pub fn record(&mut self, node: NodeName, answer: Answer) -> bool {
         let earlier = self.answers.get(&node).map_or(0, certainty);
         if certainty(&answer) <= earlier {
@@ -193,14 +194,14 @@ impl Run {
         true
     }
 
-    /// Whether there is nobody left to wait for. An empty expectation waits: it may only be that the store does
-    /// not know the nodes yet.
+    /// Whether there is nobody left to wait for. A run that expects no node is never settled: the store may not know
+    /// the nodes yet.
     pub fn is_settled(&self) -> bool {
         matches!(&self.expected, Expected::Nodes(nodes) if !nodes.is_empty())
             && self.waiting.is_empty()
     }
 
-    /// Nodes of which the store may tell more than the receipts did.
+    /// Nodes of which the store may know more than the receipts said.
     pub fn unheard(&self) -> Vec<NodeName> {
         let open = self
             .answers
@@ -210,7 +211,7 @@ impl Run {
         self.waiting.iter().chain(open).cloned().collect()
     }
 
-    /// Calls all that are still waited for silent, or unknown where receipts may have been lost.
+    /// Calls every node still waited for silent, or unknown if receipts may have been lost.
     pub fn end(&mut self) {
         for node in std::mem::take(&mut self.waiting) {
             let overtaken = self.overtaken.contains(&node).then(|| OVERTAKEN.to_owned());
@@ -232,7 +233,7 @@ impl Run {
         self.answers.iter()
     }
 
-    /// How many nodes are in each category now; those waited for are in none.
+    /// How many nodes are in each category now. A node still waited for is in none.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts {
             expected: match &self.expected {
@@ -258,22 +259,22 @@ impl Run {
 }
 
 impl Counts {
-    /// Nodes that were heard of, in whatever category.
+    /// Nodes that answered, in any category.
     pub fn heard(self) -> usize {
         self.answered + self.older + self.failed + self.refused + self.expired
     }
 
-    /// Whether it is known who had to answer, and every node did, with a result.
+    /// Whether the expected nodes are known, and every node answered with a result.
     pub fn is_complete(self) -> bool {
         let others = self.heard() - self.answered + self.silent + self.unknown;
         self.expected.is_some_and(|expected| expected > 0) && others == 0
     }
 }
 
-/// What a node said itself, and what nothing overrules.
+/// The certainty of what a node said itself: nothing overrules it.
 const CERTAIN: u8 = 3;
 
-/// How much is known of a node by an answer; without one, nothing.
+/// How certain an answer is; 0 stands for no answer.
 fn certainty(answer: &Answer) -> u8 {
     match answer {
         Answer::Silent(_) | Answer::Unknown(_) => 1,
@@ -282,7 +283,7 @@ fn certainty(answer: &Answer) -> u8 {
     }
 }
 
-/// What a receipt says; nothing for one that is no end.
+/// The answer in a receipt; none if the receipt is not final.
 fn answer_of(receipt: Receipt) -> Option<Answer> {
     let kept = match receipt.outcome {
         Outcome::Requeued => return None,
@@ -307,7 +308,7 @@ fn answer_of(receipt: Receipt) -> Option<Answer> {
 }
 
 impl Kept {
-    /// The word for people, where it says more than that the result is stored.
+    /// The word for people; none if it would only say that the result is stored.
     pub fn remark(self) -> Option<&'static str> {
         match self {
             Self::Stored => None,
@@ -407,8 +408,8 @@ mod tests {
         );
     }
 
-    /// Goal: a stale result is an answer only where the store has this very result; what an older server leaves open, the
-    /// store tells, and without the store it is unknown.
+    /// Goal: a stale result is an answer only if the store has this very result. If an older server leaves that open,
+    /// the store decides; without the store, the node is unknown.
     #[test]
     fn stale_is_told_apart() {
         let answer = |run: &Run, node: &str| {
@@ -445,8 +446,8 @@ mod tests {
         assert!(!run.on_receipt(receipt("b", Outcome::Stored, None)));
     }
 
-    /// Goal: without a receipt the store's bookkeeping is asked; only then, and only if no receipt can be lost, a node is
-    /// silent.
+    /// Goal: without a receipt, the store's bookkeeping is asked. A node is silent only after that, and only if no
+    /// receipt can be lost.
     #[test]
     fn nobody_is_silent_whose_receipt_may_be_lost() {
         for is_doubtful in [false, true] {
@@ -480,7 +481,7 @@ mod tests {
         }
     }
 
-    /// Goal: receipts of another plugin of the run are not ours.
+    /// Goal: receipts for another plugin with the same run are ignored.
     #[test]
     fn other_plugins_do_not_count() {
         let mut run = run(&["a"]);
@@ -503,7 +504,7 @@ mod tests {
         assert!(run.counts().is_complete() && run.unheard().is_empty());
     }
 
-    /// Goal: with nobody known, or nobody to expect, a run waits to its end and is never complete.
+    /// Goal: if no node is known or expected, a run waits until its end and is never complete.
     #[test]
     fn without_expectation_nothing_is_complete() {
         let mut unknown = Run::new(
@@ -552,9 +553,10 @@ mod tests {
             prop_assert_eq!(run.answers().count(), counts.heard() + counts.silent);
         }
 
-        /// Whatever comes in whatever order (receipts of old and new servers, what the store tells, doubt): a node is
-        /// answered only if a receipt says so, or the store that this run's value is stored (another run's is no answer); silent
-        /// only if it said nothing and nothing can be lost; and complete only if all are answered.
+        /// This holds for any events in any order (receipts of old and new servers, what the store says, doubt). A node
+        /// is answered only if a receipt says so, or if the store says that this run's value is stored; another run's
+        /// value is no answer. It is silent only if it said nothing and nothing can be lost. The run is complete only
+        /// if all nodes are answered.
         #[test]
         fn answers_are_never_made_up(
             events in prop::collection::vec(("[a-c]", 0..8_u8), 0..20),
@@ -567,7 +569,7 @@ mod tests {
             let mut heard: BTreeMap<String, Vec<u8>> = BTreeMap::new();
             for (node, event) in events {
                 let name: NodeName = node.parse().unwrap();
-                // The store is asked about those of whom too little is known, and nobody else.
+                // The store is asked only about nodes of which too little is known.
                 if event >= 5 && !run.unheard().contains(&name) {
                     continue;
                 }

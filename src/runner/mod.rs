@@ -1,8 +1,8 @@
 //! The runner: asks nodes to run a plugin, and names who answered.
 //!
-//! A request goes in; a command goes out, receipts come back, a report results. Invariant: the runner listens for
-//! receipts before it asks, reads every receipt that is there, and calls a node silent only after the store, too, knows
-//! nothing of its answer. Where receipts may have been lost meanwhile, such a node is unknown.
+//! A request goes in; a command goes out, receipts come back, and a report results. Invariants: the runner listens for
+//! receipts before it asks, and reads every receipt that is there. It calls a node silent only if the store knows of
+//! no answer either. If receipts may have been lost meanwhile, such a node is unknown.
 
 pub mod answers;
 pub mod progress;
@@ -32,15 +32,15 @@ use crate::wire::{Command, NodeName, PluginName, ReceiptBatch, RunId};
 
 /// Receipt messages unsettled at once; each is a batch already.
 const RECEIPTS_PREFETCH: u16 = 64;
-/// Commands to single nodes under way at once: their confirms share round trips.
+/// Commands to single nodes in flight at once, so that their confirms share round trips.
 const PUBLISHES_IN_FLIGHT: usize = 64;
-/// Documents read at once when the store is asked about nodes that no receipt told of.
+/// Documents read at once when the store is asked about nodes without a conclusive receipt.
 const LOAD_COUNT_MAX: usize = 100;
-/// The queue of receipts counts as read when none came for so long, and the broker has none either.
+/// The queue of receipts counts as read if none comes for this long and the broker has none either.
 const QUIET: Duration = Duration::from_millis(200);
-/// Longest time to read what is there after the deadline.
+/// Longest time to read the remaining receipts after the deadline.
 const READ_OUT_MAX: Duration = Duration::from_secs(10);
-/// Longest wait for the receipts queue to go away at the end; the broker removes it with the connection anyway.
+/// Longest wait for the receipts queue to be deleted at the end. The broker deletes it with the connection anyway.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const NO_QUEUE: &str =
     "no client queue of this name: no client ever ran there, or none for 30 days";
@@ -48,13 +48,13 @@ const NO_QUEUE: &str =
 /// What an operator asks for.
 #[derive(Debug, Clone)]
 pub struct RunRequest {
-    /// The run's id, made by the caller so that it can be told before anybody answers.
+    /// The run's id. The caller makes it, so it can be shown before anybody answers.
     pub run: RunId,
     /// Which plugin to run.
     pub plugin: PluginName,
     /// Whom to ask.
     pub target: Target,
-    /// How long clients may take; then the command expires.
+    /// How long clients may take. After that the command expires.
     pub timeout: Duration,
 }
 
@@ -69,15 +69,15 @@ pub enum RunError {
     Encode(#[from] serde_json::Error),
 }
 
-/// A command that the broker has, and what is known about who should answer.
+/// A command that the broker has, and which nodes should answer, as far as known.
 #[derive(Debug)]
 struct Asked {
     run: Run,
     notes: Vec<String>,
 }
 
-/// Asks, and waits until all expected nodes have answered, the timeout is over, or `stop`. `observer` sees the run
-/// when it begins and after every change.
+/// Asks, and waits until all expected nodes have answered, the timeout is over, or `stop` is cancelled. `observer`
+/// sees the run when it begins and after every change.
 pub async fn run(
     broker: &dyn Broker,
     store: &dyn Store,
@@ -92,12 +92,12 @@ pub async fn run(
     finish(&mut span, request, report)
 }
 
-/// The run's id in every line that is logged within, whatever the level.
+/// Puts the run's id into every line logged within, whatever the level.
 fn log_span(run: RunId) -> tracing::Span {
     tracing::error_span!(target: "vogeler::runner", "run", %run)
 }
 
-/// Tells the log and the trace how the run went.
+/// Records in the log and the trace how the run went.
 fn finish(
     span: &mut RunSpan,
     request: &RunRequest,
@@ -157,7 +157,7 @@ async fn ask_and_gather(
     ))
 }
 
-/// Asks and waits for nobody. Returns what is known already: nodes without a queue, and what the store said.
+/// Asks, and does not wait. Returns what is known already: nodes without a queue, and what the store said.
 pub async fn send(
     broker: &dyn Broker,
     store: &dyn Store,
@@ -181,7 +181,7 @@ pub async fn send(
     finish(&mut span, request, report)
 }
 
-/// The end of a run that begins now; a timeout beyond the calendar's end is no deadline that anybody lives to see.
+/// The deadline of a run that begins now. A timeout past the end of the calendar gives the calendar's end.
 fn deadline(timeout: Duration) -> Timestamp {
     Timestamp::now()
         .checked_add(timeout)
@@ -235,7 +235,7 @@ async fn ask(
         routing_key,
         ..message
     };
-    // The store goes through the whole fleet to say whom that means; nobody waits for it to begin.
+    // The store reads the whole fleet to find the nodes meant, so the command is published at the same time.
     let ((), expected) = tokio::try_join!(
         async {
             broker.publish(message).await?;
@@ -247,7 +247,7 @@ async fn ask(
     Ok(asked(expected))
 }
 
-/// Whom the target means, as far as the store can say.
+/// The nodes that the target means, as far as the store knows them.
 async fn expect(store: &dyn Store, target: &Target) -> (Expected, Vec<String>) {
     match store.nodes().await {
         Ok(known) => {
@@ -266,7 +266,7 @@ async fn expect(store: &dyn Store, target: &Target) -> (Expected, Vec<String>) {
     }
 }
 
-/// One command a node. A node without a queue is silent at once; an error is only returned if nobody was asked.
+/// Publishes one command per node. A node without a queue is silent at once. Fails only if no command was sent.
 async fn ask_by_name(
     broker: &dyn Broker,
     message: Message,
@@ -306,7 +306,7 @@ struct Receipts<'a> {
     broker: &'a dyn Broker,
     queue: String,
     consumer: Consumer,
-    /// What the broker's link tells since we listen: the queue goes with the connection, and what is in it.
+    /// Changes of the broker's link since we listen. If the connection goes, so does the queue with its receipts.
     link: watch::Receiver<Link>,
     session: Option<u64>,
 }
@@ -324,7 +324,7 @@ impl<'a> Receipts<'a> {
                 timeout: request.timeout,
             }))?;
         let mut link = broker.link();
-        // A link that is down by now is one that was lost.
+        // If the link is down by now, it was lost after the queue was made.
         if *link.borrow_and_update() != Link::Up {
             link.mark_changed();
         }
@@ -337,7 +337,7 @@ impl<'a> Receipts<'a> {
         })
     }
 
-    /// Takes receipts until there is nothing more to wait for. Says why it ended early, if it did.
+    /// Takes receipts until there is nothing more to wait for. If it ends early, returns why.
     async fn gather(
         &mut self,
         run: &mut Run,
@@ -364,8 +364,8 @@ impl<'a> Receipts<'a> {
         None
     }
 
-    /// Reads the receipts that are there, however long asking took: whoever answered in time is not silent. Notes
-    /// whether some may have been lost.
+    /// Reads the remaining receipts, however long asking took: a node that answered in time is not silent. Notes
+    /// whether some receipts may have been lost.
     async fn read_out(&mut self, run: &mut Run, observer: &mut (dyn FnMut(&Run) + Send)) {
         let give_up = Instant::now() + READ_OUT_MAX;
         while !run.is_settled() {
@@ -434,7 +434,7 @@ impl<'a> Receipts<'a> {
     }
 }
 
-/// Looks into the documents of the nodes of which the receipts told too little.
+/// Reads the documents of the nodes of which the receipts said too little.
 async fn ask_store(store: &dyn Store, run: &mut Run, began: Timestamp) -> Result<(), StoreError> {
     let unheard = run.unheard();
     for nodes in unheard.chunks(LOAD_COUNT_MAX) {
@@ -447,7 +447,7 @@ async fn ask_store(store: &dyn Store, run: &mut Run, began: Timestamp) -> Result
     Ok(())
 }
 
-/// What a node document tells of a run that began then.
+/// What a node document says of a run that began at `began`.
 fn trace_in(
     node: &NodeName,
     document: &StoredDocument,
@@ -460,7 +460,8 @@ fn trace_in(
     Some(if state.run == Some(run.id()) {
         Trace::Ours(failure.map(|failure| failure.error))
     } else if state.checked_at >= began && state.collected_at >= began && failure.is_none() {
-        // Both clocks: a result that waited for days in a spool is stored now, and a node's clock may be ahead.
+        // Both clocks count: a result may wait for days in a spool and be stored only now, and a node's clock may be
+        // ahead.
         Trace::Newer
     } else {
         Trace::Nothing

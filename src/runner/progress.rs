@@ -1,7 +1,7 @@
 //! Progress of a run while it waits: a bar on a terminal, a few plain lines elsewhere.
 //!
-//! [`Milestones`] decides which lines; it is pure. Invariant: where the output is no terminal, or `NO_COLOR` is set,
-//! no escape sequence is written.
+//! [`Milestones`] decides which lines to print; it is pure. Invariant: no escape sequence is written if the output is
+//! not a terminal, or if `NO_COLOR` is set.
 
 use std::io::Write;
 
@@ -9,15 +9,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Counts, Run};
 
-/// A line at every tenth of the expected nodes.
+/// Lines per run: one at every tenth of the expected nodes.
 const MILESTONES: usize = 10;
 
 /// Shows how a run goes, on stderr.
 #[derive(Debug)]
 pub enum Progress {
-    /// A bar that moves.
+    /// A moving bar.
     Bar(ProgressBar),
-    /// A line at intervals.
+    /// A line at each milestone.
     Lines(Milestones),
     /// Nothing.
     Quiet,
@@ -47,7 +47,7 @@ impl Progress {
             }
             Self::Lines(milestones) => {
                 if let Some(line) = milestones.next(counts) {
-                    // With stderr gone, nobody is left to tell.
+                    // If stderr is gone, there is nobody left to tell.
                     writeln!(std::io::stderr(), "{line}").ok();
                 }
             }
@@ -55,7 +55,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away: the report follows.
+    /// Removes the bar, since the report follows.
     pub fn finish(&mut self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
@@ -95,7 +95,7 @@ pub struct Milestones {
 }
 
 impl Milestones {
-    /// The line for these counts, if they are worth one.
+    /// The line for these counts; none if they reach no new milestone.
     pub fn next(&mut self, counts: Counts) -> Option<String> {
         if !self.started {
             self.started = true;
@@ -108,7 +108,7 @@ impl Milestones {
         let heard = counts.heard();
         let reached = match counts.expected {
             Some(expected) if expected > 0 => heard * MILESTONES / expected,
-            // Without an expectation, every doubling is worth a line.
+            // Without an expected number, every doubling is worth a line.
             _ => heard.checked_ilog2().map_or(0, |log| log as usize + 1),
         };
         if reached <= self.reached {
@@ -135,7 +135,7 @@ mod tests {
         }
     }
 
-    /// Goal: a large run prints a line a tenth, not a line a node.
+    /// Goal: a large run prints one line per tenth, not one per node.
     #[test]
     fn milestones_are_few() {
         let mut milestones = Milestones::default();
@@ -150,7 +150,7 @@ mod tests {
         assert!(lines.count() <= 12);
     }
 
-    /// Goal: what went wrong is in the line, what did not happen is not.
+    /// Goal: a line names what went wrong, and omits what did not happen.
     #[test]
     fn lines_say_what_went_wrong() {
         assert_eq!(in_words(counts(Some(5), 0, 2)), "answered 0, failed 2");

@@ -1,6 +1,7 @@
 //! The report of a run: who answered, failed, refused, expired and stayed silent, by name.
 //!
-//! As text for people, and as JSON for programs; the JSON's members are a promise: they may grow, not change.
+//! It comes as text for people and as JSON for programs. The members of the JSON are a promise: new ones may come,
+//! existing ones do not change.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -12,17 +13,17 @@ use super::{Answer, Counts, Failure, Kept, Run, Target};
 use crate::terminal;
 use crate::wire::{NodeName, PluginName, RunId};
 
-/// Names that a category shows unless all are asked for.
+/// Names shown per category, unless all are asked for.
 const NAMES_SHOWN: usize = 30;
-/// Reasons that a category shows unless all are asked for.
+/// Reasons shown per category, unless all are asked for.
 const REASONS_SHOWN: usize = 10;
-/// Width of text where the terminal does not say.
+/// Width of the text if the terminal does not give one.
 pub const WIDTH_DEFAULT: usize = 100;
 /// Silence without a known reason.
 const NO_RECEIPT: &str = "no answer before the deadline";
-/// What is to be said of results that lost.
+/// The title of results that are older than the stored ones.
 const OLDER: &str = "older than what is stored";
-/// Why nothing is known of a result that a server called stale.
+/// The reason given if a server calls a result stale and says no more.
 const STALE: &str = "a server that is older than this runner says stale, and not whether the stored result is this one";
 
 /// How a run ended.
@@ -30,21 +31,21 @@ const STALE: &str = "a server that is older than this runner says stale, and not
 pub struct Report {
     /// The run's id.
     pub run: RunId,
-    /// The plugin asked for.
+    /// The plugin that was asked for.
     pub plugin: PluginName,
-    /// Whom it asked, as the operator wrote it.
+    /// Whom the run asked, as the operator wrote it.
     pub target: Target,
     /// When clients stop answering it.
     pub deadline: Timestamp,
-    /// How long it was waited for, in milliseconds.
+    /// How long the run took, in milliseconds.
     pub duration_ms: u64,
-    /// Whether everybody who had to answer is known, and did, with a result.
+    /// Whether the expected nodes are known, and every node answered with a result.
     pub complete: bool,
     /// How many nodes are in each category.
     pub counts: Counts,
     /// The nodes of each category, by name.
     pub nodes: Nodes,
-    /// What else the operator should know: why the report may be short.
+    /// What else the operator should know, such as why the report may be incomplete.
     pub notes: Vec<String>,
 }
 
@@ -72,9 +73,9 @@ pub struct Nodes {
 pub struct Answered {
     /// Its name.
     pub node: NodeName,
-    /// How the store has it.
+    /// How the store keeps it.
     pub outcome: Kept,
-    /// Whether nobody expected it.
+    /// Whether nobody expected the node.
     pub new: bool,
 }
 
@@ -88,17 +89,17 @@ pub struct Failed {
     pub failure: Failure,
 }
 
-/// A node of which nothing was heard.
+/// A node that said nothing, as far as is known.
 #[derive(Debug, Clone, Serialize)]
 pub struct Silent {
     /// Its name.
     pub node: NodeName,
-    /// Why, as far as it is known.
+    /// Why, as far as known.
     pub reason: String,
 }
 
 impl Report {
-    /// The report of `run` as it stands.
+    /// The report of `run` as it is now.
     pub fn new(
         run: &Run,
         target: &Target,
@@ -148,7 +149,7 @@ impl Report {
         }
     }
 
-    /// The report for people, lines of at most `width` characters where names allow it. Long lists are shortened
+    /// The report for people. Lines have at most `width` characters unless a name is longer. Long lists are shortened
     /// unless `verbose`.
     pub fn text(&self, width: usize, verbose: bool) -> String {
         let mut text = String::new();
@@ -235,7 +236,7 @@ impl Failed {
 }
 
 impl Answered {
-    /// The name, and what is special about the answer.
+    /// The name, and any remarks on the answer.
     fn word(&self) -> String {
         let mut remarks: Vec<_> = self.outcome.remark().into_iter().collect();
         if self.new {
@@ -277,7 +278,7 @@ fn names(text: &mut String, title: &str, names: &[String], shown: usize, width: 
     line(text, format_args!("{current}"));
 }
 
-/// `title (count):`, then a line a node.
+/// `title (count):`, then one line per node.
 fn reasons(text: &mut String, title: &str, lines: &[String], verbose: bool) {
     if lines.is_empty() {
         return;

@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::store::NodeSummary;
 use crate::wire::{Group, NameError, NodeName};
 
-/// Most names in one target: each is a message of its own; beyond it a group or `all` is meant.
+/// Most names in one target, since each takes a message of its own. Beyond this, use a group or `all`.
 pub const NAMES_MAX: usize = 10_000;
 
-/// Whom a run asks. Displays as it is written.
+/// Whom a run asks. Its display form can be parsed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// `all`
@@ -23,7 +23,7 @@ pub enum Target {
     Group(Group),
 }
 
-/// Why a text is no target.
+/// Why a text is not a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// A name in it is not allowed.
@@ -81,7 +81,8 @@ impl Serialize for Target {
 }
 
 impl Target {
-    /// The nodes of the store that the target means; those it names where it names them.
+    /// The nodes that the target means: those in `known` for `all` or a group, and the names themselves if it lists
+    /// names.
     pub fn among(&self, known: &[NodeSummary]) -> BTreeSet<NodeName> {
         let of = |wanted: &dyn Fn(&&NodeSummary) -> bool| {
             let found = known.iter().filter(wanted);
@@ -105,7 +106,7 @@ mod tests {
         text.parse::<Target>().unwrap_err().to_string()
     }
 
-    /// Goal: the three forms are understood, doubles count once.
+    /// Goal: the three forms are understood, and duplicates count once.
     #[test]
     fn the_three_forms_are_understood() {
         assert_eq!("all".parse(), Ok(Target::All));
@@ -119,7 +120,7 @@ mod tests {
         );
     }
 
-    /// Goal: what is no target is refused with its rule.
+    /// Goal: a text that is not a target is refused with the rule.
     #[test]
     fn other_texts_are_refused() {
         assert!(error("").contains("node name is empty; a target is all, NAME"));
@@ -147,7 +148,7 @@ mod tests {
     }
 
     proptest! {
-        /// A target that is accepted is written as it is read.
+        /// An accepted target parses again from its display form.
         #[test]
         fn targets_round_trip(text in "(all|@?[a-z.,]{1,12})") {
             if let Ok(target) = text.parse::<Target>() {

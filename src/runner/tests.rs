@@ -1,4 +1,4 @@
-//! Tests of the whole run on the memory broker and store, with clients and a server played by the test.
+//! Tests of the whole run on the memory broker and store; the test plays the clients and a server.
 
 use serde_json::value::RawValue;
 
@@ -23,7 +23,7 @@ fn request(target: &str) -> RunRequest {
     }
 }
 
-/// A client's queue, listened to from now on.
+/// A client's queue, with a consumer from now on.
 async fn client(broker: &MemoryBroker, name: &str, groups: &[&str]) -> Consumer {
     let groups: Vec<_> = groups.iter().map(|group| group.parse().unwrap()).collect();
     let queue = topology::node_queue(&node(name), &groups);
@@ -128,7 +128,7 @@ async fn a_run_on_a_group_waits_for_its_members() {
     );
 }
 
-/// Goal: of named nodes, one without a queue is silent at once while the others are waited for.
+/// Goal: among named nodes, one without a queue is silent at once, while the run waits for the others.
 #[tokio::test]
 async fn a_named_node_without_a_queue_is_silent_at_once() {
     let (broker, store) = (MemoryBroker::new(), MemoryStore::new());
@@ -144,8 +144,8 @@ async fn a_named_node_without_a_queue_is_silent_at_once() {
     assert_eq!(report.nodes.silent[0].reason, NO_QUEUE);
 }
 
-/// Goal: at the deadline, the store's word counts for nodes whose receipts were lost: the run's id is an answer, with
-/// its error; another run's is none.
+/// Goal: at the deadline, the store decides for nodes whose receipts were lost: a result with the run's id is an
+/// answer, with its error; a result of another run is not.
 #[tokio::test(start_paused = true)]
 async fn lost_receipts_are_made_good_from_the_store() {
     let (broker, store) = (MemoryBroker::new(), MemoryStore::new());
@@ -168,7 +168,7 @@ async fn lost_receipts_are_made_good_from_the_store() {
     assert!(report.duration_ms >= 3_600_000);
 }
 
-/// Goal: with the store away nobody is expected: the run says so, gathers to its deadline and is not complete.
+/// Goal: with the store away, no node is expected. The run says so, gathers until its deadline and is not complete.
 #[tokio::test(start_paused = true)]
 async fn with_the_store_away_it_gathers_to_the_deadline() {
     let broker = MemoryBroker::new();
@@ -211,7 +211,7 @@ async fn a_stop_ends_with_the_report_so_far() {
     );
     let report = report.unwrap();
     assert_eq!((report.counts.answered, report.counts.silent), (1, 0));
-    // The deadline did not pass: nobody knows what it would have said.
+    // The deadline did not pass, so nobody knows what the node would have said.
     let open = &report.nodes.unknown[0];
     assert_eq!(open.reason, "the run was stopped before the deadline");
     assert_eq!(report.notes, ["stopped before the deadline"]);
@@ -231,7 +231,7 @@ async fn send_waits_for_nobody() {
     delivery.settler.ack();
 }
 
-/// Goal: a node is unknown, and not silent, once the link to the broker was lost, and with it perhaps its receipt.
+/// Goal: a node is unknown, not silent, once the link to the broker was lost, perhaps with its receipt.
 #[tokio::test(start_paused = true)]
 async fn a_lost_link_leaves_nobody_silent() {
     let (broker, store) = (MemoryBroker::new(), MemoryStore::new());
@@ -251,8 +251,8 @@ async fn a_lost_link_leaves_nobody_silent() {
     );
 }
 
-/// Goal: a node is silent whose schedule gave a result while the run waited: it did not answer, and the reason says what
-/// is in the store.
+/// Goal: a node whose schedule gave a result while the run waited is silent: it did not answer, and the reason says
+/// what is in the store.
 #[tokio::test(start_paused = true)]
 async fn a_scheduled_result_is_no_answer() {
     let (broker, store) = (MemoryBroker::new(), MemoryStore::new());
@@ -264,7 +264,7 @@ async fn a_scheduled_result_is_no_answer() {
     assert!(reason.contains("another run's newer result"), "{reason}");
 }
 
-/// What a run of `a` knows after reading out, while `meanwhile` happens at the broker.
+/// What a run of `a` knows after reading out, with `meanwhile` happening at the broker.
 async fn read_out(broker: &MemoryBroker, meanwhile: impl AsyncFnOnce(RunId)) -> Counts {
     let request = request("a");
     let expected = Expected::Nodes([node("a")].into());
@@ -280,7 +280,7 @@ async fn read_out(broker: &MemoryBroker, meanwhile: impl AsyncFnOnce(RunId)) -> 
     run.counts()
 }
 
-/// Goal: where the broker cannot say whether it has more receipts, or does not stop bringing them, nobody is silent.
+/// Goal: if the broker cannot say whether it has more receipts, or never stops delivering them, no node is silent.
 #[tokio::test(start_paused = true)]
 async fn what_was_not_read_out_is_in_doubt() {
     let quiet = read_out(&MemoryBroker::new(), async |_| {}).await;

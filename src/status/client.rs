@@ -1,4 +1,4 @@
-//! What a client's status page tells: the spool, publishing, and its plugins.
+//! What a client's status page shows: the spool, publishing, and its plugins.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub fn settings(config: &Config) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What the metrics say of spool and plugins.
+/// Reports spool and plugins from the metrics.
 pub fn report(seen: &Seen<'_>) -> Report {
     let metrics = seen.metrics;
     let used = text::bytes(metrics.sum(&c::CLIENT_SPOOL_BYTES));
@@ -75,7 +75,7 @@ fn last_publish(metrics: &Snapshot, now: Timestamp) -> String {
 }
 
 fn plugins(metrics: &Snapshot) -> Table {
-    // By plugin: runs that went well, and runs that failed by outcome.
+    // Per plugin: successful runs, and failed runs by outcome.
     let mut plugins: BTreeMap<&str, (f64, Vec<String>)> = BTreeMap::new();
     for series in metrics.all(&c::CLIENT_PLUGIN_RUNS) {
         let [plugin, outcome] = series.labels.as_slice() else {

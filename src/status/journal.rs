@@ -1,7 +1,7 @@
 //! The journal: the last warnings and errors that this process logged.
 //!
-//! A layer of the log writes, the status page reads. Invariant: at most `ENTRIES_MAX` entries of `TEXT_MAX`
-//! characters; what repeats in a row is one entry with a count.
+//! A layer of the log writes it, the status page reads it. Invariant: it holds at most `ENTRIES_MAX` entries of
+//! `TEXT_MAX` characters; equal messages in a row are one entry with a count.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write};
@@ -18,7 +18,7 @@ const ENTRIES_MAX: usize = 20;
 /// Characters kept of one entry.
 const TEXT_MAX: usize = 400;
 
-/// The journal of this process: logging is the process's, too.
+/// The journal of this process: one per process, as logging is.
 pub static JOURNAL: Journal = Journal(Mutex::new(VecDeque::new()));
 
 /// The last warnings and errors.
@@ -34,9 +34,9 @@ pub struct Entry {
     pub level: Level,
     /// The stage that logged it.
     pub target: &'static str,
-    /// Message and fields; text of others may be in it.
+    /// Message and fields; it may hold foreign text.
     pub text: String,
-    /// How often in a row.
+    /// How often it was logged in a row.
     pub times: u64,
 }
 
@@ -92,7 +92,7 @@ fn bounded(mut text: String) -> String {
     text
 }
 
-/// The message, then `field=value` each.
+/// The message, then `field=value` for each field.
 struct Text(String);
 
 impl Visit for Text {
@@ -113,8 +113,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: warnings and errors are kept with their fields, the rest is not; repeats are counted; the memory is bounded
-    /// whatever is logged.
+    /// Goal: only warnings and errors are kept, with their fields; repeats are counted; memory is bounded whatever is
+    /// logged.
     #[test]
     fn the_last_warnings_and_errors_are_kept() {
         let log = tracing_subscriber::registry().with(Recorder);

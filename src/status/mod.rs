@@ -1,12 +1,12 @@
-//! The status page `/`: what this process is and how it is, for a person without any other tool.
+//! The status page `/`: what this process is and how it does, for a person without any other tool.
 //!
 //! ```text
 //! /readyz, metrics, rates, journal ─▶ Page ─▶ HTML
 //! server: partitions, runs / client: spool, plugins ─▶ Report ─┘
 //! ```
 //!
-//! Reads, changes nothing. Invariant: all text of others is escaped, because [`page`] writes HTML by maud alone; the page
-//! needs no script and nothing from elsewhere; what it holds is bounded.
+//! Reads and changes nothing. Invariant: all foreign text is escaped, since [`page`] writes HTML only through maud; the
+//! page needs no script and no other resource; its size is bounded.
 
 pub mod client;
 pub mod journal;
@@ -59,7 +59,7 @@ pub struct Seen<'a> {
     pub now: Timestamp,
 }
 
-/// What server or client tell of themselves.
+/// What a server or client reports about itself.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The headline.
@@ -80,7 +80,7 @@ pub struct Figure {
 }
 
 impl Figure {
-    /// Says `value` of `name`.
+    /// Makes the figure `name` with `value`.
     pub fn new(name: &'static str, value: String, note: &str) -> Self {
         Self {
             name,
@@ -101,7 +101,7 @@ pub struct Table {
     pub head: Vec<Column>,
     /// The cells.
     pub rows: Vec<Vec<String>>,
-    /// What stands there when there are no rows.
+    /// Shown if there are no rows.
     pub empty: &'static str,
 }
 

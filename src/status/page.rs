@@ -1,7 +1,7 @@
 //! The page as HTML.
 //!
-//! Takes what was gathered, gives text. Invariant: maud escapes every value, and text of others stands in `bdi`, so that
-//! it cannot turn the direction of what follows it.
+//! Turns what was gathered into text. Invariant: maud escapes every value, and foreign text is inside `bdi`, so that it
+//! cannot change the writing direction of what follows.
 
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -11,7 +11,7 @@ use super::journal::Entry;
 use super::rates::{LONG, Rates, SHORT};
 use super::{About, Column, Figure, Report, Table, Watched, text};
 
-/// How often the page loads itself again, in seconds.
+/// Interval at which the page reloads itself, in seconds.
 const REFRESH_SECONDS: u32 = 5;
 const STYLE: &str = include_str!("page.css");
 /// What a browser may do with the page: nothing but show it.
@@ -27,9 +27,9 @@ pub struct Page<'a> {
     pub is_ready: bool,
     /// What `/readyz` says.
     pub readiness: &'a Value,
-    /// What server or client tell.
+    /// Figures and tables of the server or client.
     pub report: &'a Report,
-    /// Whose rates are shown.
+    /// The counters whose rates are shown.
     pub watched: Watched,
     /// The rates.
     pub rates: &'a Rates,
@@ -95,7 +95,7 @@ fn words(name: &str) -> String {
     words
 }
 
-/// Why it is not ready, a line a part.
+/// Why it is not ready: one line per part.
 fn reasons(readiness: &Value) -> Vec<String> {
     let parts = readiness.as_object().into_iter().flatten();
     let reason = |(name, part): (&String, &Value)| match part {
@@ -123,7 +123,7 @@ fn figures(figures: &[Figure]) -> Markup {
     }
 }
 
-/// What `/readyz` says, part by part; those that decide come first.
+/// What `/readyz` says, part by part. Parts that decide readiness come first.
 fn state(readiness: &Value, now: Timestamp) -> Markup {
     let parts = readiness.as_object().into_iter().flatten();
     let mut parts: Vec<_> = parts.filter(|(name, _)| *name != "ready").collect();
@@ -158,7 +158,7 @@ fn verdict(part: &Value) -> Markup {
     }
 }
 
-/// The members of a part but its verdict, as words.
+/// The members of a part, except its verdict, as words.
 fn details(part: &Value, now: Timestamp) -> String {
     let members = part.as_object().into_iter().flatten();
     let members = members.filter(|(name, _)| *name != "ok");

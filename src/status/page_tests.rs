@@ -56,7 +56,7 @@ fn render_with(hostile: &str) -> String {
     render(&page).into_string()
 }
 
-/// Goal: hostile text in every place of the page makes no element and no attribute: the tags are those of a harmless one.
+/// Goal: hostile text anywhere in the page adds no element and no attribute: the tags are those of a harmless page.
 #[test]
 fn hostile_text_makes_no_tags() {
     let tags = |text: &str| {
@@ -80,7 +80,7 @@ fn hostile_text_makes_no_tags() {
     assert!(shown >= 10, "it is shown as text: {shown}");
 }
 
-/// Goal: text that turns the direction of writing stands in elements that hold it.
+/// Goal: text that changes the writing direction affects only its own element.
 #[test]
 fn directions_do_not_leave_their_element() {
     let html = render_with("\u{202e}");
@@ -93,7 +93,7 @@ fn directions_do_not_leave_their_element() {
     }
 }
 
-/// Goal: the page says what is wrong in words, links the other endpoints, and needs no script and nothing from elsewhere.
+/// Goal: the page says in words what is wrong, links the other endpoints, and needs no script and no other resource.
 #[test]
 fn the_page_stands_alone() {
     let html = render_with("gone");

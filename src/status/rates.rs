@@ -1,7 +1,7 @@
 //! Rates over the last seconds, from counters that only grow. Pure.
 //!
-//! Takes samples at intervals, gives differences. Invariant: at most `SAMPLES_MAX` samples are kept, which span the
-//! longest window.
+//! Takes samples at intervals and gives differences per second. Invariant: at most `SAMPLES_MAX` samples are kept,
+//! which span the longest window.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub const SAMPLE_EVERY: Duration = Duration::from_secs(2);
 pub const SHORT: Duration = Duration::from_secs(10);
 /// The long window.
 pub const LONG: Duration = Duration::from_mins(1);
-/// Samples kept: the long window and its first moment.
+/// Samples kept: those of the long window, including its start.
 const SAMPLES_MAX: usize = 31;
 
 /// The last samples of several counters.
@@ -24,7 +24,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Takes the values of all counters, in the order that [`over`](Self::over) asks for them.
+    /// Adds a sample: the values of all counters, in the order of the indices of [`over`](Self::over).
     pub fn add(&mut self, at: Instant, values: Vec<f64>) {
         if self.samples.len() == SAMPLES_MAX {
             self.samples.pop_front();
@@ -32,8 +32,8 @@ impl Rates {
         self.samples.push_back((at, values));
     }
 
-    /// What counter `index` grew by a second over the last `window`, or over what there is of it; none before there are
-    /// two samples.
+    /// Growth of counter `index` per second over the last `window`, or over the part of it that was sampled. None
+    /// before there are two samples.
     pub fn over(&self, index: usize, window: Duration) -> Option<f64> {
         let (last, values) = self.samples.back()?;
         let since = |at: &Instant| last.saturating_duration_since(*at);
@@ -53,7 +53,7 @@ impl Rates {
 mod tests {
     use super::*;
 
-    /// Goal: a rate is that of its window alone, there is none without two samples, and memory is bounded.
+    /// Goal: a rate covers only its window, needs two samples, and memory is bounded.
     #[test]
     fn a_rate_is_that_of_its_window() {
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! What the server's `/readyz` and status page tell: connections, partitions, accounts, runs.
+//! What the server's `/readyz` and status page show: connections, partitions, accounts, runs.
 //!
 //! Reads links, agreement, metrics and runs. Invariant: ready only while broker and store can be used, neither a dead
 //! letter nor a forwarded result is refused, and the server is not stopping.
@@ -23,9 +23,9 @@ static WATCHED: Watched = &[
     ("Results redelivered", &c::RESULTS_REDELIVERED),
     ("Dead letters", &c::DEAD_LETTERS),
 ];
-/// Place of the results received in [`WATCHED`].
+/// Index of the results received in [`WATCHED`].
 const RECEIVED: usize = 0;
-/// Place of the documents written in [`WATCHED`].
+/// Index of the documents written in [`WATCHED`].
 const WRITTEN: usize = 1;
 
 /// What the server's endpoints answer from.
@@ -39,7 +39,7 @@ pub struct Health {
     pub store: watch::Receiver<Link>,
     /// Whether the broker takes dead letters.
     pub dead_letters: watch::Receiver<Link>,
-    /// Whether the broker takes results that belong into another queue.
+    /// Whether the broker takes results that belong in another queue.
     pub forwards: watch::Receiver<Link>,
     /// What is known of exchanges and queues.
     pub topology: watch::Receiver<Topology>,
@@ -94,7 +94,7 @@ impl Probe for Health {
     }
 }
 
-/// Whether the server is ready, and the reasons, a member a part.
+/// Whether the server is ready, and the reasons: one member per part.
 fn readiness(parts: [&Link; 4], is_topology_well: bool, is_draining: bool) -> (bool, Value) {
     let [broker, store, dead_letters, forwards] = parts;
     let is_ready = parts.iter().all(|link| **link == Link::Up) && is_topology_well && !is_draining;
@@ -293,7 +293,7 @@ fn yes_no(is: bool) -> &'static str {
 mod tests {
     use super::*;
 
-    /// Goal: any one part that is away, or a stop, makes the server unready, and the answer names it.
+    /// Goal: a stop, or any one part that is away, makes the server unready, and the answer names it.
     #[test]
     fn readiness_names_what_is_missing() {
         let down = Link::Down {

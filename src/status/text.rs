@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-/// What stands where nothing is known.
+/// Shown where nothing is known.
 pub const NOTHING: &str = "–";
 
 /// A count: `1,234,567`.
@@ -18,7 +18,7 @@ pub fn count(value: f64) -> String {
     text
 }
 
-/// A rate a second: two digits that matter, `0.25`, `3.1`, `1,200`.
+/// A rate per second with up to two significant digits, or all whole ones: `0.25`, `3.1`, `1,200`.
 pub fn rate(value: Option<f64>) -> String {
     match value {
         None => NOTHING.to_owned(),
@@ -55,7 +55,7 @@ pub fn bytes(value: f64) -> String {
     format!("{rest:.1} GiB")
 }
 
-/// How long ago: `12 s ago`, and `now` for what the clocks put into the future.
+/// How long ago: `12 s ago`, or `now` for a time in the future, since clocks differ.
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
     match now.duration_since(at).as_secs_f64() {
         age if age < 1.0 => "now".to_owned(),

@@ -13,9 +13,9 @@ use super::query::{NodeSummary, Query, WhereValue};
 use crate::hash::Pointer;
 use crate::wire::{CLIENT_PLUGIN, Group, NodeName, PluginName};
 
-/// How much of an item counts, in UTF-16 units (what JavaScript counts): a view's key must stay small.
+/// Longest prefix of an item that counts, in UTF-16 units (JavaScript's unit): a view's key must stay small.
 pub(crate) const ITEM_UNITS_MAX: usize = 256;
-/// The `doc_type` of a node document. Others in the same database are not ours and are never found.
+/// The `doc_type` of a node document. Other documents in the same database are not ours and are never found.
 pub(crate) const NODE_DOC_TYPE: &str = "SystemRecord";
 /// The plugins whose values list packages.
 const PACKAGE_PLUGINS: [&str; 5] = ["rpms", "dpkg", "pip", "gem", "npm"];
@@ -35,8 +35,8 @@ impl<'a> Facts<'a> {
         (doc_type.as_deref() == Some(NODE_DOC_TYPE)).then_some(Self(members))
     }
 
-    /// The plugins whose value the document holds: those of the bookkeeping. A document of 2010 has none, there
-    /// every member that may be a plugin is one.
+    /// The plugins whose value the document holds: those of the bookkeeping. A document of 2010 has no bookkeeping:
+    /// there every member whose name can be a plugin's is one.
     pub(crate) fn plugins(&self) -> BTreeSet<PluginName> {
         #[derive(Deserialize)]
         struct Bookkeeping<'a> {
@@ -102,7 +102,7 @@ impl<'a> Facts<'a> {
         self.0.get(key).and_then(|raw| parse(raw))
     }
 
-    /// What `pointer` points at. Only the top-level member on the way is parsed.
+    /// What `pointer` points at. Parses only the top-level member on the way.
     fn at(&self, pointer: &Pointer) -> Option<Value> {
         let (first, rest) = pointer.segments().split_first()?;
         let mut value = self.value(first)?;
@@ -121,8 +121,8 @@ fn parse<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// The items of a value: the lines of its strings, its object keys, and its other scalars as JavaScript writes
-/// them; each cut to [`ITEM_UNITS_MAX`]. Empty lines are none.
+/// The items of a value: the lines of its strings, its object keys, and its other scalars as JavaScript writes them;
+/// each cut to [`ITEM_UNITS_MAX`]. Empty lines are not items.
 pub(crate) fn items(value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open = vec![value];
@@ -179,7 +179,7 @@ fn dpkg_name(line: &str) -> Option<&str> {
         .filter(|name| !name.is_empty())
 }
 
-/// `name==version` (pip) and `name (versions)` (gem): what a package index allows in a name.
+/// `name==version` (pip) and `name (versions)` (gem): the leading characters that a package index allows in a name.
 fn word_name(line: &str) -> Option<&str> {
     let is_inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let starts = line.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -207,7 +207,7 @@ fn number_text(number: f64) -> String {
         return "0".to_owned();
     }
     let sign = if number < 0.0 { "-" } else { "" };
-    // Rust and JavaScript agree on the digits (the shortest that read back), not on where the exponent starts.
+    // Rust and JavaScript agree on the digits (the shortest that read back), but not on when to write an exponent.
     let scientific = format!("{:e}", number.abs());
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let digits = mantissa.replace('.', "");
@@ -322,7 +322,7 @@ mod tests {
         assert!(Facts::read("[]").is_none() && Facts::read("{").is_none());
     }
 
-    /// Goal: a pointer leads through objects and arrays; what is no scalar of that spelling is not found.
+    /// Goal: a pointer leads through objects and arrays; only a scalar of that spelling is found.
     #[test]
     fn pointers_lead_through_objects_and_arrays() {
         let document = json!({"doc_type": NODE_DOC_TYPE, "os": {"a.b": [{"n": 1}]}});
@@ -336,7 +336,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever number it is, its spelling reads back as the same number.
+        /// The spelling of any number reads back as the same number.
         #[test]
         fn number_texts_read_back(number in proptest::num::f64::NORMAL) {
             prop_assert_eq!(number_text(number).parse::<f64>().unwrap().to_bits(), number.to_bits());

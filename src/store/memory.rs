@@ -1,7 +1,8 @@
 //! The store in memory, for tests and trials: CouchDB's revision rules, and faults on demand.
 //!
-//! A clone is a handle on the same documents: through it a test scripts faults ([`MemoryStore::script`]) and acts
-//! as somebody else who edits or deletes documents. Invariant: what [`Store::write`] says is what is there after.
+//! A clone is a handle on the same documents: through it a test scripts faults ([`MemoryStore::script`]) and acts as
+//! somebody else who edits or deletes documents. Invariant: after [`Store::write`] the documents are as its verdicts
+//! say.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,15 +53,15 @@ pub enum Call {
 /// What goes wrong with one call. Each scripted fault meets one call, in the order scripted.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// Nothing: this call goes well.
+    /// Nothing: this call succeeds.
     None,
     /// The call fails and has done nothing.
     Before(Failure),
     /// The call fails, but its documents are written: the answer was lost on the way.
     After(Failure),
-    /// These documents get these verdicts and are not written; the others go well.
+    /// These documents get these verdicts and are not written; the others succeed.
     Rows(Verdicts),
-    /// The call goes well, this much later.
+    /// The call succeeds after this delay.
     Delay(Duration),
 }
 
@@ -72,7 +73,7 @@ pub enum Failure {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// [`StoreError::Away`], which the store says itself.
+    /// [`StoreError::Away`], reported by the store itself.
     Failed,
     /// [`StoreError::Unauthorized`].
     Unauthorized,
@@ -118,14 +119,14 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// The same store with another bound on the size of a document, in bytes (default 8,000,000, CouchDB's).
+    /// The same store with another maximum document size, in bytes (default: CouchDB's 8,000,000).
     #[must_use]
     pub fn with_document_bytes_max(mut self, bytes: usize) -> Self {
         self.document_bytes_max = bytes;
         self
     }
 
-    /// Lets `fault` meet the next call of this kind that no fault is scripted for yet.
+    /// Applies `fault` to the next call of this kind that has no fault scripted yet.
     pub fn script(&self, call: Call, fault: Fault) {
         let mut state = self.lock();
         match call {
@@ -134,7 +135,7 @@ impl MemoryStore {
         }
     }
 
-    /// From now on a write as a whole fails, and writes nothing, if a document in it holds this text.
+    /// From now on a write fails as a whole, and writes nothing, if one of its documents holds this text.
     pub fn poison(&self, text: &str) {
         self.poison_as(text, Failure::Failed);
     }
@@ -144,12 +145,12 @@ impl MemoryStore {
         self.lock().poison = Some((text.to_owned(), failure));
     }
 
-    /// From now on the document of this node, and of no other before, cannot be read.
+    /// From now on the document of this node cannot be read. Replaces the node of an earlier call.
     pub fn fail_reads(&self, id: Option<NodeName>) {
         self.lock().unreadable = id;
     }
 
-    /// From now on a document that holds this text is refused, as a bad request.
+    /// From now on a document that holds this text is refused as a bad request.
     pub fn refuse(&self, text: &str) {
         self.lock().refused = Some(text.to_owned());
     }
@@ -171,7 +172,7 @@ impl MemoryStore {
         stored(id, revision, json)
     }
 
-    /// Somebody else's edit: replaces whatever is there, and gives the new revision.
+    /// Somebody else's edit: replaces whatever is there, and returns the new revision.
     pub fn overwrite(&self, id: &NodeName, json: Box<RawValue>) -> Revision {
         self.lock().put(id, json)
     }
@@ -200,7 +201,7 @@ impl MemoryStore {
         ids.iter().filter_map(found).collect()
     }
 
-    /// Writes what may be written; `verdicts` are settled already.
+    /// Writes what may be written. Documents in `verdicts` have their verdict already and are skipped.
     fn apply(&self, documents: Vec<Write>, mut verdicts: Verdicts) -> Verdicts {
         let mut admitted = rules::admit(documents);
         let writes = std::mem::take(&mut admitted.writes);
@@ -357,7 +358,7 @@ mod tests {
         assert_eq!(store.writes(), 3);
     }
 
-    /// Goal: a scripted verdict replaces the write; the other failures are the errors of their name.
+    /// Goal: a scripted verdict replaces the write; each other failure is the error of the same name.
     #[tokio::test(start_paused = true)]
     async fn scripted_verdicts_and_failures_are_what_comes_back() {
         let store = MemoryStore::new();

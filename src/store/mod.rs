@@ -40,20 +40,20 @@ pub enum Designs<'a> {
 /// A store. Every call is bounded in time by the store's settings and does not retry: the writer does.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
-    /// Reads the documents of `ids`. Missing and deleted ones are not in the answer; one that is there and is no JSON object
-    /// (somebody else's edit) comes as `null`. One document never fails the call: one that fails alone says so.
+    /// Reads the documents of `ids`. Missing and deleted ones are not in the answer; one that is no JSON object
+    /// (somebody else's edit) comes as `null`. One document never fails the call: its own
+    /// [`failure`](StoredDocument::failure) says why it could not be read.
     async fn load(&self, ids: &[NodeName])
     -> Result<HashMap<NodeName, StoredDocument>, StoreError>;
 
-    /// Writes `documents`, each for itself: the answer holds exactly one verdict for every id that was sent.
-    /// A store that is told "the whole request is bad because of one" takes that one out by itself and writes
-    /// the rest. An `Err` says that no verdict is known for any of them: some may have been written.
-    /// No id may occur twice in one call. If one does, the first is written at most, and the verdict of the id is
-    /// [`Verdict::Conflict`]: the caller reads what is there.
+    /// Writes each of `documents` independently: the answer holds exactly one verdict for every id that was sent. If
+    /// one document makes the whole request bad, the store takes it out and writes the rest. An `Err` says that no
+    /// verdict is known for any of them: some may have been written. No id may occur twice in one call. If one does, at
+    /// most the first is written, and the verdict of the id is [`Verdict::Conflict`]: the caller reads what is there.
     async fn write(&self, documents: Vec<Write>) -> Result<Verdicts, StoreError>;
 
-    /// Creates the database if it is not there, loads `designs` (where the store has such) and says what it did, a
-    /// line a thing. Idempotent.
+    /// Creates the database if it is not there and loads `designs`, if the store has design documents. Returns what it
+    /// did, one line per step. Idempotent.
     async fn setup(&self, designs: Designs<'_>) -> Result<Vec<String>, StoreError>;
 
     /// What the store is and how many node documents it holds.
@@ -62,11 +62,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// All nodes, by name.
     async fn nodes(&self) -> Result<Vec<NodeSummary>, StoreError>;
 
-    /// The nodes that `query` finds, by name. Uses an index where the store has such, never a scan in here.
+    /// The nodes that `query` finds, by name. Uses an index if the store has one, never a scan in this process.
     async fn find(&self, query: &Query) -> Result<Vec<NodeName>, StoreError>;
 
-    /// How many nodes there are, and how many of their documents changed at `since` or later. The store may go through
-    /// all documents for it.
+    /// How many nodes there are, and how many of their documents changed at `since` or later. The store may read all
+    /// documents for it.
     async fn census(&self, since: Timestamp) -> Result<Census, StoreError>;
 
     /// Ends connections and flushes what is left.
@@ -81,16 +81,16 @@ pub struct Revision(pub Box<str>);
 /// A document as the store has it.
 #[derive(Debug, Clone)]
 pub struct StoredDocument {
-    /// Its revision, to be named by the next write.
+    /// Its revision, which the next write names.
     pub revision: Revision,
     /// The whole JSON object, `_id` and `_rev` included.
     pub json: Box<RawValue>,
-    /// Why it could not be read this time, in a word or more, though others could be; then nothing else is known of it.
+    /// Why this document alone could not be read this time, in a word or more; then nothing else is known of it.
     pub failure: Option<String>,
 }
 
 impl StoredDocument {
-    /// What stands for a document that could not be read this time.
+    /// Stands for a document that could not be read this time.
     pub(crate) fn failed(why: String) -> Self {
         Self {
             failure: Some(why),
@@ -98,8 +98,8 @@ impl StoredDocument {
         }
     }
 
-    /// What stands for a document that is there and cannot be read, whatever is tried: `null`, which is no object. Its
-    /// node's results are dead letters; the documents beside it are as they are.
+    /// Stands for a document that is there and can never be read: `null`, which is no object. Its node's results are
+    /// dead letters; other documents are not affected.
     pub(crate) fn unreadable() -> Self {
         Self {
             revision: Revision("".into()),
@@ -128,16 +128,16 @@ pub type Verdicts = HashMap<NodeName, Verdict>;
 pub enum Verdict {
     /// Written and durable, with this revision now.
     Stored(Revision),
-    /// Another revision is there (or none): read again, merge again, write again.
+    /// Another revision is there, or none: read, merge and write again.
     Conflict,
-    /// The store will not take this document as it is, however often it is sent: the results are dead letters.
+    /// The store never takes this document as it is, however often it is sent: the results are dead letters.
     Refused {
         /// The store's word for it: `forbidden`, `unauthorized`, `document_too_large`, `bad_request`, …
         error: String,
         /// The store's reason.
         reason: String,
     },
-    /// The store failed at this document: back off and read before it is written again.
+    /// The store failed at this document: back off, and read it before writing it again.
     Failed {
         /// The store's word for it: `unknown_error`, `internal_server_error`, …
         error: String,
@@ -147,7 +147,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the store refuses the document for its size: with less in it, it may take it.
+    /// Whether the store refuses the document for its size: it may take a smaller one.
     pub fn is_too_large(&self) -> bool {
         let too_large = [rules::DOCUMENT_TOO_LARGE, rules::REQUEST_TOO_LARGE];
         matches!(self, Self::Refused { error, .. } if too_large.contains(&error.as_str()))
@@ -170,7 +170,7 @@ pub struct About {
 pub struct Census {
     /// Node documents.
     pub nodes: u64,
-    /// Those of them that changed lately.
+    /// Those of them that changed at the time asked for or later.
     pub recent: u64,
 }
 
@@ -186,7 +186,8 @@ pub enum StoreError {
         reason: String,
         /// How long the store asks to be left alone (`Retry-After`).
         retry_after: Option<Duration>,
-        /// Whether the store itself said that it failed. Otherwise nothing, or somebody between, said that it is not there.
+        /// Whether the store itself reported the failure. Otherwise there was no answer, or a proxy said that the store
+        /// is not there.
         is_answer: bool,
     },
     /// The store refuses this user and password, or the user may not do this.
@@ -244,8 +245,8 @@ impl StoreError {
         }
     }
 
-    /// Whether what is written may be the reason: the store answered, and neither a time-out nor a broken connection, nor
-    /// one that is busy, nor one that refuses access.
+    /// Whether the documents written may be the cause: the store answered, and it is neither busy nor refusing access.
+    /// A time-out and a broken connection are no answer.
     pub fn is_answer(&self) -> bool {
         match self {
             Self::Away {
@@ -258,7 +259,7 @@ impl StoreError {
         }
     }
 
-    /// How long the store asks to be left alone, where it does.
+    /// How long the store asks to be left alone, if it does.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Away { retry_after, .. } => *retry_after,

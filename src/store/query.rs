@@ -1,4 +1,4 @@
-//! What operators ask of a store: the questions, and what they mean on every store alike.
+//! What operators ask of a store: the questions, with the same meaning on every store.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::wire::{Group, NodeName, PluginName};
 pub struct NodeSummary {
     /// Whose document.
     pub node: NodeName,
-    /// When the document last changed; none where another program made the document.
+    /// When the document last changed; none if another program made the document.
     pub updated_at: Option<Timestamp>,
     /// The plugins it holds, by name.
     pub plugins: Vec<PluginName>,
@@ -23,13 +23,13 @@ pub struct NodeSummary {
 /// A question whose answer is a list of nodes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Query {
-    /// `--plugin P --contains TEXT`: the value of `P` has an *item* that contains the text, case counting.
-    /// An item is a line of any string in it, any object key, and any other scalar as JSON spells it; only the
-    /// first 256 characters of an item count.
+    /// `--plugin P --contains TEXT`: the value of `P` has an *item* that contains the text; case matters. An item is a
+    /// line of any string in it, any object key, and any other scalar as JSON spells it; only the first 256 characters
+    /// of an item count.
     Contains {
         /// Which plugin.
         plugin: PluginName,
-        /// The text looked for, not empty.
+        /// The text to look for, not empty.
         text: String,
     },
     /// `--plugin P`: the document holds a value of `P`.
@@ -37,8 +37,8 @@ pub enum Query {
         /// Which plugin.
         plugin: PluginName,
     },
-    /// `--where /POINTER=VALUE`: the document has exactly this scalar there. A value that reads as a JSON number,
-    /// `true`, `false` or `null` also matches the string of the same spelling.
+    /// `--where /POINTER=VALUE`: the document has exactly this scalar at `POINTER`. A value that reads as a JSON
+    /// number, `true`, `false` or `null` also matches the string of the same spelling.
     Where {
         /// Where in the document.
         pointer: Pointer,
@@ -71,7 +71,7 @@ impl WhereValue {
             .collect()
     }
 
-    /// Whether `found` is this scalar. Numbers are compared as numbers: `1` is `1.0`.
+    /// Whether `found` is this scalar. Numbers are compared by value: `1` equals `1.0`.
     pub(crate) fn is(&self, found: &Value) -> bool {
         match (&self.0, found) {
             (Value::Number(wanted), Value::Number(found)) => wanted.as_f64() == found.as_f64(),
@@ -79,7 +79,7 @@ impl WhereValue {
         }
     }
 
-    /// The scalar itself, for a store that compares by itself.
+    /// The scalar itself, for a store that does the comparison.
     pub(crate) fn json(&self) -> &Value {
         &self.0
     }

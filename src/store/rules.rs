@@ -1,4 +1,4 @@
-//! Rules that all stores share: what may be written at all, and how the stores of our own count revisions. Pure.
+//! Rules that all stores share: what may be written, and how our own stores (memory, sqlite) count revisions. Pure.
 
 use std::collections::HashSet;
 
@@ -6,18 +6,18 @@ use serde_json::value::RawValue;
 
 use super::{Revision, Verdict, Verdicts, Write};
 
-/// Largest document that the stores of our own take, in bytes: CouchDB's default `max_document_size`.
+/// Largest document that our own stores take, in bytes: CouchDB's default `max_document_size`.
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 8_000_000;
-/// CouchDB's word for a document that is too large, ours too.
+/// CouchDB's word, and ours, for a document that is too large.
 pub(crate) const DOCUMENT_TOO_LARGE: &str = "document_too_large";
-/// CouchDB's word for a request that is too large, also if there is one document in it.
+/// CouchDB's word for a request that is too large, even if it holds one document.
 pub(crate) const REQUEST_TOO_LARGE: &str = "too_large";
 /// Room that [`splice`] needs beyond the document's own text, in bytes: id, revision, keys.
 pub(crate) const ENVELOPE_BYTES: usize = 320;
 const REVISION_HEX_DIGITS: usize = 32;
 
-/// The writes that may be sent, and the verdicts on those that may not: [`Verdict::Refused`] for what is no JSON
-/// object. The second of two writes with one id is not sent; its id is in the last list.
+/// The writes that may be sent, and the verdicts on those that may not: [`Verdict::Refused`] for a write that is no
+/// JSON object. The second of two writes with one id is not sent; its id is in the last list.
 pub(crate) fn admit(documents: Vec<Write>) -> Admitted {
     let mut admitted = Admitted::default();
     let mut seen = HashSet::with_capacity(documents.len());
@@ -37,7 +37,7 @@ pub(crate) fn admit(documents: Vec<Write>) -> Admitted {
 /// What [`admit`] found.
 #[derive(Debug, Default)]
 pub(crate) struct Admitted {
-    /// One write an id.
+    /// One write per id.
     pub(crate) writes: Vec<Write>,
     /// Verdicts that need no store.
     pub(crate) verdicts: Verdicts,
@@ -89,8 +89,8 @@ fn push_string(body: &mut String, text: &str) {
     body.push_str(&serde_json::Value::from(text).to_string());
 }
 
-/// The revision after `previous` with this content: one generation on, and a hash as in CouchDB, so that the same
-/// edit of the same revision has the same name everywhere.
+/// The revision after `previous` with this content: the next generation, and a hash as in CouchDB, so that the same
+/// edit of the same revision gives the same revision everywhere.
 pub(crate) fn next_revision(previous: Option<&Revision>, json: &RawValue) -> Revision {
     let previous = previous.map_or("0-", |revision| &revision.0);
     let generation = previous
@@ -106,8 +106,8 @@ pub(crate) fn next_revision(previous: Option<&Revision>, json: &RawValue) -> Rev
     Revision(format!("{}-{hash}", generation.saturating_add(1)).into())
 }
 
-/// What a store of our own says to a write, before anything is done: go on (none), or the verdict.
-/// A revision where no document is (deleted by somebody else) is a conflict: the caller reads that it is gone.
+/// The verdict of our own stores on a write before they do anything; none to go on. A revision without a document
+/// (deleted by somebody else) is a conflict: the caller then reads that it is gone.
 pub(crate) fn judge(
     write: &Write,
     current: Option<&Revision>,
@@ -133,7 +133,7 @@ mod tests {
         body
     }
 
-    /// Goal: splicing makes one valid object and leaves the values' bytes alone.
+    /// Goal: splicing makes one valid object and does not change the values' bytes.
     #[test]
     fn splicing_keeps_the_bytes_of_values() {
         assert_eq!(spliced("a", None, "{}"), r#"{"_id":"a"}"#);
@@ -143,7 +143,7 @@ mod tests {
         );
     }
 
-    /// Goal: a revision counts generations and depends on what it replaces and on the content.
+    /// Goal: a revision counts generations, and depends on the revision it replaces and on the content.
     #[test]
     fn revisions_count_and_differ() {
         let first = next_revision(None, &raw("{}"));
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(next_revision(None, &raw("{}")), first);
     }
 
-    /// Goal: of two writes with one id one is sent and the id conflicts; what is no object is refused by itself.
+    /// Goal: of two writes with one id, one is sent and the id conflicts; a write that is no object is refused alone.
     #[test]
     fn repeated_ids_conflict_and_non_objects_are_refused() {
         let write = |id: &str, json: &str| Write {

@@ -1,6 +1,6 @@
 //! The catalogue: every metric of server and client, declared once.
 //!
-//! Name, kind, labels, unit, role and help stand here and nowhere else: the recorder's descriptions and buckets, the
+//! Name, kind, labels, unit, role and help are here and nowhere else: the recorder's descriptions and buckets, the
 //! reference table (`vogeler admin metrics`) and the tests derive from it.
 
 use metrics::Unit;

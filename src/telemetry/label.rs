@@ -1,4 +1,4 @@
-//! Labels: types whose values are the values a label may have.
+//! Labels: types whose values are the values that a label may have.
 //!
 //! Most are enums. Three are open and bounded: partitions, plugin names (the first [`PLUGINS_MAX`] of this process;
 //! others are `other`) and our own version. Invariant: `index() < COUNT`, and no two values share an index.
@@ -14,7 +14,7 @@ use crate::wire::{Outcome, PluginName};
 
 /// Plugins that have a label value of their own.
 pub const PLUGINS_MAX: usize = 100;
-/// The value for whatever has none of its own.
+/// The value for anything that has no value of its own.
 pub(super) const OTHER: &str = "other";
 
 /// Which values a label may have.
@@ -35,7 +35,7 @@ pub enum Values {
 pub struct LabelSpec {
     /// Its name.
     pub name: &'static str,
-    /// What it may say.
+    /// The values that it may have.
     pub values: Values,
 }
 
@@ -61,7 +61,7 @@ pub trait Label: Copy + 'static {
     /// Which values there can be.
     fn values() -> Values;
 
-    /// Its number among them.
+    /// Its number among these values.
     fn index(&self) -> usize;
 
     /// As it is exported.
@@ -79,7 +79,7 @@ pub trait Labels: Copy + 'static {
     /// Their declarations.
     fn specs() -> Vec<LabelSpec>;
 
-    /// The series' number.
+    /// The number of the series, below [`COUNT`](Self::COUNT).
     fn index(&self) -> usize;
 
     /// Names and values.
@@ -231,7 +231,7 @@ impl Label for Version {
     }
 }
 
-/// A plugin, by its number in the order this process met them; [`PLUGINS_MAX`] stands for all later ones.
+/// A plugin, by its number in the order in which this process met them; [`PLUGINS_MAX`] stands for all later ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plugin(usize);
 
@@ -239,7 +239,7 @@ pub struct Plugin(usize);
 static PLUGINS: RwLock<Option<HashMap<PluginName, usize>>> = RwLock::new(None);
 
 impl Plugin {
-    /// Whatever has no value of its own, or no plugin at all.
+    /// A plugin without a value of its own, or no plugin at all.
     pub const OTHER: Self = Self(PLUGINS_MAX);
 
     /// The label of this plugin.
@@ -297,7 +297,7 @@ impl Label for Plugin {
 mod tests {
     use super::*;
 
-    /// Goal: however many plugins a fleet has, the label has a bounded number of values, and a plugin keeps its own.
+    /// Goal: however many plugins a fleet has, the label has a bounded number of values, and a plugin keeps its value.
     #[test]
     fn plugins_are_bounded() {
         let name = |number: usize| PluginName::new(&format!("bound{number}")).unwrap();

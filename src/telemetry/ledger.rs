@@ -19,7 +19,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Deliveries that ended so.
+    /// Deliveries that ended with this outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         self.ended
             .get(outcome as usize)
@@ -27,7 +27,7 @@ impl Counts {
             .unwrap_or_default()
     }
 
-    /// Deliveries neither settled nor given back.
+    /// Deliveries neither settled nor requeued.
     pub fn in_flight(&self) -> u64 {
         self.received - self.ended.iter().sum::<u64>()
     }
@@ -37,7 +37,7 @@ impl Counts {
 #[derive(Debug, Default)]
 pub struct Ledger {
     counts: Mutex<Counts>,
-    /// Told when the last delivery in flight ends.
+    /// Notified when the last delivery in flight ends.
     idle: Notify,
 }
 
@@ -59,7 +59,7 @@ impl Ledger {
         });
     }
 
-    /// All counts, of one moment.
+    /// All counts at one moment.
     pub fn counts(&self) -> Counts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,7 +67,7 @@ impl Ledger {
     /// Waits until nothing is in flight.
     pub async fn settled(&self) {
         loop {
-            // Made before the look: what it is told in between is not missed.
+            // Created before the check, so that a notification in between is not missed.
             let idle = self.idle.notified();
             if self.counts().in_flight() == 0 {
                 return;

@@ -1,8 +1,8 @@
 //! What a metric is: its entry in the catalogue, and the handles to record it by.
 //!
-//! A handle comes from a catalogue entry and from nowhere else, so nothing is recorded that is not declared, and no
-//! label has a value outside its set. Handles are made at first use and kept: to record costs an atomic load and an
-//! atomic add. Invariant: a metric has at most as many series as its labels allow, and that number is known here.
+//! A handle comes only from a catalogue entry, so nothing undeclared is recorded, and no label has a value outside its
+//! set. Handles are made at first use and kept: recording costs an atomic load and an atomic add. Invariant: a metric
+//! has at most as many series as its labels allow, and that number is known here.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -61,7 +61,7 @@ impl Role {
     }
 }
 
-/// What is declared of a metric besides its kind and labels.
+/// What the catalogue declares of a metric besides its kind and labels.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// Its full name.
@@ -76,7 +76,7 @@ pub struct Entry {
 
 /// A handle of the recorder: a counter, a gauge or a histogram.
 pub trait Handle: Sized + Send + Sync + 'static {
-    /// Which of them.
+    /// Which of the three.
     const KIND: Kind;
 
     /// Registers the series of these labels.
@@ -160,7 +160,7 @@ impl<H, L> fmt::Debug for Metric<H, L> {
     }
 }
 
-/// A metric of whatever kind and labels, as the catalogue lists it.
+/// A metric of any kind and labels, as the catalogue lists it.
 pub trait Declared: fmt::Debug + Sync {
     /// Name, unit, role and help.
     fn entry(&self) -> &Entry;
@@ -171,7 +171,7 @@ pub trait Declared: fmt::Debug + Sync {
     /// Its labels and the values that they may have.
     fn labels(&self) -> Vec<LabelSpec>;
 
-    /// Tells the recorder what it is, and exports at 0 the series that are known before anything happens.
+    /// Describes the metric to the recorder, and exports at 0 the series that are known before anything happens.
     fn announce(&self, role: Role);
 }
 

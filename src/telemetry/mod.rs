@@ -1,12 +1,12 @@
-//! Metrics: the catalogue of all of them, the handles to record by, and the ledger of the accounting identity.
+//! Metrics: the catalogue of all of them, the handles that record them, and the ledger of the accounting identity.
 //!
 //! ```text
 //! catalogue ─▶ handles (typed labels) ─▶ recorder ─▶ /metrics
 //!     └──────▶ descriptions, buckets, `vogeler admin metrics`
 //! ```
 //!
-//! Invariant: what is recorded is declared in the catalogue, and no label has a value outside its set; never a node's
-//! name.
+//! Invariant: every metric recorded is declared in the catalogue, and no label has a value outside its set. No label
+//! has a node's name.
 
 pub mod catalogue;
 mod label;
@@ -49,7 +49,7 @@ const BYTES_BUCKETS: [f64; 8] = [
     4_194_304.0,
     16_777_216.0,
 ];
-/// How often the exporter gathers what its histograms took. It keeps every value until then.
+/// Interval at which the exporter folds the values of its histograms into buckets. Until then it keeps every value.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Renders the metrics of this process.
@@ -67,8 +67,9 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// Installs the recorder, once a process and before anything is recorded: handles made earlier go nowhere, for ever. Exports the metrics of `role`, those known beforehand at 0. Must be called
-    /// on a runtime: the exporter's upkeep runs there.
+    /// Installs the recorder, once per process and before anything is recorded: handles made earlier never record
+    /// anything. Exports the metrics of `role`; the series known beforehand start at 0. Must be called on a runtime:
+    /// the exporter's upkeep runs there.
     pub fn install(role: Role) -> Result<Self, BuildError> {
         let mut builder = PrometheusBuilder::new();
         for metric in catalogue::ALL
@@ -94,14 +95,14 @@ impl Telemetry {
         })
     }
 
-    /// Calls `observer` before each scrape: it sets the gauges that are cheaper to read than to keep.
+    /// Calls `observer` before each scrape: it sets the gauges that are cheaper to read then than to keep up to date.
     #[must_use]
     pub fn observing(mut self, observer: impl Fn() + Send + Sync + 'static) -> Self {
         self.observers.push(Arc::new(observer));
         self
     }
 
-    /// The Prometheus text of one moment.
+    /// The metrics at this moment, as Prometheus text.
     pub fn render(&self) -> String {
         for observe in &self.observers {
             observe();
@@ -110,7 +111,7 @@ impl Telemetry {
         self.handle.render()
     }
 
-    /// The values of one moment.
+    /// The values at this moment.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::read(&self.render())
     }

@@ -1,4 +1,4 @@
-//! Facts that take more than one metric, or are recorded in several places: one call each.
+//! Facts that need more than one metric, or are recorded in several places: one call per fact.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::words::{
 use crate::store::StoreError;
 use crate::wire::{DecodeError, Outcome};
 
-/// When this process last wrote a document, in milliseconds of Unix time; 0 for never. The gauge is set from it when
-/// `/metrics` is asked.
+/// When this process last wrote a document, in milliseconds of Unix time; 0 for never. The gauge is set from it at each
+/// scrape of `/metrics`.
 static LAST_WRITE_MS: AtomicI64 = AtomicI64::new(0);
 
 /// A message could not be decoded.
@@ -21,22 +21,22 @@ pub fn record_decode_error(error: &DecodeError) {
     c::DECODE_ERRORS.of(DecodeReason::from(error)).increment(1);
 }
 
-/// A batch of so many documents was cut.
+/// A batch of `documents` was cut.
 #[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
 pub fn record_batch(reason: FlushReason, documents: usize) {
     c::BATCHES.of(reason).increment(1);
     c::BATCH_DOCUMENTS.get().record(documents as f64);
 }
 
-/// So many documents a batch may have from now on, and so many full batches may be written at once.
+/// From now on a batch may have `documents`, and `writes` full batches may be written at once.
 #[allow(clippy::cast_precision_loss, reason = "a gauge takes floats")]
 pub fn record_pace(documents: usize, writes: usize) {
     c::BATCH_DOCUMENTS_LIMIT.get().set(documents as f64);
     c::WRITES_IN_FLIGHT_LIMIT.get().set(writes as f64);
 }
 
-/// A delivery was settled that its client had published at `published_ms`. Clocks differ a little: a result from the
-/// future took no time.
+/// A delivery was settled; its client had published it at `published_ms`. Clocks differ a little: a result from the
+/// future counts as 0 s.
 #[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
 pub fn record_settled(outcome: Outcome, published_ms: i64, now: Timestamp) {
     if let Outcome::Stored | Outcome::Unchanged | Outcome::Superseded = outcome {
@@ -47,13 +47,13 @@ pub fn record_settled(outcome: Outcome, published_ms: i64, now: Timestamp) {
     }
 }
 
-/// A request to write documents of so many bytes in all is sent.
+/// A request to write documents of `bytes` in all is sent.
 #[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]
 pub fn record_write(bytes: usize) {
     c::BATCH_BYTES.get().record(bytes as f64);
 }
 
-/// A document of so many bytes was written, just now.
+/// A document of `bytes` was written just now.
 pub fn record_document(bytes: usize) {
     c::DOCUMENTS_WRITTEN.get().increment(1);
     c::DOCUMENT_BYTES_WRITTEN.get().increment(bytes as u64);
@@ -76,7 +76,7 @@ pub fn record_refused_login() {
     c::BROKER_LOGINS_REFUSED.get().increment(1);
 }
 
-/// A client hears commands, or does not.
+/// Whether a client hears commands now.
 pub fn record_listening(is_listening: bool) {
     let value = if is_listening { 1.0 } else { 0.0 };
     c::CLIENT_LISTENING.get().set(value);
@@ -88,7 +88,7 @@ pub fn record_dead_letter(reason: &str) {
     c::DEAD_LETTERS.of(reason).increment(1);
 }
 
-/// So many receipts were dropped, or could not be published.
+/// `count` receipts were dropped or could not be published.
 pub fn record_receipts_failed(count: usize) {
     c::RECEIPTS_FAILED.get().increment(count as u64);
 }
@@ -113,12 +113,12 @@ pub fn record_failed_row() {
     c::DOCUMENTS_FAILED.get().increment(1);
 }
 
-/// A result was found stored when it was read back after a write of unknown end.
+/// A document read back after a write of unknown outcome held the result.
 pub fn record_read_back() {
     c::RESULTS_READ_BACK.get().increment(1);
 }
 
-/// The store refused a request as a whole, and it was taken apart.
+/// The store refused a request as a whole, and the request was split.
 pub fn record_split(reason: SplitReason) {
     c::STORE_REQUESTS_SPLIT.of(reason).increment(1);
 }
@@ -130,12 +130,12 @@ pub fn record_store_request<T>(kind: StoreRequest, took: Duration, answer: &Resu
     c::STORE_REQUEST_SECONDS.of(kind).record(took.as_secs_f64());
 }
 
-/// So many receipts were published.
+/// `count` receipts were published.
 pub fn record_receipts(count: usize) {
     c::RECEIPTS.get().increment(count as u64);
 }
 
-/// The servers agreed anew.
+/// The servers came to a new agreement.
 pub fn record_rebalance() {
     c::REBALANCES.get().increment(1);
 }
@@ -145,12 +145,12 @@ pub fn record_up(part: Part, up: bool) {
     c::UP.of(part).set(f64::from(u8::from(up)));
 }
 
-/// Counts one in a gauge as long as it lives.
+/// Adds one to a gauge while it lives.
 #[derive(Debug)]
 pub struct CountedIn(&'static super::Gauge);
 
 impl CountedIn {
-    /// One more in `gauge`.
+    /// Adds one to `gauge`.
     pub fn new(gauge: &'static super::Gauge) -> Self {
         gauge.get().increment(1.0);
         Self(gauge)

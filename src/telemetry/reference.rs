@@ -1,4 +1,4 @@
-//! The reference table of all metrics, as it stands in `dashboards/METRICS.md`.
+//! The reference table of all metrics, as in `dashboards/METRICS.md`.
 
 use super::catalogue::ALL;
 use super::label::{LabelSpec, PLUGINS_MAX, Values};

@@ -1,14 +1,14 @@
-//! What the metrics of this process say at one moment, for the status page.
+//! The metrics of this process at one moment, for the status page.
 //!
-//! Read from the exporter's own text, so that the page and `/metrics` cannot disagree. Invariant: knows only what the
-//! catalogue declares; its label values hold no quotes.
+//! Read from the exporter's own text, so that the page and `/metrics` cannot disagree. Invariant: only metrics of the
+//! catalogue can be asked for; label values hold no quotes.
 
 use std::collections::HashMap;
 
 use super::label::Labels;
 use super::metric::{Declared, Handle, Metric};
 
-/// The values of all series. A histogram's are those of its `_sum` and `_count`; its buckets are left out.
+/// The values of all series. A histogram has those of its `_sum` and `_count`; its buckets are left out.
 #[derive(Debug, Default)]
 pub struct Snapshot(HashMap<String, Vec<Series>>);
 
@@ -17,12 +17,12 @@ pub struct Snapshot(HashMap<String, Vec<Series>>);
 pub struct Series {
     /// The values of its labels, in the order of their declaration.
     pub labels: Vec<String>,
-    /// What it says.
+    /// Its value.
     pub value: f64,
 }
 
 impl Snapshot {
-    /// Reads the text that the exporter renders. What is not understood is left out.
+    /// Reads the text that the exporter renders. Lines that are not understood are left out.
     pub fn read(text: &str) -> Self {
         let mut all: HashMap<String, Vec<Series>> = HashMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -50,7 +50,7 @@ impl Snapshot {
         ["count", "sum"].map(|part| total(self.named(&format!("{name}_{part}"))))
     }
 
-    /// The series of these labels; none if it was never recorded.
+    /// The value of the series with these labels; none if it was never recorded.
     pub fn of<H: Handle, L: Labels>(&self, metric: &Metric<H, L>, labels: L) -> Option<f64> {
         let wanted = labels.texts();
         let found = self.all(metric).iter().find(|series| {
@@ -90,7 +90,7 @@ mod tests {
     use super::super::{Part, Partition, ResultStatus};
     use super::*;
 
-    /// Goal: a value is found by metric and labels, sums run over labels, and buckets do not count.
+    /// Goal: a value is found by metric and labels, a sum covers all labels, and buckets do not count.
     #[test]
     fn values_are_found_by_metric_and_labels() {
         let text = "# HELP vogeler_up Whether\n# TYPE vogeler_up gauge\nvogeler_up{part=\"broker\"} 1\n\

@@ -7,7 +7,7 @@ use super::metric::Role;
 use crate::store::StoreError;
 use crate::wire::{Content, DecodeError, ErrorKind};
 
-/// Which values are exported before anything happens: all, unless told otherwise.
+/// Which values are exported before anything happens: all, unless `$start` is given.
 macro_rules! at_start {
     () => {
         |_| Self::ALL.to_vec()
@@ -61,7 +61,7 @@ macro_rules! label_enum {
     };
 }
 
-/// A label whose values are words that come as text. What is not in the list is its last word.
+/// A label whose values are words that arrive as text. A word that is not in the list becomes the list's last word.
 macro_rules! label_words {
     ($(#[$doc:meta])* $label:literal $name:ident = $words:expr) => {
         $(#[$doc])*
@@ -315,7 +315,7 @@ label_words! {
 }
 
 impl StoreStatus {
-    /// Of an answer.
+    /// The status of an answer.
     pub fn of<T>(answer: &Result<T, StoreError>) -> Self {
         Self::of_word(answer.as_ref().err().map_or("ok", StoreError::as_str))
     }
@@ -334,7 +334,7 @@ label_words! {
 mod tests {
     use super::*;
 
-    /// Goal: each word of ours has a value of its own, and a store's unknown word makes no new series.
+    /// Goal: each of our words has its own value, and an unknown word of a store makes no new series.
     #[test]
     fn words_are_known_or_other() {
         for reason in DecodeError::REASONS {

@@ -1,9 +1,9 @@
 //! The trace of a run: one id through runner, client and server.
 //!
-//! The run's id is the trace id. It stands as `run` in every log line about the run, and travels in the header
-//! `traceparent` of command, result and receipt. Built with the feature `otlp`, and where the environment names
-//! `OTEL_EXPORTER_OTLP_ENDPOINT`, each of the three exports its step as a span. Invariant: who records nothing passes
-//! on what came before, so a trace has no gap where one of the three does not export.
+//! The run's id is the trace id. Every log line about the run has it as `run`, and the header `traceparent` of command,
+//! result and receipt carries it. With the feature `otlp`, and with `OTEL_EXPORTER_OTLP_ENDPOINT` set in the
+//! environment, each of the three exports its step as a span. Invariant: a program that records no span passes on the
+//! parent it received, so a trace has no gap where one of the three does not export.
 
 #[cfg(feature = "otlp")]
 #[path = "otlp.rs"]
@@ -20,7 +20,7 @@ pub use parent::{BadTraceParent, HEADER, TraceParent};
 
 use crate::wire::RunId;
 
-/// Where the spans go, as OpenTelemetry names it; the second wins.
+/// Variables that say where the spans go, as OpenTelemetry names them; the second wins.
 const ENDPOINTS: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -56,7 +56,7 @@ pub struct RunSpan {
 }
 
 impl RunSpan {
-    /// Begins `step` of `run`. A `parent` of another run is none: the message's body has the last word.
+    /// Begins `step` of `run`. Ignores a `parent` of another run: the message's body says which run it is.
     pub fn start(step: Step, run: RunId, parent: Option<TraceParent>) -> Self {
         let parent = parent.filter(|parent| parent.run == run);
         let recorder = export::Recorder::start(step, run, parent);
@@ -68,7 +68,7 @@ impl RunSpan {
         Self { here, recorder }
     }
 
-    /// What goes into messages that follow from this step.
+    /// The parent for messages that follow from this step.
     pub fn here(&self) -> TraceParent {
         self.here
     }
@@ -88,12 +88,12 @@ impl RunSpan {
     }
 }
 
-/// Whether spans are exported: if not, who has many steps may spare itself the making.
+/// Whether spans are exported. If not, a caller with many steps need not make them.
 pub fn is_exporting() -> bool {
     export::is_exporting()
 }
 
-/// Where the environment wants spans to go.
+/// The endpoint that the environment names for spans.
 fn endpoint() -> Option<OsString> {
     let set = ENDPOINTS.iter().rev().filter_map(std::env::var_os);
     set.into_iter().find(|endpoint| !endpoint.is_empty())
@@ -103,7 +103,7 @@ fn endpoint() -> Option<OsString> {
 mod tests {
     use super::*;
 
-    /// Goal: without export a step hands on where it came from, or begins the trace of its run, and never joins another's.
+    /// Goal: without export a step passes on its parent, or begins the trace of its run, and never joins another run's.
     #[test]
     fn a_step_that_is_not_recorded_hands_on() {
         let run = RunId::generate();

@@ -1,7 +1,7 @@
 //! The export of spans by OpenTelemetry's protocol over HTTP, configured by its standard environment.
 //!
-//! Spans go to the SDK's bounded queue and from there in batches, on a thread of the SDK's own, so that nobody waits
-//! for the collector; what does not fit is dropped. Invariant: a span that has no parent has its run's trace id.
+//! Spans go to the SDK's bounded queue. A thread of the SDK sends them in batches, so that nobody waits for the
+//! collector; spans that do not fit are dropped. Invariant: a span without a parent has its run's trace id.
 
 use std::cell::Cell;
 use std::num::NonZeroU64;
@@ -23,9 +23,9 @@ use super::{Step, TraceParent, endpoint};
 use crate::tls;
 use crate::wire::RunId;
 
-/// Longest wait for the last spans to be taken; a collector that is away holds up no exit.
+/// Longest wait for the last spans to be sent, so that an absent collector does not hold up the exit.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
-/// The environment's own name for this process.
+/// Variable with the environment's name for this process.
 const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 
 /// Set while spans are exported.
@@ -50,7 +50,7 @@ impl IdGenerator for RunIds {
     }
 }
 
-/// Records one span; dropped, the span ends.
+/// Records one span. Dropping it ends the span.
 #[derive(Debug)]
 pub(super) struct Recorder(Span);
 
@@ -103,17 +103,17 @@ fn context(parent: TraceParent) -> SpanContext {
     SpanContext::new(trace, span, flags, true, TraceState::NONE)
 }
 
-/// The export of spans, until it is dropped; then the last ones are sent.
+/// The export of spans. Dropping it sends the last ones and ends the export.
 #[derive(Debug)]
 pub struct Export(Option<SdkTracerProvider>);
 
-/// The export cannot begin: the environment is not understood.
+/// The export cannot begin: the environment's settings are not understood.
 #[derive(Debug, thiserror::Error)]
 #[error("traces cannot be exported: {0}; look at the variables OTEL_EXPORTER_OTLP_…")]
 pub struct ExportError(#[from] ExporterBuildError);
 
 impl Export {
-    /// Begins to export as `service` where the environment names an endpoint; otherwise does nothing.
+    /// Begins to export as `service` if the environment names an endpoint; otherwise does nothing.
     pub fn start(service: &str) -> Result<Self, ExportError> {
         if endpoint().is_none() {
             return Ok(Self(None));
@@ -129,7 +129,7 @@ impl Export {
             .with_resource(resource.build())
             .with_batch_exporter(exporter)
             .build();
-        // A second export of the same process (tests) would find its spans with the first.
+        // The first export of a process wins: a second one (in tests) leaves its spans to the first.
         drop(TRACER.set(provider.tracer("vogeler")));
         tracing::debug!(target: "vogeler::trace", service, "traces are exported");
         Ok(Self(Some(provider)))

@@ -1,6 +1,6 @@
 //! The header `traceparent` of W3C Trace Context: which trace a message belongs to, and what came before it. Pure.
 //!
-//! Only version 00 is written; later versions are read as far as they repeat it, as the standard asks for.
+//! Writes version 00 only. Reads of later versions the part that repeats version 00, as the standard requires.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -20,9 +20,9 @@ const SAMPLED: u8 = 1;
 pub struct TraceParent {
     /// The run: its id is the trace's.
     pub run: RunId,
-    /// The span that what comes next hangs below.
+    /// The parent of the spans that follow.
     pub span: NonZeroU64,
-    /// Whether that span may have been recorded; if not, what follows is not to be recorded either.
+    /// Whether that span may have been recorded; if not, the spans that follow must not be recorded either.
     pub is_sampled: bool,
 }
 
@@ -32,7 +32,7 @@ pub struct TraceParent {
 pub struct BadTraceParent;
 
 impl TraceParent {
-    /// A place in the trace of `run` for somebody who records nothing.
+    /// A place in the trace of `run` for a program that records nothing.
     pub fn generate(run: RunId) -> Self {
         Self {
             run,
@@ -41,12 +41,12 @@ impl TraceParent {
         }
     }
 
-    /// Where a message says that it belongs. None if it says nothing, or nothing that is understood.
+    /// The place that a message names. None if it names none, or none that is understood.
     pub fn of(properties: &Properties) -> Option<Self> {
         properties.headers.get(HEADER)?.parse().ok()
     }
 
-    /// Writes it to a message that goes on from here.
+    /// Writes it into a message that follows from here.
     pub fn put(self, properties: &mut Properties) {
         properties
             .headers
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(parent.to_string(), text);
     }
 
-    /// Goal: what the standard forbids is not read, and what a later version appends is passed over.
+    /// Goal: text that the standard forbids is not read, and what a later version appends is ignored.
     #[test]
     fn only_what_the_standard_allows_is_read() {
         let good = "00-01890a5dac96774bbcceb302099a8057-00f067aa0ba902b7-00";
@@ -130,7 +130,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is written is read back, from a message too; no text makes the reader panic.
+        /// What is written is read back, also from a message; no text makes the reader panic.
         #[test]
         fn what_is_written_is_read(text in "\\PC{0,60}", is_sampled: bool) {
             text.parse::<TraceParent>().ok();

@@ -1,4 +1,4 @@
-//! No export: this build has not the feature `otlp`.
+//! No export: this build lacks the feature `otlp`.
 
 use std::convert::Infallible;
 
@@ -27,15 +27,15 @@ impl Recorder {
     }
 }
 
-/// The export of spans, which this build has not.
+/// The export of spans, which this build lacks.
 #[derive(Debug)]
 pub struct Export(());
 
-/// The export cannot begin; here it always can.
+/// The export cannot begin, which never happens here.
 pub type ExportError = Infallible;
 
 impl Export {
-    /// Begins nothing, and says so where an export is asked for.
+    /// Begins nothing, and logs so if the environment asks for an export.
     pub fn start(_service: &str) -> Result<Self, ExportError> {
         if endpoint().is_some() {
             tracing::info!(target: "vogeler::trace", "the environment asks for an export of traces; this build has none (cargo feature otlp)");

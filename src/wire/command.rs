@@ -1,4 +1,4 @@
-//! The command: what asks clients to run one plugin. `{"v":2,…}`, or in 2010 a bare JSON string naming the plugin.
+//! The command: it asks clients to run one plugin. `{"v":2,…}`, or in 2010 a bare JSON string naming the plugin.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct Command {
     pub run: Option<RunId>,
     /// Which plugin to run. A client runs only what its own files name.
     pub plugin: PluginName,
-    /// When the run ends: a client that hears the command later answers `expired` and runs nothing.
+    /// When the run ends: a client that receives the command later answers `expired` and runs nothing.
     pub deadline: Option<Timestamp>,
     /// Narrows the target on the client. No filter is defined yet, so a client that finds one refuses:
     /// running a command on a node that the operator meant to leave out would be worse than not running it.
@@ -26,7 +26,7 @@ pub enum DecodeCommandError {
     /// Not JSON, or JSON of another shape.
     #[error("the command is not JSON of a known shape")]
     Json(#[from] serde_json::Error),
-    /// Nested deeper than anything that a client means to read.
+    /// Nested deeper than a client reads.
     #[error("the command nests too deep: {DEPTH_MAX} levels at most, this has {levels}")]
     Nesting {
         /// Levels found.
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(command.encode().unwrap(), body);
     }
 
-    /// Goal: a command that this client cannot honour is an error that says which part it does not know.
+    /// Goal: the error for a command that this client cannot carry out names the part that it does not know.
     #[test]
     fn unknown_versions_and_names_are_errors() {
         let version = Command::decode(br#"{"v":3,"plugin":"rpms"}"#).unwrap_err();

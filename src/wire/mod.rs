@@ -25,8 +25,8 @@ pub use result::{
 /// The `v` member of every message of ours; the messages of 2010 have none.
 pub const WIRE_VERSION: u8 = 2;
 
-/// What any message may become on the server, unpacked or as a value, in bytes, however small it is. Above it
-/// `server.amplification_max` counts. A value of so many bytes costs some 10 ms, and a tool that repeats itself (a log, a
+/// Size that any message may reach on the server, unpacked or as a value, however small it is; in bytes. Above this size
+/// `server.amplification_max` limits it. A value of this size costs some 10 ms, and output that repeats itself (a log, a
 /// table of zeros) packs more than a hundredfold.
 pub const AMPLIFIED_BYTES_FREE: usize = 1024 * 1024;
 
@@ -36,6 +36,6 @@ pub const AMPLIFIED_BYTES_FREE: usize = 1024 * 1024;
 /// A plugin file may not use the name.
 pub const CLIENT_PLUGIN: &str = "client";
 
-/// The message header in which a client says when it published a result, in milliseconds of Unix time. It starts as the
-/// headers do that a replay takes off.
+/// The message header in which a client says when it published a result, in milliseconds of Unix time. It has the prefix
+/// of the headers that a replay removes.
 pub const PUBLISHED_HEADER: &str = "x-vogeler-published-ms";

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 /// Longest node name, in bytes: the queue `vogeler.node.<node>` must fit AMQP's 255-byte short string.
 pub const NODE_NAME_BYTES_MAX: usize = 240;
-/// Longest plugin name, in bytes; far above any real one, and below a routing key or metric label that hurts.
+/// Longest plugin name, in bytes; far longer than any real one, and short enough for a routing key or a metric label.
 pub const PLUGIN_NAME_BYTES_MAX: usize = 128;
 /// Longest group name, in bytes: the routing key `groups.<group>` must fit AMQP's 255-byte short string.
 pub const GROUP_BYTES_MAX: usize = 128;
 
-/// Top-level members of a node document (and of a 2010 result) that no plugin may be called like.
+/// Top-level members of a node document (and of a 2010 result). No plugin may have one of these names.
 pub const OWN_KEYS: [&str; 8] = [
     "doc_type",
     "system_name",

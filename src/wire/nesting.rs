@@ -1,10 +1,11 @@
-//! How deep a JSON text nests, told without parsing it. Pure.
+//! How deep a JSON text nests, found without parsing it. Pure.
 //!
-//! Bytes in, a number of levels out, in one pass and without recursion, so it is safe to ask before anything else reads
+//! Bytes in, a number of levels out, in one pass and without recursion, so it is safe to count before anything else reads
 //! the text. Invariant: for valid JSON it is the depth of the tree; for any other bytes it is some number, never a crash.
 
-/// Levels that a value may nest at most: arrays and objects inside one another. Real facts nest 6 to 10 levels. What lies
-/// behind us breaks far above it (SQLite at 1,000, recursive readers anywhere), and the content hash reads a level at a time.
+/// Most levels that a value may nest: arrays and objects inside one another. Real facts nest 6 to 10 levels. Programs that
+/// read our values break far above this (SQLite at 1,000, recursive readers each at its own depth), and the content hash
+/// reads a level at a time.
 pub const DEPTH_MAX: usize = 64;
 
 /// Levels of arrays and objects in `text`; a number, a string or `null` has none.
@@ -25,12 +26,12 @@ pub fn levels(text: &[u8]) -> usize {
     deepest
 }
 
-/// Goes past the quote that ends the string.
+/// Advances past the quote that ends the string.
 fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
     while let Some(byte) = bytes.next() {
         match byte {
             b'"' => return,
-            // Whatever is escaped, a quote above all, ends nothing.
+            // An escaped character, such as a quote, does not end the string.
             b'\\' => _ = bytes.next(),
             _ => {}
         }
@@ -82,7 +83,7 @@ mod tests {
     }
 
     proptest! {
-        /// Of valid JSON it is the depth of the tree, compact or pretty; of any bytes it is some number.
+        /// For valid JSON, compact or pretty, it is the depth of the tree; for any bytes it is some number.
         #[test]
         fn it_is_the_depth_of_the_tree(tree in tree(), bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             prop_assert_eq!(levels(tree.to_string().as_bytes()), depth(&tree));

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{NodeName, PluginError, PluginName, RunId, WIRE_VERSION};
 
-/// How one delivery ended. Every delivery ends in exactly one; the names are also metric labels.
+/// How one delivery ended. Every delivery has exactly one outcome; the names are also metric labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -67,7 +67,7 @@ pub struct Receipt {
     pub copy: Option<bool>,
 }
 
-/// The message in which receipts travel: one a run and flush.
+/// The message in which receipts travel: each flush sends one for each run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptBatch {
     /// Wire version, [`WIRE_VERSION`].
@@ -102,7 +102,7 @@ impl ReceiptBatch {
 mod tests {
     use super::*;
 
-    /// Goal: receipts of servers before `copy` and `lost` are read, and what such a server never says is not written.
+    /// Goal: receipts of servers older than `copy` and `lost` are read, and absent members are not written.
     #[test]
     fn receipts_of_older_servers_are_read() {
         let run = RunId::generate();

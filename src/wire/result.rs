@@ -18,7 +18,7 @@ use crate::hash;
 const HASH_BYTES_MAX: usize = 128;
 /// Longest error message kept, in bytes: it is repeated in the node document.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 4096;
-/// Longest text of an error about what others wrote, in bytes: it goes to logs, receipts and headers, which are not to
+/// Longest text of an error about what others wrote, in bytes. The text goes to logs, receipts and headers, which must not
 /// repeat a message of megabytes.
 pub(crate) const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// The member that names the node in a result of 2010.
@@ -26,7 +26,7 @@ const V1_NODE: &str = "syskey";
 const V1_FORMAT: &str = "format";
 const V1_ERROR: &str = "last_error";
 
-/// A node's sequence: microseconds since the epoch, but at least the last one + 1. It only ever grows on a node.
+/// A node's sequence: microseconds since the epoch, but at least the last sequence + 1. On a node it only grows.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -135,7 +135,7 @@ pub enum ErrorKind {
     OutputTooLarge,
     /// The output is not what `result_format` says.
     BadOutput,
-    /// The client was ended while the plugin ran; it is not run again for this.
+    /// The client ended while the plugin ran; it does not run the plugin again for this.
     Interrupted,
     /// Anything else; also every error of a client of 2010, and kinds that this version does not know.
     #[serde(other)]
@@ -174,7 +174,7 @@ pub struct PluginError {
     pub stderr: Option<String>,
 }
 
-/// A result's content: the value, or what is in its place.
+/// A result's content: the value, or the error in its place.
 #[derive(Debug, Clone)]
 pub enum Content {
     /// What the plugin produced.
@@ -209,12 +209,12 @@ pub struct PluginResult {
     pub content: Content,
 }
 
-/// What bytes are.
+/// What the bytes of a message turned out to be.
 #[derive(Debug, Clone)]
 pub enum Decoded {
     /// A result with its place in its node's order.
     Result(PluginResult),
-    /// A result of 2010, or a script's, that has none yet: it gets it when it first arrives. Only looked at for whose it is.
+    /// A result of 2010, or a script's, that has no place yet: its first arrival gives it one. Only its node is read.
     Unordered(NodeName),
 }
 
@@ -223,11 +223,12 @@ pub enum Decoded {
 pub struct Arrival {
     /// The time; a result without one takes it as its own.
     pub at: Timestamp,
-    /// Whether that is the time of its first arrival. If not, a result without a sequence has no place in its node's order yet.
+    /// Whether that is the time of its first arrival. If not, a result without a sequence has no place in its node's order
+    /// yet.
     pub is_first: bool,
 }
 
-/// Why bytes are no result. Every one ends as a dead letter with [`DecodeError::reason`] in its headers.
+/// Why bytes are no result. Every such message becomes a dead letter with [`DecodeError::reason`] in its headers.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Larger than the server takes.
@@ -247,13 +248,13 @@ pub enum DecodeError {
         packed: usize,
         /// How many times its size a message may become.
         ratio: usize,
-        /// Size that it may become therefore, in bytes.
+        /// The largest size it may therefore reach, in bytes.
         max: usize,
     },
-    /// Nested deeper than anything behind us is asked to hold.
+    /// Nested deeper than the store and other readers are asked to hold.
     #[error("the value nests too deep: {DEPTH_MAX} levels at most, this has {}", counted(*levels))]
     Nesting {
-        /// Levels found; none where reading stopped at the first one too many.
+        /// Levels found; none if reading stopped at the first level too many.
         levels: Option<usize>,
     },
     /// A content encoding that is not understood.
@@ -355,14 +356,14 @@ struct Envelope<'a> {
     node: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     plugin: std::borrow::Cow<'a, str>,
-    /// A script that has no place for a counter leaves it out, as clients of 2010 did.
+    /// A script that has nowhere to keep a counter leaves it out, as clients of 2010 did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seq: Option<Seq>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     collected_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<RunId>,
-    /// What a script publishes is JSON if it does not say otherwise.
+    /// JSON if a script does not say otherwise.
     #[serde(default = "json")]
     format: Format,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -395,8 +396,8 @@ struct Version {
 }
 
 impl PluginResult {
-    /// Reads either wire version from an uncompressed body. A result of 2010 has no sequence and time of its
-    /// own: it takes those of its arrival, `now`.
+    /// Reads either wire version from an uncompressed body. A result of 2010 has no sequence or time of its own and takes
+    /// both from its arrival, `now`.
     pub fn decode(body: &[u8], now: Timestamp) -> Result<Self, DecodeError> {
         let arrival = Arrival {
             at: now,
@@ -410,14 +411,14 @@ impl PluginResult {
         }
     }
 
-    /// Like [`decode`](Self::decode), for a result without a sequence whose first arrival may not be known yet. The value that is
-    /// made of one may have `value_bytes_max` bytes.
+    /// Like [`decode`](Self::decode), but the first arrival of a result without a sequence may not be known yet. The value
+    /// made from a result of 2010 may have at most `value_bytes_max` bytes.
     pub fn decode_arrived(
         body: &[u8],
         arrival: Arrival,
         value_bytes_max: usize,
     ) -> Result<Decoded, DecodeError> {
-        // Before anything reads it: the message itself is one level, its value stands inside.
+        // Checked before anything reads the body. The message itself is one level; its value stands inside.
         let levels = levels(body).saturating_sub(1);
         if levels > DEPTH_MAX {
             return Err(DecodeError::Nesting {
@@ -442,7 +443,7 @@ impl PluginResult {
         }
     }
 
-    /// What is not version 2: of 2010, or an error that says why not.
+    /// Reads what is not version 2: a result of 2010, or an error that says why it is none.
     fn decode_other(
         body: &[u8],
         arrival: Arrival,
@@ -461,8 +462,8 @@ impl PluginResult {
         }
     }
 
-    /// What a short script leaves out is computed here: the hash, the time, the format, and by its first arrival the
-    /// sequence.
+    /// Fills in what a short script leaves out: the hash, the time, and by its first arrival the sequence. serde fills in
+    /// the format.
     fn from_envelope(envelope: Envelope<'_>, arrival: Arrival) -> Result<Decoded, DecodeError> {
         let node = NodeName::new(&envelope.node).map_err(DecodeError::NodeName)?;
         if envelope.seq.is_none() && !arrival.is_first {
@@ -607,7 +608,7 @@ fn error_v1(value: &RawValue) -> PluginError {
     }
 }
 
-/// A text is formatted as its format says; a value that is structured already is taken as it is.
+/// Turns a text into a value as its format says; a value that is already structured stays as it is.
 fn value_v1(format: Format, value: &RawValue, bytes_max: usize) -> Result<Content, DecodeError> {
     let json = match serde_json::from_str::<String>(value.get()) {
         Ok(text) => {
@@ -624,7 +625,7 @@ fn value_v1(format: Format, value: &RawValue, bytes_max: usize) -> Result<Conten
     Ok(Content::Value { json, hash })
 }
 
-/// The hash that the client did not send. It knows of no volatile parts: all of the value counts.
+/// The hash that the client did not send. The server knows no volatile parts here, so all of the value counts.
 fn hash_of(value: &RawValue, format: Format) -> Result<ContentHash, DecodeError> {
     hash::content_hash(value, &[]).map_err(|source| DecodeError::Value {
         format,
@@ -655,7 +656,7 @@ pub fn truncate(text: &mut String, bytes_max: usize) {
     text.truncate(text.floor_char_boundary(bytes_max));
 }
 
-/// The text of `error`, of at most [`ERROR_TEXT_BYTES_MAX`] bytes. Errors of readers quote what they read, however long.
+/// The text of `error`, cut to [`ERROR_TEXT_BYTES_MAX`] bytes: errors of parsers quote what they read, however long.
 pub(crate) fn brief(error: impl fmt::Display) -> String {
     let mut text = error.to_string();
     truncate(&mut text, ERROR_TEXT_BYTES_MAX);

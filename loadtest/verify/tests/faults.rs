@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Goal: a server that dies excuses the receipts of what it held, and of nothing that was sent before or after; a broker
-/// that was away, also those of the time until it is heard again; a store's fault excuses none.
+/// Goal: a server that dies excuses the receipts of what it held, and of nothing that was sent before or after. A
+/// broker that was away also excuses the receipts of the time until it is heard again. A store's fault excuses none.
 #[tokio::test]
 async fn a_fault_excuses_the_receipts_of_its_time_only() {
     for (kind, sent, is_excused) in [
@@ -61,7 +61,8 @@ async fn what_the_server_gave_up_is_excused_after_a_fault() {
     }
 }
 
-/// Goal: receipts that went with the listener's queue are excused, long after the fault, too, and not without one.
+/// Goal: receipts that were lost with the listener's queue are excused, even long after the fault; without a fault they
+/// are not.
 #[tokio::test]
 async fn a_deaf_listener_is_excused() {
     for (has_fault, sent, expected) in [
@@ -82,7 +83,8 @@ async fn a_deaf_listener_is_excused() {
     }
 }
 
-/// Goal: what had waited for long when the server died is excused, too: the receipts of its like tell how long.
+/// Goal: a result that had waited long when the server died is excused, too: the receipts of others like it tell how
+/// long.
 #[tokio::test]
 async fn a_backlog_is_excused() {
     let mut world = World::new().await;
@@ -100,8 +102,8 @@ async fn a_backlog_is_excused() {
     );
 }
 
-/// Goal: the server that is started after a kill has to send receipts; a lost newest result with the content of the
-/// stored one is found by them alone.
+/// Goal: the server that is started after a kill has to send receipts. If the newest result is lost and has the content
+/// of the stored one, only the missing receipt shows it.
 #[tokio::test]
 async fn the_next_server_has_no_excuse() {
     for (sent, expected) in [(11, &[][..]), (14, &[("missing receipt", 1)])] {
@@ -124,7 +126,7 @@ async fn the_next_server_has_no_excuse() {
 }
 
 /// Goal: a result in the middle that was dropped as overtaken before a newer one was sent is found, with and without
-/// faults; one that was overtaken by then is good, and so is a copy of what was settled before.
+/// faults. One that a newer one had overtaken by then is good, and so is a copy of a result that was settled before.
 #[tokio::test]
 async fn nothing_is_overtaken_by_what_comes_later() {
     for outcome in [Outcome::Superseded, Outcome::Stale] {
@@ -174,8 +176,8 @@ async fn nothing_is_overtaken_by_what_comes_later() {
     }
 }
 
-/// Goal: a good result that the server could not read is found, though the dead letter names no node; on a broker that
-/// others use, too, theirs are left alone.
+/// Goal: a good result that the server could not read is found, although the dead letter names no node. On a shared
+/// broker the letters of others are left alone.
 #[tokio::test]
 async fn a_good_result_among_the_dead_letters_is_found() {
     for is_own in [true, false] {
@@ -193,7 +195,7 @@ async fn a_good_result_among_the_dead_letters_is_found() {
     }
 }
 
-/// Goal: after a kill, too, the server must be there and hold nothing; a queue that is gone is found.
+/// Goal: even after a kill the server must be up and hold nothing; a queue that is gone is found.
 #[tokio::test]
 async fn nothing_may_be_under_way_after_a_kill() {
     let mut world = World::new().await;
@@ -212,7 +214,7 @@ async fn nothing_may_be_under_way_after_a_kill() {
     assert_eq!(verdict.unwrap().lost.len(), 1, "one of two queues is gone");
 }
 
-/// Goal: what the server still holds is waited for before it is judged, and not for ever.
+/// Goal: the verifier waits for what the server still holds before it judges, but not for ever.
 #[tokio::test(start_paused = true)]
 async fn a_busy_server_is_waited_for() {
     for (looks, is_good) in [(20, true), (10_000, false)] {
@@ -233,7 +235,8 @@ async fn a_busy_server_is_waited_for() {
     }
 }
 
-/// Goal: the deletions are counted where there were to be some, so that none is no proof of anything.
+/// Goal: deletions are counted if the plan has some and no fault forbids them; else there is no count, for 0 would
+/// prove nothing.
 #[tokio::test]
 async fn deletions_are_counted() {
     let mut world = World::new().await;

@@ -14,8 +14,8 @@ use crate::ledger::{Hash, Sent};
 
 mod faults;
 
-/// A small load that went well, for tests to spoil: two nodes, each with the plugins `a` and `b` sent three times, each
-/// result in the second of its sequence.
+/// A small load that went well, for tests to spoil: two nodes send the plugins `a` and `b` three times each. Sequence N
+/// is sent in second N.
 struct World {
     plan: Plan,
     faults: Vec<FaultRecord>,
@@ -29,10 +29,10 @@ struct World {
 
 const NODES: [&str; 2] = ["x.loadtest.example.com", "y.loadtest.example.com"];
 const PLUGINS: [&str; 2] = ["a", "b"];
-/// Sequences are below.
+/// Runs, one a sequence: every sequence is below this.
 const RUNS: usize = 64;
 const SECOND: u64 = 1_000_000;
-/// Until a receipt comes.
+/// Microseconds until a receipt comes.
 const MOMENT: u64 = 100_000;
 
 fn text(node: &str, plugin: &str, version: u32) -> String {
@@ -84,7 +84,7 @@ impl World {
         self.counts.ended[outcome as usize] += 1;
     }
 
-    /// A fault in these seconds.
+    /// Plans and records a fault from second `began` to second `ended`.
     fn fault(&mut self, kind: &str, began: u32, ended: u32) {
         let spec = format!("{kind}@{began}s+{}s", ended - began);
         self.plan.faults.push(spec.parse().unwrap());
@@ -93,11 +93,11 @@ impl World {
             began: began.into(),
             ended: ended.into(),
         });
-        // What a killed server counted last is not known.
+        // The last counts of a killed server are not known.
         self.counts.is_complete &= kind != "kill_server";
     }
 
-    /// A result is sent, confirmed, and settled so.
+    /// Sends and confirms a result, and settles it with `outcome` if there is one.
     fn send(&mut self, node: &str, plugin: &str, seq: u64, outcome: Option<Outcome>) {
         let run = self.runs[usize::try_from(seq).unwrap()];
         let version = u32::try_from(seq).unwrap();
@@ -166,7 +166,7 @@ impl World {
         self.put(node, &document);
     }
 
-    /// The first node's plugin `a` is there with sequence 4, all else with 3.
+    /// Stores the first node's plugin `a` with sequence 4, and its others with 3.
     fn store_newer_a(&self) {
         self.store_a(4);
     }
@@ -314,7 +314,7 @@ async fn mixed_up_nodes_are_found() {
     assert_eq!(world.found().await, [("mixed-up node", 1)]);
 }
 
-/// Goal: what was deleted and is back is found, and what was deleted and is gone is not missed.
+/// Goal: a deleted document that is back is found, and one that stays deleted is not missed.
 #[tokio::test]
 async fn resurrections_are_found() {
     let world = World::new().await;
@@ -388,7 +388,8 @@ async fn the_unexplained_is_found() {
     assert_eq!(world.found().await, [("unexplained", 1)]);
 }
 
-/// Goal: an error of a client is no lost value, before the first value and after; an error that nobody sent is found.
+/// Goal: a client's error does not count as a lost value, before the first value or after it; an error that nobody sent
+/// is found.
 #[tokio::test]
 async fn an_error_leaves_the_value_as_it_was() {
     let message = text(NODES[0], "a", 4);
@@ -429,7 +430,7 @@ async fn wrong_counters_are_found() {
     let mut world = World::new().await;
     world.counts.ended[Outcome::Stored as usize] -= 1;
     world.counts.ended[Outcome::Unchanged as usize] += 1;
-    // The poisoned message might have been that one, for all that receipts tell; the stored one is missing.
+    // By the receipts alone the poisoned message may be the unchanged one; the stored one is missing.
     assert_eq!(world.found().await, [("counters disagree", 1)]);
 
     let mut world = World::new().await;
@@ -449,7 +450,7 @@ async fn wrong_counters_are_found() {
         [("counters disagree", 1)],
         "the identity"
     );
-    // It must hold over the lives of a killed server, too; nothing else is known then.
+    // The identity must hold over the lives of a killed server, too; nothing else is known then.
     world.counts.is_complete = false;
     assert_eq!(world.found().await, [("counters disagree", 1)]);
     world.counts.received -= 2;
@@ -458,8 +459,8 @@ async fn wrong_counters_are_found() {
     assert_eq!(world.found().await, []);
 }
 
-/// Goal: an older result that came late, after an unchanged one that the server was made to forget, is told apart from
-/// one that overtook for no reason.
+/// Goal: a fault may make the server forget an unchanged result, so that it takes an older one that comes late. This is
+/// told apart from an older one that overtook for no reason.
 #[tokio::test]
 async fn what_a_fault_made_the_server_forget_is_told_apart() {
     let sent = |world: &World, seq: u64, version: u32, is_late: bool, outcome: Outcome| {

@@ -1,4 +1,4 @@
-//! Which deliveries of one channel are settled, and what the broker must be told for it. Pure.
+//! Which deliveries of one channel are settled, and what to tell the broker about them. Pure.
 //!
 //! Acks leave as one `multiple` ack of the longest finished prefix, never past an unsettled delivery; requeues leave
 //! one by one. Invariant: whatever is acked at the broker was settled with an ack here, and nothing is told twice.
@@ -58,8 +58,8 @@ impl<A> AckTracker<A> {
         }
     }
 
-    /// Takes the finished prefix off, and gives the acker of its last acked delivery: one ack through it, with
-    /// `multiple`, tells the broker of all of them.
+    /// Removes the finished prefix, and gives the acker of its last acked delivery: one ack through it, with
+    /// `multiple`, settles all of them at the broker.
     pub(super) fn take_finished(&mut self) -> Option<A> {
         let mut last = None;
         while let Some((_, Entry::Acked(_) | Entry::Requeued)) = self.entries.front() {

@@ -1,10 +1,10 @@
 //! Going through a queue at RabbitMQ, on a connection of its own.
 //!
-//! RabbitMQ gives one consumer of a quorum queue no more than 2,000 unsettled messages, and a connection 2,047 channels. So
-//! one channel after the other takes its share and holds it unsettled. Closed in that order, each once the queue has back what
-//! the one before it held, they give their messages back in the old order. An acknowledgement that RabbitMQ keeps back (a
-//! quorum queue gets 32 commands of a channel at once, the rest when those are done) is lost when its channel closes: a channel
-//! that stops consuming first has them passed on, since the queue answers the one after the other.
+//! RabbitMQ gives one consumer of a quorum queue at most 2,000 unsettled messages, and a connection at most 2,047 channels.
+//! So one channel after the other takes its share and holds it unsettled. The channels close in that order, each once the
+//! queue has back what the one before it held, so messages go back in their old order. A quorum queue gets 32 commands of a
+//! channel at once; RabbitMQ keeps the rest until those are done, and loses them when the channel closes. So a channel stops
+//! consuming before it closes: the queue answers commands in order, and by then it has every acknowledgement.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use super::{declare, properties, session, transport};
 use crate::broker::topology::Queue;
 use crate::broker::{BrokerError, Browsed, Place, QueueBrowser};
 
-/// Most messages that one consumer holds: a quorum queue would give it 2,000, but so many that are suddenly large would be
-/// under way together. With the channels of a connection that is a million messages.
+/// Most messages that one consumer holds. A quorum queue would give it 2,000, but if messages suddenly became large, all of
+/// those would be under way together. With all channels of a connection this makes a million messages.
 const SHARE_MAX: usize = 512;
-/// RabbitMQ sends a share at once, and lapin keeps it until it is read: at most so much, or one message, judged by those
-/// before.
+/// Most bytes of a share, judged by the messages before it; a share of one message may be larger. RabbitMQ sends a share at
+/// once, and lapin keeps it until it is read.
 const SHARE_BYTES_MAX: usize = 32 << 20;
 /// How long the queue may take to have back what a closed channel held, and how often it is asked.
 const BACK_PATIENCE: Duration = Duration::from_secs(5);
 const BACK_LOOK_EVERY: Duration = Duration::from_millis(2);
-/// RabbitMQ allows 2,047 channels on a connection, unless told otherwise.
+/// Most channels that hold shares. RabbitMQ allows 2,047 channels on a connection, unless configured otherwise.
 const CHANNELS_MAX: usize = 2_000;
 /// Channels of ours beside the shares.
 const CHANNELS_OTHER: usize = 2;
@@ -43,7 +43,7 @@ pub(super) struct AmqpBrowser {
     target: Arc<Target>,
     queue: Queue,
     connection: Connection,
-    /// For questions; asking for a queue that is not there closes it.
+    /// For questions about queues; a question about a queue that does not exist closes it.
     control: Option<Channel>,
     shares: Vec<Share>,
     shares_max: usize,
@@ -60,7 +60,7 @@ struct Share {
     held: usize,
     /// Bytes of what is held.
     bytes: usize,
-    /// Up to this tag everything is taken out.
+    /// Every message up to this tag is taken out.
     out_through: u64,
 }
 
@@ -105,8 +105,8 @@ impl AmqpBrowser {
         trouble.into_error(&self.target.address, &self.queue.name)
     }
 
-    /// Waits until so many messages are ready; says how many are. RabbitMQ answers a close before the queue has back what
-    /// the channel held, and the next channel's messages could come before them.
+    /// Waits until `expected` messages are ready, at most `BACK_PATIENCE`; says how many are. RabbitMQ answers a close
+    /// before the queue has back what the channel held, so the next channel's messages could come before them.
     async fn until_ready(&mut self, expected: u64) -> Result<u64, BrokerError> {
         let started = Instant::now();
         loop {
@@ -118,7 +118,7 @@ impl AmqpBrowser {
         }
     }
 
-    /// Stops the last share, which holds what it holds, and opens the next.
+    /// Stops the last share, which keeps what it holds, and opens the next.
     async fn open_share(&mut self) -> Result<(), BrokerError> {
         let last = self.shares.last().map(|last| (last.size, last.bytes));
         let size = next_share(&self.seen, last);
@@ -147,9 +147,9 @@ impl AmqpBrowser {
     }
 }
 
-/// How many messages to ask for next, those `seen` so far and the `last` share having been of so many, and so many bytes: one at
-/// first, then twice as many, as long as they fit if one is as large as any before and the others are as on average, of all
-/// or of the last share.
+/// How many messages to ask for next: one at first, then twice the `last` share (its count and bytes), as long as they fit
+/// `SHARE_BYTES_MAX`. One of them is assumed as large as the largest of those `seen`, the others as large as the average, of
+/// all seen or of the last share, whichever is larger.
 fn next_share(seen: &Sizes, last: Option<(usize, usize)>) -> usize {
     let Some((last, last_bytes)) = last else {
         return 1;
@@ -160,7 +160,7 @@ fn next_share(seen: &Sizes, last: Option<(usize, usize)>) -> usize {
 }
 
 impl Share {
-    /// Takes no more. What is held stays held, and the queue has read all acknowledgements by the time it answers.
+    /// Stops consuming. What is held stays held, and by the time the queue answers it has read all acknowledgements.
     async fn stop(&self) -> Result<(), Trouble> {
         let options = BasicCancelOptions { nowait: false };
         Ok(self
@@ -169,7 +169,7 @@ impl Share {
             .await?)
     }
 
-    /// Acknowledges `tags`, which are in order: those that nothing held lies below, as one.
+    /// Acknowledges `tags`, which are sorted. The first of them, with no held message below, go as one acknowledgement.
     async fn ack(&mut self, tags: &[u64]) -> Result<(), Trouble> {
         let before = self.out_through;
         let run = tags.iter().zip(before + 1..);
@@ -276,7 +276,7 @@ impl QueueBrowser for AmqpBrowser {
 
     async fn give_back(&mut self) -> Result<(), BrokerError> {
         let shares = std::mem::take(&mut self.shares);
-        // The others stopped when they were full. With room left it would get what they give back.
+        // The others stopped when they were full. The last one may have room left, and would get what they give back.
         if let Some(last) = shares.last() {
             let stopped = self.target.within("stopping", last.stop()).await;
             stopped.map_err(|trouble| self.explain(trouble))?;
@@ -325,8 +325,8 @@ mod tests {
         shares
     }
 
-    /// Goal: nothing is asked for unseen but one message; what is under way stays within its bytes, and small messages come
-    /// many at a time.
+    /// Goal: before anything was seen only one message is asked for; what is under way stays within its bytes, and small
+    /// messages come many at a time.
     #[test]
     fn a_share_follows_what_was_seen() {
         const MIB: usize = 1 << 20;
@@ -334,11 +334,11 @@ mod tests {
         assert_eq!(shares(&[100; 2_000])[8..], [256, 512, 512, 512]);
         assert_eq!(shares(&[4 * MIB; 40]), [1, 2, 4, 8, 8, 8, 8, 8]);
         assert_eq!(shares(&[64 * MIB; 3]), [1, 1, 1]);
-        // One large one among small ones leaves them their large shares.
+        // One large message among small ones leaves their shares large.
         let mut mixed = vec![1_000; 5_000];
         mixed[700] = 16 * MIB;
         assert!(shares(&mixed).len() < 25, "{:?}", shares(&mixed));
-        // Where they become large, the next share is small.
+        // Where messages become large, the next share is small.
         let growing = [vec![100; 1_023], vec![MIB; 1_000]].concat();
         assert!(shares(&growing)[11..].iter().all(|size| *size <= 32));
     }

@@ -1,8 +1,8 @@
 //! The two connections to RabbitMQ, one to consume and one to publish: a memory alarm at the broker stops all that a
 //! publishing connection sends, acks included.
 //!
-//! lapin's own recovery stays off: it ends silently when its retries do. A connection is made when it is asked for, and
-//! watched; who uses it notices that it broke and asks for the next. Invariant: no error, log line or `Debug` of
+//! lapin's own recovery stays off: it ends silently when its retries run out. A connection is made on demand, and
+//! watched; its users notice that it broke and ask for the next. Invariant: no error, log line or `Debug` of
 //! this module holds the password.
 
 use std::fmt;
@@ -24,11 +24,11 @@ use super::trouble::Trouble;
 use crate::broker::Link;
 use crate::telemetry::record_refused_login;
 
-/// Largest frame we agree to: lapin keeps room for 32 of them each way of every connection, and fills it in time. At the
-/// 128 KiB that RabbitMQ offers that would be 8 MB, twice in every client; so it is 2 MB. Longer messages take more
-/// frames, and longer headers, which RabbitMQ does not split, are trimmed by the [`transport`](super::transport).
+/// Largest frame we agree to, in bytes. lapin keeps room for 32 frames each way on every connection, and fills it in time.
+/// RabbitMQ offers 128 KiB, which would take 8 MB, twice in every client; this takes 2 MB. Longer messages take more
+/// frames. RabbitMQ does not split longer headers; the [`transport`](super::transport) trims them.
 const FRAME_BYTES_MAX: u32 = 32_768;
-/// How often a connection or channel is looked at: a broken one is not always announced.
+/// How often a connection or channel is checked: not every break is announced.
 pub(super) const WATCHDOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the broker is, and the bounds of every call.
@@ -51,7 +51,7 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
-    /// Reads `url`; what it says of `frame_max`, `heartbeat` and `connection_timeout` wins over ours.
+    /// Reads `url`; its `frame_max`, `heartbeat` and `connection_timeout` override ours.
     pub(super) fn new(url: &Url, config: &crate::config::Broker) -> Self {
         let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
         let host = url.host_str().unwrap_or("localhost");
@@ -211,7 +211,7 @@ impl Connector {
         Ok(connection)
     }
 
-    /// Ends the connection, if there is one, and makes none any more.
+    /// Ends the connection, if there is one, and makes no more.
     pub(super) async fn close(&self) {
         self.closed.cancel();
         let connection = self.state.lock().await.connection.take();
@@ -224,7 +224,7 @@ impl Connector {
     }
 }
 
-/// Tells the link of one connection until it is gone.
+/// Reports the link of one connection until the connection is gone.
 async fn watch_connection(
     connection: std::sync::Weak<Connection>,
     events: impl futures::Stream<Item = Event>,
@@ -250,10 +250,10 @@ async fn watch_connection(
         }
         match connection.upgrade() {
             Some(connection) if connection.status().connected() => {}
-            // Ending it is what we asked for.
+            // We asked for its end.
             Some(_) if closed.is_cancelled() => return,
             Some(_) => return links.set(role, &target.address, Link::Down { reason }),
-            // Closed by us, or replaced by its successor, which tells the link now.
+            // Closed by us, or replaced by its successor, which reports the link now.
             None => return,
         }
     }

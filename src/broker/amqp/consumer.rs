@@ -1,9 +1,9 @@
 //! A consumer that survives outages: one session after the other, with back-off between them.
 //!
-//! Deliveries flow through one bounded queue for the consumer's life; a session that ends is replaced until nobody
+//! Deliveries flow through one bounded queue for the consumer's life. A session that ends is replaced until nobody
 //! takes deliveries any more, or another exclusive consumer has come first. Each change for the worse or the better is
-//! logged once. Where sessions break again and again with nothing settled, the queue gets a connection of its own, and is
-//! told to be stuck.
+//! logged once. If sessions break again and again with nothing settled, the queue gets a connection of its own, and is
+//! reported as stuck.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +21,8 @@ use crate::broker::topology::{Lifetime, Queue};
 use crate::broker::{BrokerError, Consumer, ConsumerLoad, Delivery};
 use crate::telemetry::catalogue;
 
-/// Deliveries that wait in front of the consumer; the prefetch bounds all that are unsettled. Few, since those that
-/// wait when a session ends are handed out once more.
+/// Most deliveries that wait in front of the consumer; the prefetch bounds all that are unsettled. Few, since those
+/// that wait when a session ends are delivered again.
 const DELIVERIES_WAITING_MAX: usize = 64;
 /// The first pause between two sessions is this part of the longest.
 const FIRST_PAUSE_PART: u32 = 100;
@@ -89,7 +89,7 @@ impl Supervisor {
                 Some(session) => self.serve(session).await,
                 None => match self.open().await {
                     Ok(session) => self.serve(session).await,
-                    // Whoever consumes decides whether to wait for their place.
+                    // The caller decides whether to wait for its place.
                     Err(error) if is_taken(&error) => {
                         tracing::warn!(target: "vogeler::broker", queue = self.queue.name, %error, "another one consumes now; this consumer ends");
                         break;
@@ -132,7 +132,7 @@ impl Supervisor {
         };
         let connector = self.aside.as_ref().unwrap_or(&self.connector);
         let channel = Session::channel(connector, &self.queue).await?;
-        // Deliveries may come, and break it, before it is all set up.
+        // A delivery may come and break the channel before the session is set up.
         let prefetch = self.window.prefetch();
         let opened = Session::on(channel, connector, &self.queue, prefetch).await;
         if let Err(error) = &opened
@@ -167,7 +167,7 @@ impl Supervisor {
             Ok(()) => {
                 self.streak.end();
                 self.connector.links.set_stuck(&self.queue.name, None);
-                // What is known of the connection that this queue left must not stay as it was when it broke.
+                // Renews the connection that this queue left, so that its link does not stay down as it was when it broke.
                 let keep = async {
                     while self.aside.is_some() {
                         self.connector.connection().await.ok();
@@ -197,7 +197,8 @@ impl Supervisor {
         }
     }
 
-    /// The one deletion that loses messages: whoever looks later finds the queue that the next session declares.
+    /// Reports the deletion of a durable queue, the one that loses messages. Only now can it be seen: the next session
+    /// declares the queue again.
     async fn note_deleted(&self) {
         let name = self.queue.name.as_str();
         if self.queue.lifetime == Lifetime::Durable

@@ -14,13 +14,13 @@ use super::trouble::Trouble;
 use crate::broker::topology::{Binding, Consumers, Exchange, Lifetime, Queue, QueueType};
 use crate::broker::{BrokerError, Missing, QueueDepth};
 
-/// How often a quorum queue may deliver a message before it drops it. RabbitMQ 4 takes 20 unless told otherwise, and
-/// looking at dead letters, or a store that is away for long, would lose messages; "unlimited" (-1) is refused before
-/// 4.0, and an argument that depends on the broker's version is a mismatch after its upgrade. So: a number that is
-/// never reached, everywhere. (A policy of the operator's may still set a lower one.)
+/// How often a quorum queue may deliver a message before it drops it. RabbitMQ 4 defaults to 20, so looking at dead
+/// letters, or a long outage of the store, would lose messages. RabbitMQ before 4.0 refuses "unlimited" (-1), and an
+/// argument that depends on the broker's version is a mismatch after its upgrade. So it is a number that is never
+/// reached, on every version. (An operator's policy may still set a lower one.)
 const DELIVERIES_MAX: i64 = i32::MAX as i64;
 
-/// Makes everything exist: queues that exist are checked before any is made, so that a mismatch changes nothing.
+/// Makes everything exist. Queues that exist are checked before any is made, so that a mismatch changes nothing.
 pub(super) async fn declare(connector: &Connector, queues: &[Queue]) -> Result<(), BrokerError> {
     let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
     let exist: Vec<bool> = depths(connector, &names)
@@ -79,7 +79,7 @@ pub(super) async fn missing(
     let mut open: Option<Channel> = None;
     for exchange in Exchange::ALL {
         let step = async {
-            // As with queues, the answer that it is missing closes the channel.
+            // As with queues, asking for a missing exchange closes the channel.
             let channel = match open.take() {
                 Some(channel) => channel,
                 None => connector.channel().await?.1,
@@ -173,7 +173,7 @@ pub(super) async fn bind(channel: &Channel, queue: &Queue) -> Result<(), Trouble
     Ok(())
 }
 
-/// Takes `bindings` from `queue`; RabbitMQ does not mind those that are not there.
+/// Removes `bindings` from `queue`; RabbitMQ ignores those that do not exist.
 pub(super) async fn unbind(
     connector: &Connector,
     queue: &str,
@@ -202,7 +202,7 @@ pub(super) async fn unbind(
         .map_err(|trouble| trouble.into_error(&connector.target.address, queue))
 }
 
-/// A name of the protocol, which carries at most 255 bytes.
+/// A short string of the protocol, at most 255 bytes.
 pub(super) fn short(text: &str) -> Result<ShortString, Trouble> {
     ShortString::try_new(text).map_err(|error| Trouble::Mismatch(error.to_string()))
 }

@@ -111,8 +111,8 @@ impl InFlight {
     /// Gives a verdict to all that are answered.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) {
         let mut answered = Vec::new();
-        // A confirm seen in one pass may hide the return that a confirm completed earlier, but passed before it
-        // completed, has taken along: only a pass that finds nothing new ends the search.
+        // A pass may poll a message just before its confirm completes. That confirm may carry the return of a
+        // message whose own confirm the pass then sees. So only a pass that finds nothing new ends the search.
         while self.pass(&mut answered, cx) {}
         for (flight, answer) in answered {
             let is_returned = self.returned.remove(&flight.sequence);

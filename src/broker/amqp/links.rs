@@ -15,7 +15,7 @@ use crate::telemetry::{Part, record_reconnect};
 pub(super) enum Role {
     Consume,
     Publish,
-    /// For one queue whose sessions break, so that they break no others. What is told of it is the queue's state.
+    /// For one queue whose sessions break, so that they break no others. Only the queue's state is reported for it.
     Aside,
 }
 
@@ -29,7 +29,7 @@ impl Role {
     }
 }
 
-/// What is known of both connections, told as one: consumers are always trying, so where there is one its state counts.
+/// What is known of both connections, reported as one. Consumers are always trying, so where there is one, its state counts.
 #[derive(Debug)]
 pub(super) struct Links {
     known: Mutex<Known>,
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(*told.borrow(), Link::Up);
     }
 
-    /// Goal: a stuck queue is told by its name as long as it is stuck, and a connection that is away before it.
+    /// Goal: a stuck queue is reported by its name as long as it is stuck, but a connection that is away comes first.
     #[test]
     fn a_stuck_queue_is_told() {
         let links = Links::new();

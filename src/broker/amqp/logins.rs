@@ -40,7 +40,7 @@ impl Logins {
         }
     }
 
-    /// Asks for a try at `now`; the error is why the broker refused the last one. Who may try says how it went.
+    /// Asks for a try at `now`; the error is why the broker refused the last one. Whoever may try reports how it went.
     pub(super) fn ask(&self, now: Instant) -> Result<(), String> {
         self.with(|refusal| match refusal {
             Some(refusal) if now < refusal.next_at => Err(refusal.reason.clone()),
@@ -53,8 +53,8 @@ impl Logins {
         })
     }
 
-    /// The broker refused a login. `share` (0 to 1) of the bound's second half is waited: a fleet is spread, and
-    /// nobody tries again at once. Says whether that is news.
+    /// The broker refused a login. The pause is half its bound plus `share` (0 to 1) of the other half: a fleet is
+    /// spread, and nobody tries again at once. Says whether that is news.
     pub(super) fn refused(&self, reason: String, now: Instant, share: f64) -> bool {
         self.with(|refusal| {
             let is_news = refusal.is_none();

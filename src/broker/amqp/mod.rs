@@ -6,7 +6,7 @@
 //!    └─ settlements ──▶ ack
 //! ```
 //!
-//! Connections are made when they are needed and replaced when they break; consumers see to that on their own.
+//! Connections are made on demand and replaced when they break; consumers do that on their own.
 //! Invariant: a delivery is acknowledged through the channel it came on or not at all.
 
 pub(crate) mod about;

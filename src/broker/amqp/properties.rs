@@ -1,8 +1,8 @@
 //! Properties and headers between our types and AMQP's. Pure.
 //!
 //! What AMQP cannot carry (a property of more than 255 bytes, headers that do not fit one frame) is left out rather than
-//! refused; what others send and we cannot read as text is left out likewise. Headers that are missing are told in one of
-//! ours. Invariant: what is sent fits one frame, since a larger one ends the connection for all that publish.
+//! refused; what others send and we cannot read as text is left out likewise. A header of ours names the headers that are
+//! missing. Invariant: what is sent fits one frame, since a larger one ends the connection for all that publish.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ const TRANSIENT: u8 = 1;
 /// size of the table, and five properties, of which the longest have 255 bytes.
 const FRAME_REST_BYTES: usize = 8 + 12 + 2 + 4 + 5 * 256;
 
-/// What travels with `message` in frames of at most `frame_max` bytes. `sequence` names it on its channel, so that a returned
-/// message can be told apart.
+/// What travels with `message` in frames of at most `frame_max` bytes. `sequence` names it on its channel, so that a
+/// returned message can be told apart.
 pub(crate) fn to_amqp(message: &Message, sequence: u64, frame_max: u32) -> BasicProperties {
     let properties = &message.properties;
     let mode = if message.persistent {
@@ -92,7 +92,7 @@ fn short(text: Option<&str>) -> Option<ShortString> {
     ShortString::try_new(text?).ok()
 }
 
-/// Those of `headers` that have room, and which are missing.
+/// Those of `headers` that fit `room` bytes, with a note of those that are missing.
 fn fitting(headers: &BTreeMap<String, String>, room: usize) -> Cow<'_, BTreeMap<String, String>> {
     let entries = headers.iter();
     let bytes: usize = entries
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(headers, [("count", "7"), told]);
     }
 
-    /// Goal: headers that do not fit the frame are left out, the largest first, and that is told.
+    /// Goal: headers that do not fit the frame are left out, the largest first, and a note names them.
     #[test]
     fn headers_fit_the_frame() {
         let text = |bytes: usize| "x".repeat(bytes);

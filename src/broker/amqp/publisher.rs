@@ -23,10 +23,10 @@ use super::trouble::Trouble;
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Message};
 
-/// Messages sent and not yet confirmed; as many wait in line behind them. Confirms are in order of milliseconds, so
+/// Most messages sent and not yet confirmed; as many more wait in line behind them. Confirms take milliseconds, so
 /// this keeps a channel busy, and bounds what a lost connection leaves in doubt.
 const IN_FLIGHT_MAX: usize = 1024;
-/// Pauses before a message is sent again that the broker would not take.
+/// Shortest and longest pause before a message that the broker would not take is sent again.
 const NACK_PAUSE_MIN: Duration = Duration::from_millis(50);
 const NACK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -88,7 +88,7 @@ impl Publisher {
 
     async fn once(&self, message: Arc<Message>) -> Verdict {
         let (reply, verdict) = oneshot::channel();
-        // Where there is room the message is in line before this first waits, so calls made in order are sent in order.
+        // If there is room, the message is in line before the first await, so calls made in order are sent in order.
         let outcome = match self.line().try_send(Outgoing { message, reply }) {
             Err(TrySendError::Full(outgoing)) => self.line().send(outgoing).await.map_err(drop),
             other => other.map_err(drop),
@@ -114,7 +114,7 @@ impl Publisher {
     }
 }
 
-/// Serves the line until it is closed: a session for as long as its channel stands.
+/// Serves the line until it is closed, with one session per channel.
 async fn run(connector: Arc<Connector>, mut requests: mpsc::Receiver<Outgoing>) {
     while let Some(first) = requests.recv().await {
         match open(&connector).await {
@@ -214,7 +214,7 @@ impl Session {
         if self.connection.status().connected() && self.in_flight.is_channel_up() {
             return Poll::Pending;
         }
-        // lapin tells each message why its channel was closed, a moment after it says that it is closed.
+        // lapin reports a closed channel a moment before it tells each message why.
         if !self.in_flight.is_empty() && !is_tick {
             return Poll::Pending;
         }
@@ -237,7 +237,7 @@ impl Session {
     }
 
     fn send(&mut self, outgoing: Outgoing, cx: &mut Context<'_>) {
-        // Who gave up in line must not find the message sent later.
+        // A message whose caller gave up in line must not be sent later.
         if !outgoing.reply.is_closed() {
             self.in_flight.send(outgoing, cx);
         }

@@ -1,8 +1,8 @@
 //! One session of a consumer: a channel, what came on it, and what of it is settled.
 //!
-//! Deliveries flow out while there is room, settlements flow in; all that are ready are read before the broker is
-//! told, so that acks grow together under load without a timer. What waits for room is counted in bytes: when the
-//! [`Window`] says that it is too much, or that more could be had at once, the session ends for one of another size.
+//! Deliveries flow out while there is room, settlements flow in. All settlements that are ready are read before the
+//! broker is told, so acks merge under load without a timer. Deliveries that wait for room are counted in bytes: when the
+//! [`Window`] says that they are too many, or that more would fit, the session ends and one of another size follows.
 //! Invariant: settlements reach only the channel their delivery came on; when that is gone they go nowhere, and the broker
 //! redelivers.
 
@@ -30,13 +30,13 @@ use super::{declare, properties};
 use crate::broker::topology::{Consumers, Queue};
 use crate::broker::{BrokerError, ConsumerLoad, Delivery, Settlement, Settler, next_session};
 
-/// How often, and how long apart, a session that is to end looks whether all that was taken is settled.
+/// How many times, and how far apart, an ending session checks whether everything taken is settled.
 const RELEASE_LOOKS: usize = 20;
 const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(1);
-/// Before a session is replaced by a larger one it passes nothing on, at most for this time, so that its deliveries are
-/// settled. A slow store may not have written them all by then: those are delivered again, and their sequences tell.
+/// Before a larger session replaces this one, it passes nothing on for at most this time, so that its deliveries can be
+/// settled. A slow store may not have written all of them by then: the rest come again, and their sequences show it.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the broker may be silent before it says that a channel is closed.
+/// How long the broker may be silent before it confirms that a channel is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a session ended.
@@ -44,7 +44,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) enum End {
     /// Stopped, and all that was taken is settled.
     Drained,
-    /// For a session of another size.
+    /// A session of another size follows.
     Resized,
     /// The broker ended the consumer: the queue is gone, or its node.
     Cancelled,
@@ -81,7 +81,7 @@ impl Session {
         opened.map_err(|trouble| trouble.into_error(&connector.target.address, &queue.name))
     }
 
-    /// Declares `queue` on a channel, and consumes it. From here on a message can break it.
+    /// Declares `queue` on a channel, and consumes it. From here on a message can break the channel.
     pub(super) async fn on(
         (connection, channel): (Arc<Connection>, Channel),
         connector: &Connector,
@@ -114,7 +114,7 @@ impl Session {
     }
 
     /// Passes deliveries to `out` until that is closed, then waits for the settlements of what was taken.
-    /// `progress` is told what came of them, `window` their sizes, `load` what waits.
+    /// `progress` learns what came of them, `window` their sizes, `load` how many bytes wait.
     pub(super) async fn run(
         self,
         out: &mpsc::Sender<Delivery>,
@@ -148,7 +148,7 @@ impl Session {
     }
 }
 
-/// Consumes a queue that is there.
+/// Consumes a queue that exists.
 pub(super) async fn consume(channel: &Channel, queue: &Queue) -> Result<lapin::Consumer, Trouble> {
     let options = BasicConsumeOptions {
         no_local: false,
@@ -162,7 +162,7 @@ pub(super) async fn consume(channel: &Channel, queue: &Queue) -> Result<lapin::C
         .await?)
 }
 
-/// Waits until the connection, or a channel that we do not close, does not stand any more, announced or not.
+/// Waits until the connection breaks, or a channel that we are not closing, announced or not.
 async fn broken(connection: &Connection, channel: &Channel, is_closing: &AtomicBool) {
     let stands = || channel.status().connected() || is_closing.load(Ordering::Relaxed);
     while connection.status().connected() && stands() {
@@ -170,8 +170,8 @@ async fn broken(connection: &Connection, channel: &Channel, is_closing: &AtomicB
     }
 }
 
-/// Deliveries that wait for room in front of the consumer, as many as the prefetch at most. They are counted as long as they
-/// are here; what was passed on is counted until it is taken.
+/// Deliveries that wait for room in front of the consumer, at most the prefetch. `bytes` counts those that are here; `load`
+/// also counts those passed on, until they are taken.
 struct Waiting {
     deliveries: VecDeque<Delivery>,
     bytes: usize,
@@ -228,16 +228,16 @@ struct Pump<'a> {
     stream: lapin::Consumer,
     tag: ShortString,
     tracker: AckTracker<Acker>,
-    /// What each settler holds; as long as the prefetch, which bounds the unsettled.
+    /// Each settler holds a clone. Its capacity is the prefetch, which bounds the unsettled deliveries.
     settle: mpsc::Sender<(u64, Settlement)>,
     settlements: mpsc::Receiver<(u64, Settlement)>,
     batch: Vec<(u64, Settlement)>,
     waiting: Waiting,
     window: &'a mut Window,
-    /// Nothing is passed on until all is settled, and no longer than this: a larger session comes then.
+    /// While set, nothing is passed on until everything is settled, or until this time. Then a larger session follows.
     grows_until: Option<Instant>,
     is_stopping: bool,
-    /// Tells the watchdog that a channel that ends is no loss.
+    /// Tells the watchdog that we are closing the channel, so its end is no loss.
     is_closing: &'a AtomicBool,
     number: u64,
     progress: &'a Progress,
@@ -311,13 +311,13 @@ impl Pump<'_> {
     }
 
     fn pass_on(&mut self, room: Result<mpsc::Permit<'_, Delivery>, mpsc::error::SendError<()>>) {
-        // No room any more means that nobody takes: dropping what waits gives it back.
+        // An error here means that nobody takes deliveries any more: dropping this one gives it back.
         if let (Ok(room), Some(delivery)) = (room, self.waiting.pop()) {
             room.send(delivery);
         }
     }
 
-    /// Whether the next delivery is passed on, and otherwise whether that is for the bytes of those before it.
+    /// Whether the next delivery is passed on, and if not, whether the bytes of those before it hold it up.
     fn passes(&self) -> (bool, bool) {
         let next = self.waiting.deliveries.front();
         let Some(next) = next.filter(|_| !self.is_stopping && self.grows_until.is_none()) else {
@@ -328,8 +328,8 @@ impl Pump<'_> {
         (passes, !passes)
     }
 
-    /// Whether a session of another size should follow now. Too much that waits does not wait for settlements: what was
-    /// passed on comes once more, and is known by its sequence.
+    /// Whether a session of another size should follow now. If too many bytes wait, it follows without waiting for
+    /// settlements: what was passed on comes once more, and is recognised by its sequence.
     fn is_resized(&mut self) -> bool {
         if self.is_stopping {
             return false;
@@ -353,12 +353,12 @@ impl Pump<'_> {
         grows
     }
 
-    /// Whether everything that was taken is settled. What was passed on and not taken is dropped by the consumer right
-    /// after it closed its queue, so a moment is given to that.
+    /// Whether everything taken is settled. The consumer drops what was passed on and not taken right after it closes its
+    /// queue, so this waits a moment for that.
     async fn is_released(&mut self) -> bool {
         self.waiting.clear();
         for _ in 0..RELEASE_LOOKS {
-            // Every settler that is still to be used holds one.
+            // Every settler that is not used yet holds a sender; one more is ours.
             if self.settle.strong_count() == 1 {
                 return true;
             }
@@ -367,8 +367,8 @@ impl Pump<'_> {
         false
     }
 
-    /// Ends the session at once, without a cancel: a closing channel puts what is not settled back in its old
-    /// place before the next consumer becomes active, where a cancel would let it have what came later first.
+    /// Ends the session at once, without a cancel. A closing channel puts what is not settled back in its old place
+    /// before the next consumer becomes active. A cancel would let that consumer have later messages first.
     async fn give_back(mut self, end: End) -> End {
         self.waiting.clear();
         while let Ok(settlement) = self.settlements.try_recv() {
@@ -386,7 +386,7 @@ impl Pump<'_> {
         }
     }
 
-    /// Nobody takes deliveries any more: no new ones, and those on the way go back.
+    /// Nobody takes deliveries any more: asks for no new ones, and gives back those on the way.
     async fn stop(&mut self) -> lapin::Result<()> {
         self.is_stopping = true;
         self.grows_until = None;
@@ -413,8 +413,8 @@ impl Pump<'_> {
         Ok(())
     }
 
-    /// Closes the channel in order: by then the broker has read every ack that went before. What it had sent until then
-    /// still comes, as much as the old prefetch allows, and is dropped at once: nobody counts it.
+    /// Closes the channel in order: once it is closed, the broker has read every earlier ack. Deliveries that the broker
+    /// sent before still come, at most the old prefetch; they are dropped at once, since nobody counts them.
     async fn close(mut self, end: End) -> End {
         self.is_closing.store(true, Ordering::Relaxed);
         let mut close = std::pin::pin!(self.channel.close(200, "drained".into()));

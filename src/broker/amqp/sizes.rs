@@ -1,4 +1,4 @@
-//! The sizes of messages that came, from which is judged how many more to ask for. Pure.
+//! The sizes of messages that came, to judge how many more to ask for. Pure.
 
 /// How many messages, and how large.
 #[derive(Debug, Clone, Copy, Default)]

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// From so many breaks on a queue is suspected: it gets a connection of its own, and breaks no others any more.
+/// From this many breaks on a queue is suspected: it gets a connection of its own, and no longer breaks others.
 const SUSPECT_BREAKS: u32 = 2;
-/// From so many breaks on it is stuck, and an operator is told.
+/// From this many breaks on it is stuck, and an operator learns of it.
 const STUCK_BREAKS: u32 = 5;
-/// A session that stands for so long holds, whether anything came or not: what breaks one breaks it at once.
+/// A session that stands for this time holds, whether or not anything came: what breaks a session breaks it at once.
 const HOLDS_AFTER: Duration = Duration::from_secs(30);
 
 /// What came of one session's deliveries.
@@ -28,7 +28,7 @@ impl Progress {
         }
     }
 
-    /// Waits until the session holds: the first delivery is settled, or it stood for long.
+    /// Waits until the session holds: its first delivery is settled, or it stood for `HOLDS_AFTER`.
     pub(super) async fn holds(&self) {
         tokio::select! {
             () = self.settled.notified() => {}

@@ -20,9 +20,9 @@ use lapin::{Connection, ConnectionProperties};
 use super::sieve::Sieve;
 use crate::telemetry::catalogue;
 
-/// Bytes read at once at most: what comes behind a message that was written anew is copied, up to here.
+/// Most bytes read at once. What comes behind a rewritten message is copied, up to this limit.
 const READ_BYTES_MAX: usize = 65_536;
-/// A stranger who sends many messages that cannot be read makes a log line of it this often, and not one a message.
+/// Shortest time between two log lines about unreadable messages: a stranger who sends many does not cause one for each.
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// Connects lapin to the broker of `uri`.
@@ -62,7 +62,7 @@ impl<S> Sifted<S> {
         }
     }
 
-    /// Counts the messages that were written anew, and logs their number at intervals.
+    /// Counts the messages that were rewritten, and logs their number at intervals.
     fn tell(&mut self) {
         let count = self.sieve.rewritten() - self.told;
         if count == 0 {
@@ -104,7 +104,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sifted<S> {
             let count = ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
             let passed = this.sieve.sift(buf.get(..count).unwrap_or_default());
             this.tell();
-            // Nothing came, or nothing that could be held back.
+            // The stream ended, or some of what came passes.
             if count == 0 || passed > 0 {
                 return Poll::Ready(Ok(passed));
             }

@@ -5,7 +5,7 @@ use lapin::ErrorKind;
 
 use crate::broker::BrokerError;
 
-/// AMQP's reply codes that are told apart.
+/// The AMQP reply codes that we tell apart.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
@@ -63,7 +63,7 @@ impl Trouble {
     pub(super) fn into_error(self, broker: &str, name: &str) -> BrokerError {
         let (broker, name) = (broker.to_owned(), name.to_owned());
         match self {
-            // Who publishes knows whether it is their message that was too large: see `of_message`.
+            // Only the publisher of a message knows whether that one was too large: see `of_message`.
             Self::Away(reason) | Self::Missing(reason) | Self::TooLarge { reason, .. } => {
                 BrokerError::Away { broker, reason }
             }

@@ -1,9 +1,9 @@
 //! How many deliveries a session may have unsettled, by the sizes of those that come. Pure.
 //!
 //! RabbitMQ knows no prefetch by bytes, and a consumer keeps the prefetch it began with. So a session begins with few
-//! deliveries, and its successor has more when a full window of them was small; when more bytes wait than may, it has
-//! fewer. Invariant: what is expected to come into a window fits its bytes, and sessions change seldom: to grow takes a
-//! full window and at least doubles it, and after a window shrank it does not grow for a while.
+//! deliveries. Its successor allows more when a full window of deliveries was small, and fewer when too many bytes wait.
+//! Invariant: what is expected to come into a window fits its bytes, and sessions change seldom: growing takes a full
+//! window and at least doubles it, and a window that shrank does not grow for a while.
 
 use std::time::Duration;
 
@@ -13,27 +13,27 @@ use super::sizes::Sizes;
 
 /// Assumed size of a delivery before the first one came, in bytes.
 const FIRST_BYTES: usize = 1024 * 1024;
-/// The next window is at most so many times this one.
+/// The next window is at most this many times as large.
 const GROWTH_MAX: u16 = 16;
 /// A window at least doubles when it grows: each growth replaces the session.
 const GROWTH_MIN: u16 = 2;
 /// After a window shrank it does not grow for this time.
 const SHRUNK_FOR: Duration = Duration::from_mins(1);
-/// After so many full windows the sizes seen before count half.
+/// After this many full windows the sizes seen before count half.
 const WINDOWS_KEPT: usize = 4;
-/// The part of the bytes that may be passed on and not be taken: those wait on when a session ends.
+/// At most one in this many of the bytes may be passed on and not taken: those keep waiting when a session ends.
 const PASSED_PART: usize = 4;
 
 /// The window of one consumer, over all of its sessions.
 #[derive(Debug)]
 pub(super) struct Window {
     prefetch_max: u16,
-    /// What may wait; none where a consumer has a fixed prefetch.
+    /// Bytes that may wait; none for a consumer with a fixed prefetch.
     bytes_max: Option<usize>,
     prefetch: u16,
-    /// What came of late.
+    /// Sizes of recent deliveries.
     seen: Sizes,
-    /// Whether as many as may were unsettled at once: the window held something up.
+    /// Whether the unsettled deliveries reached the prefetch: the window held something up.
     was_full: bool,
     no_growth_until: Option<Instant>,
 }
@@ -59,12 +59,12 @@ impl Window {
         self.prefetch
     }
 
-    /// The most that they may become.
+    /// The most that [`prefetch`](Self::prefetch) may become.
     pub(super) fn prefetch_max(&self) -> u16 {
         self.prefetch_max
     }
 
-    /// A delivery came, and so many are unsettled now.
+    /// A delivery of `bytes` came, and `unsettled` deliveries are unsettled now.
     pub(super) fn received(&mut self, bytes: usize, unsettled: usize) {
         let seen = &mut self.seen;
         if seen.count >= WINDOWS_KEPT * usize::from(self.prefetch) {
@@ -78,18 +78,18 @@ impl Window {
         self.was_full |= unsettled >= usize::from(self.prefetch);
     }
 
-    /// Whether `waiting` bytes are too many, and fewer deliveries would be less.
+    /// Whether `waiting` bytes are too many, and the prefetch can still shrink.
     pub(super) fn is_over(&self, waiting: usize) -> bool {
         self.prefetch > 1 && self.bytes_max.is_some_and(|bytes_max| waiting > bytes_max)
     }
 
-    /// Whether a delivery of `bytes` is passed on while so many bytes are that nobody took.
+    /// Whether a delivery of `bytes` is passed on while `passed` bytes are passed on and not taken.
     pub(super) fn passes(&self, passed: usize, bytes: usize) -> bool {
         let room = self.bytes_max.map_or(usize::MAX, |max| max / PASSED_PART);
         passed == 0 || passed.saturating_add(bytes) <= room
     }
 
-    /// Fewer deliveries from now on, since these bytes of so many wait, beside those that were passed on.
+    /// Allows fewer deliveries from now on, since `count` of them (`waiting` bytes) wait, beside `passed` bytes passed on.
     pub(super) fn shrink(&mut self, (waiting, count): (usize, usize), passed: usize, now: Instant) {
         let mean = (waiting / count.max(1)).max(1);
         let room = self.bytes_max.unwrap_or(usize::MAX);
@@ -105,13 +105,13 @@ impl Window {
         is_free && self.fitting() >= self.prefetch.saturating_mul(GROWTH_MIN)
     }
 
-    /// More deliveries from now on.
+    /// Allows more deliveries from now on.
     pub(super) fn grow(&mut self) {
         self.prefetch = self.fitting();
         self.begin();
     }
 
-    /// How many fit, by what was seen; no change before a whole window was.
+    /// How many deliveries fit, by the sizes seen; the prefetch unchanged until a whole window was seen.
     fn fitting(&self) -> u16 {
         let Some(bytes_max) = self.bytes_max else {
             return self.prefetch;
@@ -143,7 +143,7 @@ mod tests {
 
     const MIB: usize = 1024 * 1024;
 
-    /// Takes deliveries of these sizes, each of them waiting until the window is full; says which windows there were.
+    /// Takes deliveries of these sizes, each waiting until the window is full; says which windows there were.
     fn run(window: &mut Window, sizes: impl IntoIterator<Item = usize>, now: Instant) -> Vec<u16> {
         let (mut windows, mut waiting) = (vec![window.prefetch()], Vec::new());
         for size in sizes {
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(run(&mut window, [2_000; 1_000], now), [16, 256, 2000]);
     }
 
-    /// Goal: few bytes are passed on that nobody takes, and always one delivery.
+    /// Goal: few bytes are passed on before they are taken, but always one delivery.
     #[test]
     fn what_is_passed_on_is_bounded() {
         let window = Window::new(2000, Some(16 * MIB));
@@ -199,7 +199,7 @@ mod tests {
         assert!(Window::new(64, None).passes(100 * MIB, MIB));
     }
 
-    /// Goal: a window that is never full stays, however small what comes is; and so does a fixed one.
+    /// Goal: a window that is never full keeps its size, however small the deliveries are; so does a fixed one.
     #[test]
     fn nothing_changes_without_need() {
         let now = Instant::now();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, what waits in a window is within its bytes and one delivery, as soon as more than one may.
+        /// Whatever comes, what waits fits the window's bytes, unless the window is down to one delivery.
         #[test]
         fn what_waits_is_bounded(
             sizes in prop::collection::vec(prop_oneof![1..5_000_usize, 1..MIB, MIB..8 * MIB], 1..2_000),

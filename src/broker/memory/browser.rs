@@ -54,7 +54,7 @@ impl QueueBrowser for MemoryBrowser {
     }
 
     async fn next(&mut self, patience: Duration) -> Result<Option<Browsed>, BrokerError> {
-        // Elsewhere the broker is another process: others get their turn.
+        // A real broker is another process, so waiting for it lets other tasks run; this does the same.
         tokio::task::yield_now().await;
         let take = async {
             loop {

@@ -29,7 +29,7 @@ impl Feed {
         while !(is_stopping && self.shared.is_settled(&self.queue.name, self.seat)) {
             match self.shared.session(&self.queue.name, self.seat) {
                 Some(session) => self.serve(session, &mut is_stopping).await,
-                // The queue was deleted, and what was held with it.
+                // The queue was deleted, and with it what was held.
                 None if is_stopping => return,
                 None => match self.shared.sit(&self.queue, self.prefetch) {
                     Ok((seat, wake)) => (self.seat, self.wake) = (seat, wake),

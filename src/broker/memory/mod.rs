@@ -27,11 +27,11 @@ use super::{
     Settlement,
 };
 
-/// Messages a queue holds, ready or unsettled; publishing into a full one waits.
+/// Most messages that a queue holds, ready or unsettled; publishing into a full one waits.
 pub const QUEUE_COUNT_MAX: usize = 100_000;
 /// How long publishing waits for room.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
-/// How it is called where a broker has an address.
+/// What stands for this broker's address.
 const ADDRESS: &str = "memory:";
 
 /// A handle on a broker in this process.
@@ -59,7 +59,7 @@ struct State {
     refusal: Option<Refusal>,
 }
 
-/// What becomes of publishing a message; none if it is taken.
+/// The error with which publishing a message fails; none if the message is taken.
 pub type Refusal = fn(&Message) -> Option<BrokerError>;
 
 /// A [`Refusal`] of messages above `BYTES_MAX`, as RabbitMQ refuses them by its `max_message_size`.
@@ -131,12 +131,12 @@ impl MemoryBroker {
         self.shared.room.notify_waiters();
     }
 
-    /// From now on messages are refused like this.
+    /// Sets how messages are refused from now on.
     pub fn refuse(&self, refusal: Option<Refusal>) {
         self.shared.lock().refusal = refusal;
     }
 
-    /// What [`link`](Broker::link) tells from now on. While it is down calls fail, and all sessions end.
+    /// Sets what [`link`](Broker::link) reports from now on. While it is down, calls fail; going down ends all sessions.
     pub fn set_link(&self, link: Link) {
         let mut state = self.shared.lock();
         let is_down = matches!(link, Link::Down { .. });
@@ -284,7 +284,7 @@ impl Shared {
 }
 
 impl State {
-    /// Lets go of queues that nobody used for as long as they may be unused.
+    /// Deletes queues that were unused for as long as their lifetime allows.
     fn sweep(&mut self, now: Instant) {
         self.queues.retain(|_, queue| !queue.is_expired(now));
     }
@@ -329,7 +329,7 @@ impl Broker for MemoryBroker {
         let until_room = async {
             loop {
                 let mut room = std::pin::pin!(self.shared.room.notified());
-                // Listens from here on: room that comes free between the look and the wait is not missed.
+                // Listens from here on, so room that comes free between the attempt and the wait is not missed.
                 room.as_mut().enable();
                 if self.shared.publish(&message)? {
                     return Ok(());

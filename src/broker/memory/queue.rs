@@ -80,7 +80,7 @@ impl MemoryQueue {
         }
     }
 
-    /// Takes `bindings` away, where they are.
+    /// Removes those of `bindings` that it has.
     pub(super) fn unbind(&mut self, bindings: &[Binding]) {
         for binding in bindings {
             if binding.exchange.is_topic() {
@@ -91,7 +91,7 @@ impl MemoryQueue {
         }
     }
 
-    /// What `spec` wants otherwise than this queue is; nothing, if they agree.
+    /// How `spec` differs from this queue; none if they agree.
     pub(super) fn mismatch(&self, spec: &Queue) -> Option<String> {
         let own = &self.spec;
         if own.lifetime != spec.lifetime {
@@ -123,7 +123,7 @@ impl MemoryQueue {
         bindings.any(|binding| binding.exchange == exchange && topic::matches(&binding.key, key))
     }
 
-    /// Whether it was unused for as long as it may be.
+    /// Whether it was unused for as long as its lifetime allows.
     pub(super) fn is_expired(&self, now: Instant) -> bool {
         match self.spec.lifetime {
             Lifetime::Expires(after) => {
@@ -137,12 +137,12 @@ impl MemoryQueue {
         self.spec.lifetime == Lifetime::Exclusive
     }
 
-    /// Ready and held messages, after those that expired at the front went.
+    /// Drops expired messages at the front, then counts the ready and the held ones.
     pub(super) fn count(&mut self, now: Instant) -> usize {
         self.ready_count(now) + self.seats.iter().map(|seat| seat.held.len()).sum::<usize>()
     }
 
-    /// Ready messages, after those that expired at the front went.
+    /// Drops expired messages at the front, then counts the ready ones.
     pub(super) fn ready_count(&mut self, now: Instant) -> usize {
         let is_late = |stored: &Stored| stored.expires_at.is_some_and(|at| at <= now);
         while self.ready.front().is_some_and(is_late) {

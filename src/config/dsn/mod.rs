@@ -66,7 +66,7 @@ pub struct CouchUrl {
 impl Default for BrokerDsn {
     /// RabbitMQ's own: user `guest` on this machine.
     fn default() -> Self {
-        // The text is a constant that a test parses; should it ever not parse, a broker without a network is safe.
+        // The text is a constant that a test parses. If it ever failed to parse, a broker without a network is safe.
         AMQP_DEFAULT.parse().unwrap_or(Self::Memory)
     }
 }

@@ -1,4 +1,4 @@
-//! The parts of a DSN, each checked, each with an error that says what is allowed and never repeats a password.
+//! The parts of a DSN. Each is checked; its error says what is allowed and never repeats a password.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::{DsnError, STORE_FORMS};
 /// Longest name of a CouchDB database, in bytes: CouchDB's own limit.
 const DATABASE_BYTES_MAX: usize = 238;
 
-/// The scheme, where the text has one: it is safe to print, as no password comes before the first `:`.
+/// The scheme, if the text has one. It is safe to print, since no password comes before the first `:`.
 pub(super) fn scheme(text: &str) -> Option<&str> {
     let (scheme, _) = text.split_once(':')?;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
@@ -23,7 +23,7 @@ pub(super) fn unknown_scheme(
     what: &str,
     forms: &str,
 ) -> DsnError {
-    // `user:password@host` has a user where a scheme should be: only what stands before `://` is repeated.
+    // `user:password@host` has a user in the scheme's place: the error repeats only what stands before `://`.
     match scheme.filter(|scheme| text[scheme.len()..].starts_with("://")) {
         Some(scheme) => DsnError(format!(
             "{scheme:?} is not a kind of {what}; allowed are {forms}"
@@ -70,7 +70,7 @@ pub(super) fn parse_url(text: &str, forms: &str) -> Result<Url, DsnError> {
             "the host is missing: write it as {forms}"
         )));
     }
-    // Then what was meant as the password stands in the path, where it would be printed.
+    // In such a URL part of the password stands in the path, query or fragment, where it would be printed.
     let misplaced = url.query().is_some_and(|query| query.contains('@'));
     if url.path().contains('@') || misplaced || url.fragment().is_some() {
         return Err(DsnError(

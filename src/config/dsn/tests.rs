@@ -1,4 +1,4 @@
-//! Tests of DSNs: what is understood, each mistake's words, and that no password is ever printed.
+//! Tests of DSNs: which forms are read, what the error of each mistake says, and that no password is ever printed.
 
 use proptest::prelude::*;
 
@@ -128,7 +128,7 @@ fn mistakes_are_named() {
 }
 
 proptest! {
-    /// Whatever surrounds it, and whether it parses or not, a password is never printed.
+    /// A password is never printed, whatever text surrounds it and whether the DSN parses or not.
     #[test]
     fn passwords_are_never_printed(
         scheme in "(amqps?|couchs?|http|sqlite|memory|x)?",
@@ -142,7 +142,7 @@ proptest! {
         let printed = [
             text.parse::<BrokerDsn>().map_or_else(|e| e.to_string(), |d| format!("{d} {d:?} {}", String::from(d.clone()))),
             match text.parse::<StoreDsn>() {
-                // A path is no password, whatever it looks like.
+                // A path is not a password, even if it looks like one.
                 Ok(StoreDsn::Sqlite(_)) => String::new(),
                 Ok(dsn) => format!("{dsn} {dsn:?} {}", String::from(dsn.clone())),
                 Err(error) => error.to_string(),

@@ -15,7 +15,7 @@ use crate::config::{Config, ConfigError, Origin, limits};
 
 /// Variables that belong to tests and benches, not to the configuration.
 const FOREIGN_PREFIXES: [&str; 3] = ["VOGELER_TEST_", "VOGELER_BENCH_", "VOGELER_LOADTEST_"];
-/// Others may read the file.
+/// The mode bit that lets every user read a file.
 const WORLD_READABLE: u32 = 0o004;
 
 /// The table that the layers build, and where each of its keys came from.
@@ -80,7 +80,7 @@ impl Layers {
         }
     }
 
-    /// Takes a variable if it is one of ours; `value` is none if it is not UTF-8.
+    /// Adds a variable if it is one of ours. `value` is none if the variable is not UTF-8.
     pub(super) fn add_variable(
         &mut self,
         name: &str,
@@ -113,7 +113,7 @@ impl Layers {
         }
     }
 
-    /// Sets `key` from text, which is read as what the key's default is.
+    /// Sets `key` from text. The type of the key's default decides how the text is read.
     pub(super) fn add_text(
         &mut self,
         key: &str,
@@ -210,7 +210,7 @@ impl Layers {
         (!may_be_secret).then_some(text)
     }
 
-    /// A warning if a password stands in a file that everybody may read.
+    /// A warning if the file holds a password and everybody may read it.
     pub(super) fn exposed(&self, path: &Path, config: &Config) -> Option<String> {
         let mode = std::fs::metadata(path).ok()?.permissions().mode();
         let from_file = |key: &str| matches!(self.origin(key), Origin::File { .. });

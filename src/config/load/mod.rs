@@ -1,7 +1,7 @@
 //! Loading: file, environment and flags laid over each other, then checked as a whole.
 //!
-//! Each layer adds text or TOML values to one table and remembers where every key came from, so that an error can say
-//! it. Invariant: values that may hold a password (DSNs) are never repeated in an error.
+//! Each layer adds text or TOML values to one table and remembers where every key came from, so that an error can name
+//! the place. Invariant: values that may hold a password (DSNs) are never repeated in an error.
 
 mod layers;
 
@@ -57,7 +57,7 @@ pub struct Loaded {
     pub config: Config,
     /// The file that was read, if one was.
     pub file: Option<PathBuf>,
-    /// What is allowed but should not stay so; to be logged once.
+    /// What is allowed but should be changed; to be logged once.
     pub warnings: Vec<String>,
 }
 

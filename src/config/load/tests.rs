@@ -76,7 +76,7 @@ fn the_shipped_file_shows_every_default() {
     }
 }
 
-/// Goal: flags win over the environment, that over the file, that over the default, key by key.
+/// Goal: key by key, flags win over the environment, the environment over the file, the file over the default.
 #[test]
 fn precedence_is_flags_environment_file_default() {
     let text = "[server]\nprefetch = 100\nlinger = \"1s\"\nbatch_count_max = 20\n";
@@ -94,7 +94,7 @@ fn precedence_is_flags_environment_file_default() {
     assert_eq!(config.server.writes_in_flight, 4);
 }
 
-/// Goal: text from the environment becomes what the key holds: lists, truth values, numbers, names.
+/// Goal: text from the environment becomes a value of the key's type: list, truth value, number, name.
 #[test]
 fn the_environment_is_read_by_the_type_of_the_key() {
     let env = [
@@ -119,7 +119,7 @@ fn the_environment_is_read_by_the_type_of_the_key() {
     assert_eq!(config.http.listen.to_string(), "[::1]:0");
 }
 
-/// Goal: what is wrong in the file is named with line, key, value and what is allowed.
+/// Goal: an error in the file names the line, the key, the value and what is allowed.
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn mistakes_in_the_file_are_named() {
@@ -243,7 +243,7 @@ fn mistakes_in_environment_and_flags_are_named() {
     );
 }
 
-/// Goal: a file that is named must be there, the default one need not.
+/// Goal: a named file must exist; the default file need not.
 #[test]
 fn a_named_file_must_be_there() {
     let missing = Path::new("/nonexistent/vogeler.toml");
@@ -272,7 +272,7 @@ fn the_default_file_is_read_if_it_is_there() {
     assert_eq!(loaded.config.log.level.as_deref(), Some("warn"));
 }
 
-/// Goal: a password in a file that everybody may read is worth a warning, and only that is.
+/// Goal: there is a warning for a password in a file that everybody may read, and for nothing else.
 #[test]
 fn readable_passwords_are_warned_about() {
     let secret = file("[store]\ndsn = \"couch://u:hunter2@h/db\"\n");
@@ -299,7 +299,7 @@ fn readable_passwords_are_warned_about() {
 }
 
 proptest! {
-    /// Wherever a wrong DSN comes from, its password is in no error, nor in its debug form.
+    /// Wherever a wrong DSN comes from, its password is neither in the error nor in the error's debug form.
     #[test]
     fn passwords_are_in_no_error(
         key in "(broker[.]dsn|store[.]dsn|store[.]dns|broker[.]partitions)",

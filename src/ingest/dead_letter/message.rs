@@ -1,8 +1,8 @@
-//! The message that a dead letter is: the original's bytes and what travelled with them, as far as it fits, and why.
+//! Makes the message of a dead letter: the original's bytes, what travelled with them as far as it fits, and the reason.
 //! Pure.
 //!
-//! Invariant: its content header fits one frame of a connection of ours, whatever the original had; what is left out of
-//! it is told in it.
+//! Invariant: its content header fits one frame of a connection of ours, whatever the original had, and names what was
+//! left out.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ use crate::wire::truncate;
 
 /// Longest text in a header of ours, in bytes.
 const OUR_BYTES_MAX: usize = 1_024;
-/// Longest header of the original's that is copied, name and all.
+/// Longest header of the original that is copied, in bytes, with its name.
 const COPIED_BYTES_MAX: usize = 4_096;
-/// All that are copied. With nine headers of ours, three properties of 255 bytes and what the protocol adds it is less
-/// than 28,000 bytes; frames are 32,768.
+/// Most bytes of all copied headers. With nine headers of ours, three properties of 255 bytes and what the protocol adds,
+/// the content header is less than 28,000 bytes; frames are 32,768.
 const COPIED_TOTAL_BYTES_MAX: usize = 16_384;
 
 /// What goes to the exchange of dead letters.

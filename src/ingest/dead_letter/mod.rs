@@ -1,9 +1,9 @@
 //! Dead letters: messages that can never be stored, kept with the reason for a person to look at.
 //!
 //! The original bytes go to `vogeler.dead`, confirmed and routed, *before* the original is acknowledged. A letter that
-//! the broker refuses is held and tried again ([`publisher`]). Two lines lead here: what could not be read is *sent*, and
-//! waits; what was read has its share of the server's byte budget until it is settled, and is *posted*, so that no commit
-//! waits for another node's letters. Invariant: so many letters, and bytes of them, are in here and no more.
+//! the broker refuses is held and tried again ([`publisher`]). Two lines lead here. What could not be read is *sent*, and
+//! waits for room. What was read has its share of the server's byte budget until it is settled, and is *posted*, so that no
+//! commit waits for another node's letters. Invariant: the letters in here, and their bytes, are bounded.
 
 mod message;
 mod publisher;
@@ -24,11 +24,11 @@ use crate::broker::{Broker, Link};
 use crate::wire::{NodeName, PluginName};
 use publisher::Publisher;
 
-/// Dead letters waiting to be published at most; past it whoever makes them waits.
+/// Most sent letters that wait to be published; past it the sender waits.
 const WAITING_MAX: usize = 1_024;
-/// Dead letters of either line being published or held at most; the others wait behind them.
+/// Most letters of each line that are published or held at once; the others wait behind them.
 const HELD_MAX: usize = 1_024;
-/// Bytes of messages sent that wait, are published or held at most. A larger message has all of it to itself.
+/// Most bytes of sent letters that wait, are published or are held. A larger message takes all of it.
 const BYTES_MAX: usize = 64 << 20;
 
 /// A delivery that can never be stored.
@@ -42,7 +42,7 @@ pub(super) struct DeadLetter {
     /// The result's node and plugin, as far as they are known.
     pub(super) node: Option<NodeName>,
     pub(super) plugin: Option<PluginName>,
-    /// Writes that were tried.
+    /// How many writes were tried.
     pub(super) attempts: u32,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct DeadLetter {
 struct Handed {
     letter: DeadLetter,
     since: Instant,
-    /// None for one that is in the server's byte budget.
+    /// None for a posted letter: its bytes are in the server's budget.
     _bytes: Option<OwnedSemaphorePermit>,
 }
 
@@ -89,7 +89,7 @@ impl DeadLetters {
         let handed = Handed::new(letter);
         let bytes = handed.letter.ticket.origin().bytes().min(BYTES_MAX);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        // It is never closed; if it were, the ticket would give the delivery back.
+        // The semaphore is never closed; if it were, the ticket would give the delivery back.
         let Ok(bytes) = Arc::clone(&self.bytes).acquire_many_owned(permits).await else {
             return;
         };
@@ -102,7 +102,7 @@ impl DeadLetters {
         }
     }
 
-    /// Hands in one whose bytes are in the server's budget; never waits. There is room for all deliveries that may be
+    /// Hands in a letter whose bytes are in the server's budget. Never waits: there is room for all deliveries that may be
     /// unsettled.
     pub(super) fn post(&self, letter: DeadLetter) {
         if let Err(error) = self.posted.try_send(Handed::new(letter)) {
@@ -111,9 +111,9 @@ impl DeadLetters {
     }
 }
 
-/// Starts the publisher, and tells whether the broker takes dead letters. It ends, with all published, when all senders
-/// are gone. What the broker refuses goes back after `hold_max`, or at `stop`; what finds no queue asks for a `look`.
-/// `posted_max` letters may be posted.
+/// Starts the publisher; the link tells whether the broker takes dead letters. The publisher ends, with all published,
+/// when all senders are gone. What the broker refuses goes back after `hold_max`, or at `stop`; what finds no queue asks
+/// for a `look`. At most `posted_max` posted letters wait.
 pub(super) fn start(
     broker: Arc<dyn Broker>,
     hold_max: Duration,

@@ -1,10 +1,10 @@
 //! Publishes dead letters, and holds those that the broker refuses: its queue is full, its exchange or binding is gone,
 //! a permission is missing, the message is too large.
 //!
-//! Each letter is tried again on its own, with full jitter, and few at a time, so neither a refusal of all letters nor of
-//! one is a storm, and the others go on. Letters in and out; a change of state is told and logged once. Invariants: a
-//! letter is tried no longer than `hold_max`, then it goes back to the broker, once; a delivery that the broker has
-//! again already is not held here.
+//! Each letter is tried again on its own, with full jitter, and few at a time. So no refusal, of one letter or of all,
+//! becomes a storm, and the other letters go on. A change of state is reported and logged once. Invariants: a letter is
+//! tried no longer than `hold_max`, then it goes back to the broker, once; a delivery that the broker already has again is
+//! not held here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use crate::broker::{Broker, BrokerError, Link};
 use crate::telemetry::{self, catalogue};
 use crate::wire::Outcome;
 
-/// Letters published for the first time at once.
+/// Most letters published at once on their first try.
 const PUBLISHES_MAX: usize = 64;
-/// Refused letters tried again at once. Of a thousand that are held the broker sees these.
+/// Most refused letters tried again at once, even if a thousand are held.
 const RETRIES_MAX: usize = 4;
 const RETRY_BASE: Duration = Duration::from_millis(100);
-/// Longest pause between two tries of a letter: so late at most, plus its turn, it leaves when the trouble is over.
+/// Longest pause between two tries of a letter: once the trouble is over, it leaves at most this late, plus its turn.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 static WORDS: Words = Words {

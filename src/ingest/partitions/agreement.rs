@@ -1,8 +1,8 @@
 //! The agreement: which server should own which partition. Pure.
 //!
 //! Rendezvous hashing with a capacity: every pair of server and partition has a score, and partitions go to their best
-//! server that has room. Invariants: all who know the same servers agree, whatever order they heard of them in; no
-//! server owns two more than another.
+//! server that has room. Invariants: all that know the same servers agree, in whatever order they heard of them; the
+//! numbers of partitions that servers own differ by at most one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,12 +40,12 @@ impl Agreement {
         }
     }
 
-    /// The same, beside so many that announce themselves and are not there.
+    /// The same, with `left_out` servers that announce themselves and are not there.
     pub(super) fn leaving_out(self, left_out: usize) -> Self {
         Self { left_out, ..self }
     }
 
-    /// Whether other servers share the partitions.
+    /// Whether other servers share the partitions than in `before`.
     pub(super) fn is_other_than(&self, before: &Self) -> bool {
         self.servers != before.servers
     }
@@ -86,8 +86,8 @@ impl Agreement {
     }
 }
 
-/// Pairs in the order of their score; each is taken if the partition is free and the server has room. Exactly the
-/// remainder of the division gives room for one more, to those who come to it first.
+/// Goes through the pairs by score; takes each whose partition is free and whose server has room. As many servers as the
+/// division leaves a remainder have room for one more: those that come to it first.
 fn assign(servers: &BTreeSet<ServerId>, partitions: u16) -> BTreeMap<u16, ServerId> {
     let mut pairs: Vec<_> = servers
         .iter()

@@ -1,8 +1,8 @@
 //! Announcements: a server says every second that it is there, listens to the others, and says when it stops.
 //!
-//! Whoever is new gets a greeting into its own queue, which shows whether it is there. Only the balance depends on all
-//! this. Whoever hears nobody owns everything, and the broker's single active consumer still lets one server at a time
-//! have a partition.
+//! A new server gets a greeting in its own queue, which shows whether it is there. Only the balance depends on
+//! announcements. A server that hears nobody owns everything, and the broker's single active consumer still lets only one
+//! server at a time have a partition.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,19 +24,19 @@ use crate::telemetry;
 
 /// How often a server says that it is there.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
-/// An announcement that nobody took for so long tells nothing any more.
+/// An announcement that nobody took for this time is stale, and the broker drops it.
 const ANNOUNCEMENT_EXPIRES: Duration = Duration::from_secs(3);
 /// Announcements taken at once.
 const PREFETCH: u16 = 64;
-/// Greetings that wait to be sent, and what came of those that were. What finds no room is tried at the next
-/// announcement.
+/// Most greetings that wait to be sent, and most outcomes that wait to be read. A greeting that finds no room is tried
+/// at the next announcement.
 const GREETINGS_MAX: usize = 256;
-/// Greetings that are published and not confirmed.
+/// Most greetings published and not yet confirmed.
 const GREETINGS_UNDER_WAY_MAX: usize = 16;
-/// Servers that consumers of partitions miss, and that wait to be greeted again.
+/// Most suspects that wait to be greeted again: owners that consumers of partitions miss.
 pub(super) const SUSPECTS_MAX: usize = 16;
 
-/// What travels. What else comes to our queue (a probe of the reconciler) is none.
+/// The body of an announcement. Other messages that come to our queue (probes of the reconciler) do not parse as one.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Announcement {
     server: ServerId,
@@ -99,7 +99,7 @@ impl Announcer {
         drop(greeter.await);
     }
 
-    /// Announces every second, from the moment on when others can greet us.
+    /// Announces every second. It starts once others can greet us.
     async fn speak(self, said: Arc<AtomicU64>) {
         let mut every = tokio::time::interval(ANNOUNCE_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -140,7 +140,7 @@ impl Announcer {
                     return;
                 }
             };
-            // Nobody hears it any more at the stop.
+            // After the stop nobody reads the answer.
             answer.send((server, is_there)).await.ok();
         };
         wanted
@@ -161,7 +161,7 @@ impl Announcer {
         };
         let message = Message {
             exchange: Exchange::Servers,
-            // One that is for somebody tells whether they are there.
+            // One to a single server shows whether that server is there.
             mandatory: !to.is_empty(),
             routing_key: to,
             body: body.into(),
@@ -209,9 +209,9 @@ struct Listener {
     agreement: watch::Sender<Agreement>,
     suspects: mpsc::Receiver<ServerId>,
     greetings: Greetings,
-    /// The last of our announcements.
+    /// The beat of our last announcement.
     said: Arc<AtomicU64>,
-    /// Servers that were said to have another number of partitions, as long as they are heard.
+    /// Servers that we warned of, since they have another number of partitions; kept as long as they count.
     differing: HashSet<ServerId>,
 }
 
@@ -265,7 +265,7 @@ impl Listener {
             Event::Suspect(server) => self.greet(server),
             Event::Lost => {}
         }
-        // Anybody may announce as often as they like; who owns what is worked out when it changes.
+        // Anybody may announce at any rate, so the owners are worked out only when the members change.
         if !self.members.agree_on(&self.agreement.borrow()) {
             update(&self.agreement, self.members.agreement());
         }
@@ -309,7 +309,7 @@ impl Listener {
     }
 }
 
-/// Tells what is agreed now, and the log what is new in it.
+/// Publishes what is agreed now, and logs what changed.
 fn update(agreement: &watch::Sender<Agreement>, now: Agreement) {
     let before = agreement.borrow().clone();
     if now.is_other_than(&before) {

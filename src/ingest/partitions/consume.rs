@@ -1,9 +1,9 @@
 //! One partition's consumer: active, standing by, or making room for the owner.
 //!
 //! The broker gives a partition to whoever consumed it first and never takes it away. So a server that is not the
-//! owner (any more) lets what it took be settled, closes the channel, lets the owner come first, and stands by behind it; at
-//! once, if nobody came. Invariants: a partition is given up only after everything taken from it is settled, or given up as
-//! a whole; and whatever others announce, one that nobody consumes is taken.
+//! owner (any more) waits until what it took is settled, closes the channel, lets the owner come first, and then stands by
+//! behind it. If nobody came, it consumes again at once. Invariants: a partition is given up only after everything taken
+//! from it is settled, or given up as a whole; and a partition that nobody consumes is taken, whatever others announce.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::broker::topology::Queue;
 use crate::broker::{Broker, BrokerError, Consumer};
 use crate::ingest::CLOSE_TIMEOUT;
 
-/// How long one that is not the owner stays away, so that the owner comes before it.
+/// How long a server that is not the owner stays away, so that the owner comes first.
 const STANDBY_AFTER: Duration = Duration::from_secs(2);
-/// How often it looks meanwhile whether anybody came.
+/// How often it checks meanwhile whether anybody came.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// First pause before a refused consume is tried again; the longest is the broker's `reconnect_max`.
 const CONSUME_RETRY_BASE: Duration = Duration::from_millis(200);
@@ -33,11 +33,11 @@ const CONSUME_RETRY_BASE: Duration = Duration::from_millis(200);
 pub(super) struct PartitionConsumer {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) queue: Queue,
-    /// None for a queue of an earlier number of partitions: it is drained by whom the broker chooses.
+    /// None for a queue of an earlier number of partitions: the server that the broker chooses drains it.
     pub(super) partition: Option<u16>,
     pub(super) agreement: watch::Receiver<Agreement>,
     pub(super) substitution: Substitution,
-    /// Where owners are told that do not come.
+    /// Where owners that do not come are reported.
     pub(super) suspects: mpsc::Sender<ServerId>,
     pub(super) prefetch: u16,
     /// Bytes that may wait in front of the intake.
@@ -61,7 +61,7 @@ enum Left {
 }
 
 impl PartitionConsumer {
-    /// Consumes until the server stops or the broker is closed; whatever else ends a consumer, the queue is consumed
+    /// Consumes until the server stops or the broker is closed. If anything else ends a consumer, the queue is consumed
     /// again.
     pub(super) async fn run(mut self) {
         let stop = self.downstream.stop.clone();
@@ -69,13 +69,13 @@ impl PartitionConsumer {
         let mut told = None;
         loop {
             let mut letting_go = self.downstream.letting_go.clone();
-            // What is given back from here on may have come by the next subscription.
+            // Results given back from here on may have come through the next subscription.
             self.downstream.given_back.mark_unchanged();
             let consumed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 consumed = async {
-                    // The sender lives in the router as long as this does, so waiting cannot fail.
+                    // The router keeps the sender as long as this runs, so waiting cannot fail.
                     drop(letting_go.wait_for(|is| !*is).await);
                     let bytes_max = self.waiting_bytes_max;
                     self.broker
@@ -153,7 +153,7 @@ impl PartitionConsumer {
             stop,
             give_up,
         } = self.downstream.clone();
-        // One that owns it when we come has its turn when the first results come to us.
+        // A server that owns it when we come gets its turn only once the first results come to us.
         self.substitution.owned_by(self.other_owner());
         loop {
             let delivery = tokio::select! {
@@ -179,7 +179,7 @@ impl PartitionConsumer {
             }
             let now = Instant::now();
             if let Some(owner) = self.substitution.suspect(now) {
-                // Whoever hears it has as many suspicions as it can look into.
+                // If there is no room, the listener has as many suspects as it can look into.
                 self.suspects.try_send(owner).ok();
             }
             if self.substitution.is_due(now) {
@@ -188,7 +188,7 @@ impl PartitionConsumer {
         }
     }
 
-    /// Waits until the owner had its time to come first, or we are the owner, or nobody came. Says whether anybody did.
+    /// Waits until the owner had its time to come first, we are the owner, or nobody came. Says whether anybody came.
     async fn stay_away(&self) -> bool {
         let mut agreement = self.agreement.clone();
         let partition = self.partition;

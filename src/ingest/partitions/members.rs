@@ -1,27 +1,28 @@
 //! The members: which servers are there, by their announcements and by their queues. Pure.
 //!
-//! Anybody who may publish can announce servers. So a server counts only once its own queue took a greeting of ours: a
-//! server has one for as long as it is connected, and nobody else can have one of that name. Silence is measured in our own
-//! announcements that came back to us, not in time: while the broker is away we hear nobody, not even ourselves, and so
-//! nobody counts as gone. Invariant: whoever is announced, who is there is counted, and what is remembered is bounded.
+//! Anybody who may publish can announce servers. So a server counts only once its own queue took a greeting of ours: that
+//! queue exists as long as the server is connected, and nobody else can have one of that name. Silence is measured in our
+//! own announcements that came back to us, not in time: while the broker is away we hear nobody, not even ourselves, so
+//! nobody counts as gone. Invariant: whatever is announced, servers that are there count, and memory is bounded.
 
 use std::collections::BTreeMap;
 
 use super::agreement::{Agreement, ServerId};
 
-/// A peer is gone when more of our own announcements than this came back since we last heard it.
+/// A peer is gone when more than this many of our own announcements came back since we last heard it.
 const SILENT_BEATS_MAX: u64 = 3;
-/// Peers at most; more than there can be partitions are of no use. Who is there takes the place of who is not.
+/// Most peers; more servers than there can be partitions are of no use. A peer that is there takes the place of one that is
+/// not.
 const PEERS_MAX: usize = 255;
-/// One that is not there is greeted again after so many of our announcements: it may have been connecting anew.
+/// A peer that is not there is greeted again after this many of our announcements: it may have been reconnecting.
 const GREET_AGAIN_BEATS: u64 = 10;
-/// One that said that it stops, and is heard again, never said so itself. It is believed this once.
+/// How often a peer's stop is believed. A peer that is heard again after its stop was announced did not announce it itself.
 const LEAVES_MAX: u8 = 1;
 
 /// What to do about one announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Greet it, and tell what came of it: it is not known whether it is there.
+    /// Greet it, and report what came of it: it is not known whether it is there.
     Greet,
     /// Nothing: it is known, or ourselves, or one too many.
     Known,
@@ -30,7 +31,7 @@ pub(super) enum Heard {
 /// One other server.
 #[derive(Debug, Clone, Copy)]
 struct Peer {
-    /// Our echo when it was last heard.
+    /// [`Members::echo`] when it was last heard.
     heard: u64,
     proof: Proof,
     leaves: u8,
@@ -41,7 +42,7 @@ struct Peer {
 enum Proof {
     /// Its queue takes messages.
     There,
-    /// It was greeted at this echo, and it is not known what came of it.
+    /// It was greeted at this echo, and what came of it is not known yet.
     Greeted(u64),
     /// At this echo it had no queue.
     Missing(u64),
@@ -56,7 +57,7 @@ pub(super) struct Members {
     partitions: u16,
     /// The last of our own beats that came back.
     beat: u64,
-    /// How many came back.
+    /// How many of our beats came back.
     echo: u64,
     peers: BTreeMap<ServerId, Peer>,
 }
@@ -73,7 +74,7 @@ impl Members {
         }
     }
 
-    /// Our own announcement `beat` came back, of `said` that we made. Peers that were silent for too long are gone.
+    /// Our own announcement `beat` came back; `said` is the last that we made. Peers that were silent for too long are gone.
     pub(super) fn hear_self(&mut self, beat: u64, said: u64) {
         if beat <= self.beat || beat > said {
             return;
@@ -102,7 +103,7 @@ impl Members {
             Proof::There => Heard::Known,
             Proof::Greeted(at) | Proof::Missing(at) if !is_greeted_late(at) => Heard::Known,
             Proof::Greeted(_) | Proof::Missing(_) | Proof::Left => {
-                // One that is not there stays so until the opposite is known.
+                // A missing peer stays missing until a greeting shows that it is there.
                 if !matches!(peer.proof, Proof::Missing(_)) {
                     peer.proof = Proof::Greeted(echo);
                 }
@@ -111,7 +112,7 @@ impl Members {
         }
     }
 
-    /// Our greeting to `server` was taken by its queue, or there is none.
+    /// Our greeting reached the queue of `server`, or it has no queue.
     pub(super) fn greeted(&mut self, server: ServerId, is_there: bool) {
         let echo = self.echo;
         if let Some(peer) = self.peers.get_mut(&server) {
@@ -121,7 +122,7 @@ impl Members {
                 Proof::Missing(echo)
             };
         } else if is_there && self.make_room() {
-            // Others took its place before it could answer.
+            // Others took its place before the outcome was known.
             let peer = Peer {
                 heard: echo,
                 proof: Proof::There,
@@ -131,7 +132,7 @@ impl Members {
         }
     }
 
-    /// `server` could not be greeted: at its next announcement.
+    /// `server` could not be greeted; its next announcement tries again.
     pub(super) fn not_greeted(&mut self, server: ServerId) {
         if let Some(peer) = self.peers.get_mut(&server)
             && let Proof::Greeted(_) = peer.proof
@@ -150,12 +151,12 @@ impl Members {
         }
     }
 
-    /// What those that are there agree on.
+    /// What the servers that are there agree on.
     pub(super) fn agreement(&self) -> Agreement {
         Agreement::new(self.me, self.there(), self.partitions).leaving_out(self.missing())
     }
 
-    /// Whether that is `agreement`: a comparison costs less than a new one.
+    /// Whether the members agree on `agreement`. Comparing costs less than working out a new one.
     pub(super) fn agree_on(&self, agreement: &Agreement) -> bool {
         let others = agreement.servers() - 1;
         self.missing() == agreement.left_out()
@@ -176,8 +177,8 @@ impl Members {
         self.peers.values().filter(is_missing).count()
     }
 
-    /// Room for one more, if need be in place of one that is not there: of those the one that was heard first. Says whether
-    /// there is.
+    /// Makes room for one more, if need be in place of a peer that is not there: the one not heard for longest. Says whether
+    /// there is room.
     fn make_room(&mut self) -> bool {
         if self.peers.len() < PEERS_MAX {
             return true;
@@ -213,8 +214,8 @@ mod tests {
         members.greeted(server, true);
     }
 
-    /// Goal: a silent peer is gone after our beats came back often enough, and never while we do not hear ourselves; beats
-    /// that we never made, or made before, are not ours.
+    /// Goal: a silent peer is gone after enough of our beats came back, and never while we do not hear ourselves; beats that
+    /// we never made, or that came back before, do not count.
     #[test]
     fn silence_counts_only_while_we_hear_ourselves() {
         let (mut members, peer) = (members(), id(2));
@@ -233,7 +234,7 @@ mod tests {
         assert_eq!(members.agreement().owned().len(), 8);
     }
 
-    /// Goal: who says that it stops is gone at once; whoever says so in its name is believed once.
+    /// Goal: a server that says that it stops is gone at once; whoever says so in its name is believed once.
     #[test]
     fn leaving_is_at_once_and_believed_once() {
         let (mut members, peer) = (members(), id(2));
@@ -246,7 +247,7 @@ mod tests {
         assert_eq!(members.agreement().servers(), 2);
     }
 
-    /// Goal: who announces itself and has no queue owns nothing, is told of, and is greeted again after a while.
+    /// Goal: a server that announces itself and has no queue owns nothing, is reported, and is greeted again after a while.
     #[test]
     fn who_has_no_queue_is_left_out() {
         let (mut members, peer) = (members(), id(2));
@@ -264,7 +265,7 @@ mod tests {
         assert_eq!(members.agreement().left_out(), 0);
     }
 
-    /// Goal: however many are announced, what is remembered is bounded, and servers that are there count all the same.
+    /// Goal: however many servers are announced, memory is bounded, and servers that are there still count.
     #[test]
     fn forged_members_are_bounded_and_hide_nobody() {
         let mut members = members();
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(members.agreement().servers(), 4);
     }
 
-    /// Goal: members know an agreement of theirs from another one, without working it out.
+    /// Goal: members tell their own agreement from another one without working it out.
     #[test]
     fn an_agreement_is_compared() {
         let mut members = members();

@@ -5,8 +5,8 @@
 //!      ▲ greetings ──┘                          └─ owners that do not come ─▶ members
 //! ```
 //!
-//! The agreement only balances. That one server at a time has a partition is the broker's promise (single active
-//! consumer), and holds while servers disagree, hear nobody, or die.
+//! The agreement only balances. The broker promises that one server at a time has a partition (single active consumer).
+//! Its promise holds while servers disagree, hear nobody, or die.
 
 mod agreement;
 mod announce;
@@ -46,9 +46,9 @@ const LOOK_RETRY_BASE: Duration = Duration::from_millis(200);
 pub(super) struct Downstream {
     pub(super) intake: Intake,
     pub(super) held: Held,
-    /// Results go back to the broker, and nothing is pulled.
+    /// While true, results go back to the broker, and nothing is pulled.
     pub(super) letting_go: watch::Receiver<bool>,
-    /// Changes when results went back that could not be forwarded: what came behind them goes back, too.
+    /// Changes when results that could not be forwarded went back: those that came behind them go back, too.
     pub(super) given_back: watch::Receiver<u64>,
     /// The server stops pulling.
     pub(super) stop: CancellationToken,
@@ -65,8 +65,8 @@ pub(super) struct Partitions {
 }
 
 impl Partitions {
-    /// Begins to announce and to consume, on the current thread; the queues are declared already, or will be. On
-    /// `stop` nothing is taken any more; the consumers end when all that was taken is settled, or by `give_up`.
+    /// Begins to announce and to consume, on the current thread; the queues are declared already, or will be. After
+    /// `stop` nothing is taken any more. The consumers end when everything taken is settled, or on `give_up`.
     pub(super) fn start(
         config: &Config,
         broker: &Arc<dyn Broker>,
@@ -109,7 +109,7 @@ impl Partitions {
         topology::server_queue(&self.own_key())
     }
 
-    /// The routing key that leads there.
+    /// The routing key that leads to [`own_queue`](Self::own_queue).
     pub(super) fn own_key(&self) -> String {
         self.me.to_string()
     }
@@ -119,7 +119,7 @@ impl Partitions {
         self.agreement.clone()
     }
 
-    /// Ends all of it, after the stop and the giving up.
+    /// Waits until all tasks end, and aborts late ones. Called after `stop` and `give_up`.
     pub(super) async fn close(self) {
         let end = |task: JoinHandle<()>| async move {
             let abort = task.abort_handle();

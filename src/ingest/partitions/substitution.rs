@@ -1,9 +1,9 @@
-//! When one that is not the owner makes room for the owner of a partition that the broker gave it. Pure.
+//! When a substitute makes room: a server that the broker gave a partition which another server owns. Pure.
 //!
 //! It makes room at once for a new owner, and soon for one that it fills in for. If the owner does not come, it makes room
 //! less and less often; once another server took the results for a while, room was not made in vain. Invariant: however
-//! often the broker gives it the partition, for an owner that never comes room is made a few times in the first minutes
-//! and every ten minutes then.
+//! often the broker gives it the partition, it makes room for an owner that never comes only a few times in the first
+//! minutes, and every ten minutes after that.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use super::agreement::ServerId;
 
 /// How long it fills in before it makes room. Enough for an owner that only opened its channel anew.
 const FIRST_AFTER: Duration = Duration::from_millis(200);
-/// The same, once room was made in vain; then four times as long each time.
+/// How long it fills in once room was made in vain; each further time four times as long, up to the maximum.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 const AGAIN_FACTOR: u32 = 4;
 const AGAIN_AFTER_MAX: Duration = Duration::from_mins(10);
-/// Somebody has taken the results if none came to us for so many times as long as we would have waited, and so long at least.
+/// Somebody took the results if none came to us for this many times our own wait, and for `CAME_AFTER_MIN` at least.
 const CAME_AFTER_FACTOR: u32 = 4;
 const CAME_AFTER_MIN: Duration = Duration::from_secs(5);
-/// One that has to be filled in for so long may not be there at all.
+/// An owner that was filled in for this long may not be there at all.
 const SUSPECT_AFTER: Duration = Duration::from_secs(5);
 
 /// One partition, as one server sees it.
@@ -28,12 +28,12 @@ const SUSPECT_AFTER: Duration = Duration::from_secs(5);
 pub(super) struct Substitution {
     /// The owner, where that is another server.
     owner: Option<ServerId>,
-    /// How often room was made for it in vain, and when last.
+    /// How often room was made for the owner in vain, and when last.
     yields: u32,
     yielded_at: Option<Instant>,
     /// Whether somebody else consumed when we came back.
     is_stood_by: bool,
-    /// Since when it is filled in for.
+    /// Since when we fill in for the owner.
     since: Option<Instant>,
     suspected_at: Option<Instant>,
 }
@@ -62,7 +62,7 @@ impl Substitution {
         now.duration_since(*self.since.get_or_insert(now)) >= self.wait()
     }
 
-    /// Whether after room was made another one took the results until `now`.
+    /// Whether, after we made room, another server took the results until `now`.
     fn somebody_came(&self, now: Instant) -> bool {
         let enough = self.wait().saturating_mul(CAME_AFTER_FACTOR);
         let enough = enough.max(CAME_AFTER_MIN);
@@ -72,7 +72,7 @@ impl Substitution {
                 .is_some_and(|at| now.duration_since(at) >= enough)
     }
 
-    /// How long it fills in before room is made.
+    /// How long we fill in before we make room.
     fn wait(&self) -> Duration {
         match self.yields.checked_sub(1) {
             None => FIRST_AFTER,
@@ -82,12 +82,12 @@ impl Substitution {
         }
     }
 
-    /// Back from making room, while somebody else consumes or nobody does.
+    /// We are back from making room; `is_stood_by` tells whether somebody else consumes.
     pub(super) fn returns(&mut self, is_stood_by: bool) {
         self.is_stood_by = is_stood_by;
     }
 
-    /// The owner, if it has been filled in for so long that it may not be there; not again for a while.
+    /// The owner, if we fill in for it longer than `SUSPECT_AFTER`: it may not be there. Named once per `SUSPECT_AFTER`.
     pub(super) fn suspect(&mut self, now: Instant) -> Option<ServerId> {
         let since = self.suspected_at.or(self.since)?;
         if now.duration_since(since) < SUSPECT_AFTER {
@@ -125,8 +125,8 @@ mod tests {
         assert!(!ours.owned_by(None));
     }
 
-    /// Goal: a substitute serves for a moment from its first delivery on; an owner that never comes gets room a few times
-    /// and then hardly ever, and is suspected.
+    /// Goal: a substitute serves for a moment from its first delivery on; an owner that never comes gets room a few times,
+    /// then hardly ever, and is suspected.
     #[test]
     fn an_owner_that_never_comes_gets_room_seldom() {
         let mut now = Instant::now();

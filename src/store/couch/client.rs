@@ -18,13 +18,14 @@ use super::StoreError;
 use crate::config::CouchUrl;
 use crate::wire::brief;
 
-/// Largest answer read, unpacked, in bytes. A load whose answer is larger is asked for in halves.
+/// Largest answer read, unpacked, in bytes. A load with a larger answer is asked again in halves.
 pub(super) const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Longest wait for a connection; `store.timeout` where that is shorter.
+/// Longest wait for a connection, unless `store.timeout` is shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Idle connections are given up before CouchDB does (its default is 300 s), so that none is used half closed.
+/// An idle connection is closed after this time, before CouchDB closes it (default 300 s), so that none is used half
+/// closed.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
-/// How much of an answer that is no CouchDB error goes into ours, in bytes.
+/// Bytes of an answer that go into our error if the answer is no CouchDB error.
 const EXCERPT_BYTES: usize = 200;
 
 /// A client for one database.
@@ -62,7 +63,7 @@ pub(super) struct Reply {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum SendError {
-    /// Longer than [`RESPONSE_BYTES_MAX`]: asking for less may help.
+    /// The answer is longer than [`RESPONSE_BYTES_MAX`]: asking for less may help.
     TooLong,
     /// Anything else.
     Store(StoreError),
@@ -98,11 +99,11 @@ impl Client {
             .connect_timeout(timeout.min(CONNECT_TIMEOUT))
             .pool_idle_timeout(IDLE_TIMEOUT)
             .redirect(redirect::Policy::none())
-            // The DSN says where to go; a proxy from the environment would be a second place that says so.
+            // The DSN alone says where to connect; a proxy from the environment would be a second setting for that.
             .no_proxy()
             .user_agent(concat!("vogeler/", env!("CARGO_PKG_VERSION")));
         if url.base.scheme() == "http" {
-            // Without TLS no certificates are needed: a machine that has none can still reach its CouchDB.
+            // Plain HTTP needs no certificates: a machine that has none can still reach its CouchDB.
             builder = builder.tls_certs_only([]);
         }
         let http = builder
@@ -206,8 +207,8 @@ impl Client {
         })
     }
 
-    /// Reads a good answer. One that is cut off or ends in an error (CouchDB streams, and fails half way) is
-    /// [`StoreError::Away`]: nothing of it is used.
+    /// Reads a successful answer. One that is cut off or ends in an error (CouchDB streams and may fail half way) is
+    /// [`StoreError::Away`]: no part of it is used.
     pub(super) fn parse<T: DeserializeOwned>(&self, reply: &Reply) -> Result<T, StoreError> {
         if !reply.is_success() {
             return Err(self.error(reply));
@@ -215,7 +216,7 @@ impl Client {
         serde_json::from_slice(&reply.body).map_err(|error| self.unreadable(reply, &error))
     }
 
-    /// A good status over a body that cannot be read.
+    /// The error for a good status with a body that cannot be read.
     pub(super) fn unreadable(&self, reply: &Reply, error: &serde_json::Error) -> StoreError {
         self.away(
             format!(
@@ -226,7 +227,7 @@ impl Client {
         )
     }
 
-    /// The error that an answer other than a good one is, outside of `_bulk_docs`.
+    /// The error for an unsuccessful answer, except to `_bulk_docs`.
     pub(super) fn error(&self, reply: &Reply) -> StoreError {
         let reason = reply.describe();
         match reply.status {
@@ -269,7 +270,7 @@ impl Reply {
         (200..300).contains(&self.status)
     }
 
-    /// Whether CouchDB failed at what was asked, and not a proxy, nor by being away, busy or full.
+    /// Whether CouchDB itself failed at the request: not a proxy, and not because it is away, busy or full.
     pub(super) fn is_own_failure(&self) -> bool {
         (500..600).contains(&self.status) && !matches!(self.status, 502..=504 | 507)
     }
@@ -322,13 +323,13 @@ fn address(base: &Url, segments: &[&str]) -> Url {
 }
 
 fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    // Level 1: of our documents it saves nearly as much as 6 does, at a third of the time.
+    // Level 1 saves nearly as much of our documents as level 6, in a third of the time.
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes)?;
     encoder.finish()
 }
 
-/// `Retry-After` in seconds; as a date, which CouchDB and its usual proxies do not send, it is ignored.
+/// `Retry-After` in seconds. The date form is ignored: CouchDB and its usual proxies do not send it.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers
         .get(RETRY_AFTER)?

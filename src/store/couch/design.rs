@@ -1,8 +1,9 @@
-//! Design documents: read from a folder in the layout of CouchApp, written where they differ from what is there.
+//! Design documents: read from a folder in the layout of CouchApp, and written if they differ from those in the
+//! database.
 //!
-//! `<ddoc>/views/<view>/{map,reduce}.js`, `<ddoc>/language`, `<ddoc>/validate_doc_update.js`, and `<ddoc>/autoupdate.json`,
-//! which is `false` where CouchDB is not to build indexes before somebody asks. A design document that did not change is
-//! not written: CouchDB would build its indexes again.
+//! The layout: `<ddoc>/views/<view>/{map,reduce}.js`, `<ddoc>/language`, `<ddoc>/validate_doc_update.js`, and
+//! `<ddoc>/autoupdate.json`, which is `false` if CouchDB must not build indexes before somebody asks. An unchanged
+//! design document is not written: CouchDB would build its indexes again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,17 +17,17 @@ use super::StoreError;
 use super::client::Client;
 use crate::store::Designs;
 
-/// How often a design document is read and written again because another set-up wrote it in between.
+/// Attempts to read and write a design document, since another set-up may write it in between.
 const TRIES_MAX: u32 = 3;
 
-/// A design document as its folder has it.
+/// A design document as in its folder.
 #[derive(Debug, PartialEq)]
 pub(super) struct Design {
     name: String,
     members: Map<String, Value>,
 }
 
-/// Reads what is to be loaded, by name.
+/// Reads the design documents to load, by name.
 pub(super) fn read(designs: Designs<'_>) -> Result<Vec<Design>, StoreError> {
     match designs {
         Designs::None => Ok(Vec::new()),
@@ -35,7 +36,7 @@ pub(super) fn read(designs: Designs<'_>) -> Result<Vec<Design>, StoreError> {
     }
 }
 
-/// The design documents that ship in the program, whose files are in the same layout.
+/// The design documents that ship in the program. Their files have the same layout.
 fn shipped() -> Vec<Design> {
     let mut designs: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for file in crate::shipped::below("_design") {
@@ -112,7 +113,7 @@ fn read_view(path: &Path) -> Result<Map<String, Value>, StoreError> {
     }
 }
 
-/// The folders in `path` by name; hidden ones and files are not ours.
+/// The folders in `path`, by name, without hidden ones.
 fn folders(path: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(path).map_err(|error| file_error(path, error))? {
@@ -149,7 +150,7 @@ fn file_error(path: &Path, reason: impl std::fmt::Display) -> StoreError {
     }
 }
 
-/// Writes `design` if it differs from what is there, and says which.
+/// Writes `design` if it differs from the one in the database, and returns what it did.
 pub(super) async fn load(client: &Client, design: &Design) -> Result<String, StoreError> {
     let path = ["_design", design.name.as_str()];
     let mut tries = 0;
@@ -195,7 +196,8 @@ impl Design {
 mod tests {
     use super::*;
 
-    /// Goal: what ships is read whole, from the program as from its folder: every view has a map function.
+    /// Goal: the shipped design documents are the same read from the program and from the folder, and every view has a
+    /// map function.
     #[test]
     fn shipped_design_documents_are_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/vogeler/_design");
@@ -206,7 +208,7 @@ mod tests {
         for design in &designs {
             let views = design.members["views"].as_object().unwrap();
             for view in views.values() {
-                // Engines differ in what they make of a text that does not start with the function.
+                // Engines differ in how they read a text that does not start with the function.
                 let map = view["map"].as_str().unwrap();
                 assert!(map.starts_with("function"), "{}: {map}", design.name);
             }

@@ -1,8 +1,8 @@
-//! The operator's questions: what nodes hold is answered by views and Mango indexes, which nodes there are by a scan.
+//! Answers the operator's questions: views and Mango indexes say what nodes hold, a scan says which nodes exist.
 //!
-//! The views are those of `etc/vogeler/_design`; what they emit is what [`Facts`] says of a document. A view that is not
-//! there is [`StoreError::NoIndex`]. The scan is CouchDB's, and few fields of a document travel: an index over documents
-//! as large as ours costs far more than it saves where most of them change between two questions.
+//! The views are those of `etc/vogeler/_design`; they emit what [`Facts`] says of a document. A missing view is
+//! [`StoreError::NoIndex`]. CouchDB does the scan and returns few fields of each document: an index over documents as
+//! large as ours costs far more than it saves when most of them change between two questions.
 
 use std::collections::BTreeSet;
 
@@ -20,16 +20,16 @@ use crate::store::facts::{Facts, NODE_DOC_TYPE};
 use crate::store::query::WhereValue;
 use crate::wire::{Group, PluginName};
 
-/// Rows of a view asked for at once, where there may be many.
+/// Rows per request to a view that may have many.
 const PAGE_ROWS: usize = 10_000;
-/// Keys asked for in one request to a view.
+/// Keys per request to a view.
 const KEYS_MAX: usize = 1000;
-/// Documents that one request of a scan goes through: few, so that writes have their turn in between also where the store
-/// does one thing at a time.
+/// Documents that one request of a scan reads: few, so that writes get a turn in between even if the store does one
+/// thing at a time.
 const SCAN_LIMIT: usize = 100;
-/// Documents asked for in one `_find`.
+/// Documents per `_find`.
 const FIND_LIMIT: usize = 1000;
-/// Design documents of indexes made on demand start so, that an operator knows whose they are.
+/// Prefix of the design documents of indexes made on demand, so that an operator knows whose they are.
 const INDEX_PREFIX: &str = "vogeler-where-";
 /// Digits of the pointer's hash in such a name.
 const INDEX_HASH_DIGITS: usize = 16;
@@ -52,7 +52,7 @@ pub(super) async fn count(client: &Client) -> Result<u64, StoreError> {
     Ok(nodes.len() as u64)
 }
 
-/// The number of node documents, and of those that changed at `since` or later.
+/// The number of node documents, and how many of them changed at `since` or later.
 pub(super) async fn census(client: &Client, since: Timestamp) -> Result<Census, StoreError> {
     #[derive(Deserialize)]
     struct Updated {
@@ -79,7 +79,7 @@ pub(super) async fn nodes(client: &Client) -> Result<Vec<NodeSummary>, StoreErro
         };
         match scanned.fields.read(&node) {
             Some(summary) => nodes.push(summary),
-            // Of 2010: without bookkeeping only the whole document tells what its plugins are.
+            // A document of 2010: it has no bookkeeping, so only the whole document tells its plugins.
             None => unbooked.push(node),
         }
     }
@@ -104,7 +104,7 @@ pub(super) fn summaries(
     Ok(page.docs.into_iter().filter_map(summary).collect())
 }
 
-/// What [`nodes`] reads of a document; others write there too, so nothing is sure to be what we wrote.
+/// What [`nodes`] reads of a document. Others write there too, so no field is sure to be as we wrote it.
 #[derive(Deserialize)]
 struct Summary {
     updated_at: Option<Value>,
@@ -172,9 +172,9 @@ struct Scanned<F> {
     fields: F,
 }
 
-/// Reads `fields` of all node documents, which CouchDB goes through one by one. Measured on CouchDB 3.5.0 that takes
-/// 0.2 ms of CPU for a document of 14 KB and 0.9 ms for one of 130 KB; to bring an index up to date takes 1.7 and 16 ms
-/// for each document that changed since, and keeps both cores of a small machine from the ingest while it does.
+/// Reads `fields` of all node documents; CouchDB goes through them one by one. Measured on CouchDB 3.5.0, a scan takes
+/// 0.2 ms of CPU for a document of 14 KB and 0.9 ms for one of 130 KB. Updating an index takes 1.7 and 16 ms for each
+/// document that changed since, and meanwhile keeps both cores of a small machine from the ingest.
 async fn scan<F: DeserializeOwned>(
     client: &Client,
     fields: &[&str],
@@ -183,7 +183,8 @@ async fn scan<F: DeserializeOwned>(
     let mut found: Vec<Scanned<F>> = Vec::new();
     let mut last: Option<String> = None;
     loop {
-        // No condition but the order of ids: PouchDB reads all that follow to meet another, for every page.
+        // The order of ids is the only condition: to meet any other, PouchDB reads all documents that follow, for every
+        // page.
         let request = json!({
             "selector": {"_id": {"$gt": last}},
             "sort": [{"_id": "asc"}],
@@ -191,7 +192,7 @@ async fn scan<F: DeserializeOwned>(
             "limit": SCAN_LIMIT,
         });
         let page: Page<F> = find_page(client, &request).await?;
-        // A page that is not full need not be the last: design documents are left out of it.
+        // A page that is not full need not be the last, since it leaves out design documents.
         let Some(end) = page.docs.last() else {
             return Ok(found);
         };
@@ -271,8 +272,7 @@ async fn contains(
     Ok(found)
 }
 
-/// Mango with an index on that very field, made when it is first asked for. CouchDB answers with the index that is
-/// there if it is.
+/// Asks Mango, with an index on that very field. The first question makes the index; later ones reuse it.
 async fn find_where(
     client: &Client,
     pointer: &Pointer,
@@ -295,7 +295,7 @@ async fn find_where(
     let reply = client
         .send(Method::POST, &["_index"], &[], Some(body))
         .await?;
-    // CouchDB says so with status 500, as if it might work later.
+    // CouchDB reports this with status 500, as if it might work later.
     if reply.error().reason.ends_with("forbidden") {
         return Err(StoreError::NoIndex {
             store: client.location().to_owned(),
@@ -386,7 +386,7 @@ async fn view(
     Ok(client.parse::<View>(&reply)?.rows)
 }
 
-/// The nodes of a view's rows. Ids that are no node names are of documents that are not ours.
+/// The nodes of a view's rows. An id that is no node name belongs to a document that is not ours.
 fn names(rows: Vec<Row>) -> BTreeSet<NodeName> {
     let ids = rows.into_iter().filter_map(|row| row.id);
     ids.filter_map(|id| NodeName::new(&id).ok()).collect()
@@ -396,7 +396,7 @@ fn names(rows: Vec<Row>) -> BTreeSet<NodeName> {
 mod tests {
     use super::*;
 
-    /// Goal: a path is escaped as Mango reads it, and one that it cannot read is known as such.
+    /// Goal: a path is escaped as Mango reads it, and a path that Mango cannot read yields none.
     #[test]
     fn paths_are_escaped_for_mango() {
         let field = |text: &str| mango_field(&Pointer::parse(text).unwrap());

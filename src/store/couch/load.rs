@@ -1,7 +1,7 @@
 //! Reading documents by id: `_all_docs` with the ids as keys, in chunks.
 //!
-//! Missing and deleted documents are not in the answer. A row that failed for any other reason says so of its document and of
-//! no other: taken for missing it would be written as new, and its history with it.
+//! Missing and deleted documents are not in the answer. A row that failed for any other reason is a failure of its
+//! document alone: if it were taken for missing, it would be written as new, and its history would be lost.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use super::{NodeName, StoreError, StoredDocument};
 use crate::store::Revision;
 use crate::wire::brief;
 
-/// Ids a request. At 20 KB a document an answer is 4 MB; documents far larger are asked for in halves.
+/// Ids per request. With documents of 20 KB an answer is 4 MB; far larger documents are asked for again in halves.
 pub(super) const CHUNK: usize = 200;
 
 #[derive(Deserialize)]
@@ -60,7 +60,7 @@ pub(super) async fn load(
                 let (left, right) = chunk.split_at(chunk.len() / 2);
                 open.extend([left, right]);
             }
-            // Somebody put more into it than we read: what is there is none of our documents, and no outage.
+            // One document exceeds what we read: somebody else wrote it. It is unreadable, which is no outage.
             Err(SendError::TooLong) => {
                 found.extend(
                     chunk
@@ -91,7 +91,7 @@ pub(super) fn read(
     let answer: Answer<'_> =
         serde_json::from_slice(&reply.body).map_err(|error| client.unreadable(reply, &error))?;
     for row in answer.rows {
-        // Only ids that were asked for come back; one that is no node name was not.
+        // Only ids that were asked for count; an id that is no node name was not asked for.
         let Ok(id) = NodeName::new(&row.key) else {
             continue;
         };
@@ -112,7 +112,7 @@ pub(super) fn read(
                 json: doc.to_owned(),
                 failure: None,
             },
-            // One that was deleted just now, too.
+            // Includes a document that was deleted just now.
             _ => StoredDocument::failed("a row without a document".to_owned()),
         };
         found.insert(id, document);
@@ -124,7 +124,7 @@ pub(super) fn read(
 mod tests {
     use super::super::replies;
 
-    /// Goal: a row that failed, or that nobody understands, says so of its document, and costs no other.
+    /// Goal: a row that failed or is not understood is a failure of its own document and of no other.
     #[test]
     fn one_row_is_no_outage() {
         let body = r#"{"rows":[

@@ -1,8 +1,8 @@
 //! The production store: CouchDB 3 over HTTP.
 //!
-//! Documents go out in `_bulk_docs` requests and come back one verdict a document; a request that CouchDB refuses
-//! as a whole is taken apart until the culprit is alone (`bulk`). Never `new_edits:false`, `batch=ok` or
-//! `all_or_nothing`: a document is stored when CouchDB says so of that document, and never otherwise.
+//! Documents go out in `_bulk_docs` requests, and each gets its own verdict. A request that CouchDB refuses as a whole
+//! is split until the culprit is alone (`bulk`). Never sends `new_edits:false`, `batch=ok` or `all_or_nothing`: a
+//! document is stored only when CouchDB says so of that document.
 
 mod bulk;
 mod client;
@@ -35,9 +35,9 @@ pub use outcome::count_stored;
 #[derive(Debug)]
 pub struct CouchStore {
     client: Client,
-    /// Whether a missing database is created by the call that misses it.
+    /// Whether a call that finds the database missing creates it.
     create: bool,
-    /// Largest request body, in bytes: what is configured, or less once the server said "too large".
+    /// Largest request body, in bytes: as configured, or less once the server said "too large".
     request_bytes_max: AtomicUsize,
 }
 
@@ -57,7 +57,7 @@ impl CouchStore {
         })
     }
 
-    /// Creates the database; says whether it was missing.
+    /// Creates the database. Returns whether it was missing.
     async fn create_database(&self) -> Result<bool, StoreError> {
         let reply = self.client.send(Method::PUT, &[], &[], None).await?;
         match reply.status {
@@ -67,7 +67,7 @@ impl CouchStore {
         }
     }
 
-    /// After a call that missed the database: creates it if that is configured. Says whether to call again.
+    /// After a call that found the database missing: creates it if configured. Returns whether to call again.
     async fn create_missing(&self, error: &StoreError) -> Result<bool, StoreError> {
         if !(self.create && matches!(error, StoreError::NoDatabase { .. })) {
             return Ok(false);
@@ -94,7 +94,7 @@ impl CouchStore {
         }
         let reply = self.client.send_to_server().await?;
         let welcome: Welcome = self.client.parse(&reply)?;
-        // Only CouchDB itself is called so: others that speak its protocol say who they are as vendor.
+        // The name CouchDB is only CouchDB's own: others that speak its protocol give their name as vendor.
         let vendor = welcome.vendor.and_then(|vendor| vendor.name);
         let name = vendor
             .filter(|name| name != "The Apache Software Foundation")
@@ -129,7 +129,7 @@ impl Store for CouchStore {
         // Files first: a folder that cannot be read is reported before anything is changed.
         let designs = design::read(designs)?;
         let location = self.client.location();
-        // Who may make databases is an administrator of the whole server; who loads views need not be.
+        // Only a server administrator may create databases; a user who loads views need not be one.
         let is_there = self
             .client
             .send(Method::GET, &[], &[], None)

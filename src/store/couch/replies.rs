@@ -1,4 +1,4 @@
-//! What the store makes of a reply, for `crate::fuzzing`, which has no CouchDB.
+//! How the store interprets a reply: for `crate::fuzzing`, which has no CouchDB.
 
 #![allow(clippy::expect_used, reason = "made of constants")]
 
@@ -11,7 +11,7 @@ use super::client::Reply;
 use super::{CouchStore, NodeSummary, StoreError, StoredDocument, Verdicts, Write, find, load};
 use crate::wire::NodeName;
 
-/// Sends nothing: it is there for the names in its errors.
+/// Sends nothing: it only provides the names in errors.
 static STORE: LazyLock<CouchStore> = LazyLock::new(|| {
     let dsn = "couch://localhost/vogeler".parse().expect("a DSN");
     let config = crate::config::Store {
@@ -29,7 +29,7 @@ fn reply((status, body): (u16, Bytes)) -> Reply {
     }
 }
 
-/// The verdicts on these documents if every `_bulk_docs` is answered like this.
+/// The verdicts on these documents if every `_bulk_docs` gets this answer.
 pub(crate) fn bulk(answer: (u16, Bytes), ids: &BTreeSet<NodeName>) -> Result<Verdicts, StoreError> {
     let write = |id: &NodeName| Write {
         id: id.clone(),

@@ -1,9 +1,9 @@
 //! The embedded store: one SQLite file, readable by any tool and by several processes at once.
 //!
-//! A batch is one transaction in a WAL with `synchronous=FULL`: what [`Store::write`] says is stored survives a
-//! power cut. Revisions are checked like CouchDB's, except that a row deleted by somebody else leaves no tombstone:
-//! a write with a revision where no document is conflicts always (CouchDB: only where one was), and a document
-//! made anew counts its revisions from 1. Two threads do the work: one writes, one reads.
+//! A batch is one transaction in a WAL with `synchronous=FULL`: a document that [`Store::write`] reports as stored
+//! survives a power cut. Revisions are checked like CouchDB's, except that a row deleted by somebody else leaves no
+//! tombstone. So a write with a revision always conflicts if there is no document (in CouchDB only if there was one),
+//! and a document created again counts its revisions from 1. Two threads do the work: one writes, one reads.
 
 mod rows;
 mod worker;
@@ -37,8 +37,8 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Starts the threads. The file is created here if `create` is set; otherwise, while it is missing, every call
-    /// but [`Store::setup`] fails with [`StoreError::NoDatabase`].
+    /// Starts the threads. Creates the file if `create` is set. Otherwise, while the file is missing, every call but
+    /// [`Store::setup`] fails with [`StoreError::NoDatabase`].
     pub fn open(config: &crate::config::Store) -> Result<Self, StoreError> {
         let StoreDsn::Sqlite(path) = &config.dsn else {
             return Err(StoreError::Protocol {
@@ -60,7 +60,7 @@ impl SqliteStore {
         })
     }
 
-    /// Runs `job` on a thread, at most `store.timeout` long (waiting included).
+    /// Runs `job` on a thread, for at most `store.timeout`, including the time in the queue.
     async fn call<T: Send + 'static>(
         &self,
         worker: &Worker,

@@ -1,4 +1,4 @@
-//! What is done with the rows: the SQL of the embedded store, on a connection that somebody else opened.
+//! The SQL of the embedded store: reads and writes rows on a connection that the caller opened.
 
 use std::collections::HashMap;
 
@@ -16,10 +16,10 @@ const SELECT: &str = "SELECT revision, json FROM documents WHERE id = ?1";
 const REVISION: &str = "SELECT revision FROM documents WHERE id = ?1";
 const UPSERT: &str = "INSERT INTO documents (id, revision, json) VALUES (?1, ?2, ?3)
     ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, json = excluded.json";
-/// No node is called so: names do not start with an underscore.
+/// Id of the probe row. It is no node's: node names do not start with an underscore.
 const PROBE_ID: &str = "_probe";
 const NODES: &str = "SELECT id, json FROM documents WHERE doc_type = ?1 ORDER BY id";
-/// Reads every document: an embedded store is small, and this is asked once a minute.
+/// Reads every document: an embedded store is small, and this query runs once a minute.
 const RECENT: &str = "SELECT count(*) FROM documents
     WHERE doc_type = ?1 AND unixepoch(json_extract(json, '$.updated_at'), 'subsec') >= ?2";
 const COUNT: &str = "SELECT count(*) FROM documents WHERE doc_type = ?1";
@@ -29,7 +29,7 @@ pub(super) fn load(
     connection: &mut Connection,
     ids: &[NodeName],
 ) -> rusqlite::Result<HashMap<NodeName, StoredDocument>> {
-    // One transaction: all documents as of one moment, and one lock instead of one a row.
+    // One transaction: all documents as of one moment, and one lock instead of one per row.
     let transaction = connection.transaction()?;
     let mut statement = transaction.prepare_cached(SELECT)?;
     let mut found = HashMap::with_capacity(ids.len());
@@ -62,10 +62,10 @@ fn stored(id: &NodeName, revision: &str, json: &str) -> Option<StoredDocument> {
     })
 }
 
-/// Writes a batch in one transaction: a verdict that says stored is given only after the commit. An error that is about one
-/// row is that row's verdict; the statement is undone, and the rest of the transaction goes on.
+/// Writes a batch in one transaction and returns its verdicts only after the commit. An error that concerns one row is
+/// that row's verdict: SQLite undoes the statement, and the transaction continues.
 pub(super) fn write(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<Verdicts> {
-    // Immediate: the lock is taken before the revisions are read, so that no other process writes in between.
+    // Immediate: takes the lock before reading the revisions, so that no other process writes in between.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut verdicts = Verdicts::with_capacity(writes.len());
     for write in writes {
@@ -82,8 +82,8 @@ pub(super) fn write(connection: &mut Connection, writes: &[Write]) -> rusqlite::
     Ok(verdicts)
 }
 
-/// The verdict on a row, where an error may be about the row: what its text means to SQLite's JSON functions, a constraint
-/// or a trigger of somebody's, a row there that is none of ours. All other errors (disk, lock, memory, damage) are not.
+/// The verdict on a row if the error may concern the row: SQLite's JSON functions refuse its text, somebody's
+/// constraint or trigger refuses it, or the row there is not ours. Other errors (disk, lock, memory, damage) give none.
 fn verdict_of(error: &rusqlite::Error) -> Option<Verdict> {
     let word = match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => "forbidden",
@@ -104,11 +104,11 @@ fn is_of_value(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Whether the store takes a document that nobody can have anything against: a table that went, or a trigger that forbids
-/// all writes, says the same words as a bad row.
+/// Whether the store takes a document that has nothing wrong: a missing table, or a trigger that forbids all writes,
+/// gives the same error as a bad row.
 fn takes_any(transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
     if transaction.is_autocommit() {
-        // It was rolled back as a whole; what was written before is gone.
+        // SQLite rolled the whole transaction back: the rows written before are gone.
         return Ok(false);
     }
     transaction.execute_batch("SAVEPOINT probe")?;
@@ -155,8 +155,9 @@ pub(super) fn select<T>(
     Ok(picked)
 }
 
-/// Counts the node documents, and those that changed at `since` or later. Reads every document, once a minute for
-/// a server: fine for the fleets that an embedded store is for, and cheaper than an index that every write would pay for.
+/// Counts the node documents, and those that changed at `since` or later. Reads every document, once a minute per
+/// server. That is fine for the fleets that an embedded store is for, and cheaper than an index, which slows every
+/// write.
 #[allow(clippy::cast_precision_loss, reason = "milliseconds fit")]
 pub(super) fn census(connection: &mut Connection, since: Timestamp) -> rusqlite::Result<Census> {
     let nodes = count(connection)?;

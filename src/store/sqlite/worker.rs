@@ -1,7 +1,7 @@
 //! A thread that owns one SQLite connection: jobs come in through a bounded queue, answers go back.
 //!
-//! The connection is opened by the first job that finds the file there, and dropped when the file is gone: a
-//! database that vanished is reported, not written to as a file without a name.
+//! The first job that finds the file opens the connection, and a job that finds the file gone drops it: a deleted
+//! database is reported, not written to as a file without a name.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
 
-/// Jobs waiting for the thread before a caller waits; far above the writes that a server has in flight.
+/// Most jobs queued before a caller waits; far above the writes that a server has in flight.
 const QUEUE: usize = 64;
 /// Layout of the file, kept in SQLite's `user_version`.
 const SCHEMA_VERSION: i64 = 1;
@@ -25,7 +25,7 @@ const SCHEMA: &str = "
     );
     CREATE INDEX IF NOT EXISTS documents_by_type ON documents (doc_type);
     PRAGMA user_version = 1;";
-/// The least wait for another process's lock; `store.timeout` where that is longer.
+/// Longest wait for another process's lock, unless `store.timeout` is longer.
 const BUSY_MIN: Duration = Duration::from_secs(1);
 
 type Job = Box<dyn FnOnce(Result<&mut Connection, StoreError>) + Send>;
@@ -39,7 +39,7 @@ pub(super) enum Mode {
     Write,
 }
 
-/// Handle on the thread. Dropping it lets the thread finish what is queued and end.
+/// Handle on the thread. After it is dropped, the thread finishes the queued jobs and ends.
 #[derive(Debug)]
 pub(super) struct Worker {
     jobs: mpsc::Sender<Message>,
@@ -72,7 +72,7 @@ impl Worker {
                     Message::Job(job) => job(file.connection()),
                     Message::Stop(done) => {
                         drop(file);
-                        // Nobody waits any more if the caller was cancelled: stopped is stopped.
+                        // Fails if the caller was cancelled and waits no more: the thread ends all the same.
                         done.send(()).ok();
                         return;
                     }
@@ -89,7 +89,7 @@ impl Worker {
         })
     }
 
-    /// Runs `job` on the thread. A caller that goes away does not stop the job.
+    /// Runs `job` on the thread. Cancelling the caller does not stop the job.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -100,7 +100,7 @@ impl Worker {
             let result = connection.and_then(|connection| {
                 job(connection).map_err(|error| store_error(&location, &error))
             });
-            // The caller may have run out of time; its answer is then of no use.
+            // Fails if the caller has timed out: then nobody needs the answer.
             reply.send(result).ok();
         });
         let closed = || away(&self.location, "the store is closed".to_owned(), false);
@@ -109,7 +109,7 @@ impl Worker {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Ends the thread after what is queued, and closes the file.
+    /// Ends the thread after the queued jobs, and closes the file.
     pub(super) async fn stop(&self) {
         let (done, stopped) = oneshot::channel();
         if self.jobs.send(Message::Stop(done)).await.is_ok() {
@@ -118,7 +118,7 @@ impl Worker {
     }
 }
 
-/// The file, and the connection to it where there is one.
+/// The file, and the connection to it if there is one.
 struct File {
     path: PathBuf,
     location: String,
@@ -167,7 +167,7 @@ impl File {
     }
 }
 
-/// Creates folder, file and tables where they are missing; says whether anything was.
+/// Creates folder, file and tables if they are missing. Returns whether any was.
 pub(super) fn create(path: &Path, location: &str) -> Result<bool, StoreError> {
     let failed = |reason: String| StoreError::File {
         path: path.display().to_string(),
@@ -199,7 +199,7 @@ pub(super) fn create(path: &Path, location: &str) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// What an error of SQLite means to the caller.
+/// The store error for an error of SQLite.
 fn store_error(location: &str, error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => StoreError::Unauthorized {

@@ -1,22 +1,22 @@
-//! The content header of a message as others wrote it: whether lapin reads it, and one that it does read in its place.
+//! The content header of a message as others wrote it: whether lapin can read it, and a readable one in its place.
 //! Pure.
 //!
 //! lapin gives up the whole connection over a text that is not UTF-8, a value of a type it does not know, or a header
-//! larger than the frames it agreed to, which RabbitMQ sends all the same; tables in tables it follows until its stack
-//! is full. Invariants: what passes [`is_readable`] lapin reads; what [`rewrite`] gives does so too, fits the size
-//! that was asked for, has the body's size as it was, and tells in a header of ours what is not in it.
+//! larger than the frames it agreed to, which RabbitMQ sends all the same. It follows nested tables until its stack is
+//! full. Invariants: lapin reads whatever passes [`is_readable`], and whatever [`rewrite`] gives. The latter fits the
+//! size that was asked for, keeps the body's size, and names in a header of ours what is left out.
 
 use crate::broker::left_out::{self, LeftOut};
 use crate::wire::truncate;
 
 /// Class, weight and size of the body, in front of the properties.
 pub(crate) const FIXED_BYTES: usize = 2 + 2 + 8;
-/// The continuation and the reserved bit say nothing of the properties that follow.
+/// All flags but the continuation and the reserved bit, which stand for no property.
 const FLAGS_USED: u16 = 0b1111_1111_1111_1100;
 const HEADERS_FLAG: u16 = 1 << (15 - HEADERS);
 /// Place of the table among the properties.
 const HEADERS: usize = 2;
-/// Tables in tables in tables: nobody needs more, and lapin follows them on its stack.
+/// Most levels of nested tables: nobody needs more, and lapin follows them on its stack.
 const DEPTH_MAX: usize = 16;
 const SHORT_BYTES_MAX: usize = 255;
 
@@ -68,8 +68,8 @@ fn check(bytes: &mut Bytes<'_>) -> Option<()> {
     bytes.0.is_empty().then_some(())
 }
 
-/// A payload that lapin reads, of at most `bytes_max` bytes (which is a few thousand at least), in place of one of
-/// `whole` bytes that begins with `payload`.
+/// A payload that lapin reads, in place of one of `whole` bytes that begins with `payload`. It has at most `bytes_max`
+/// bytes; `bytes_max` is a few thousand at least.
 pub(crate) fn rewrite(payload: &[u8], whole: usize, bytes_max: usize) -> Vec<u8> {
     let (mut fixed, mut rest) = (payload.to_vec(), Bytes(payload));
     fixed.resize(FIXED_BYTES, 0);
@@ -106,7 +106,7 @@ impl<'a> Properties<'a> {
         this
     }
 
-    /// Reads as far as it goes; `whole` is how many bytes there should be.
+    /// Reads `rest` as far as it is readable; `whole` is how many bytes there should be.
     fn read(mut rest: Bytes<'a>, whole: usize) -> Self {
         let mut this = Self::default();
         let missing = whole.saturating_sub(rest.0.len());
@@ -129,7 +129,7 @@ impl<'a> Properties<'a> {
         this
     }
 
-    /// None where the property, and with it what follows, cannot be read.
+    /// None where the property cannot be read, nor, therefore, what follows it.
     fn read_property(
         &mut self,
         place: usize,
@@ -159,7 +159,7 @@ impl<'a> Properties<'a> {
                 let table = rest.take(size.min(rest.0.len()))?;
                 self.read_table(table, size);
                 if table.len() < size {
-                    // It was cut, and what follows it with it.
+                    // The table was cut short, and what follows it is cut off.
                     rest.0 = &[];
                 }
             }
@@ -231,14 +231,14 @@ fn flag(place: usize) -> u16 {
     1 << (15 - place)
 }
 
-/// The next entry's name, and whether lapin reads the entry; none where it is unknown where the entry ends.
+/// The next entry's name, and whether lapin reads the entry; none where the entry's end is unknown.
 fn entry<'a>(rest: &mut Bytes<'a>) -> Option<(&'a [u8], bool)> {
     let name = rest.short()?;
     let is_good = value(rest, DEPTH_MAX)?;
     Some((name, is_good && std::str::from_utf8(name).is_ok()))
 }
 
-/// Goes past a value, and says whether lapin reads it.
+/// Skips a value, and says whether lapin reads it; none where the value's end is unknown.
 fn value(rest: &mut Bytes<'_>, depth: usize) -> Option<bool> {
     let (kind, after) = rest.0.split_first()?;
     rest.0 = after;

@@ -1,4 +1,4 @@
-//! Against lapin's own parser: what is called readable it reads, and so it does whatever was written anew.
+//! Tests against lapin's own parser: it reads what we call readable, and whatever we rewrite.
 
 use lapin::protocol::basic::{AMQPProperties, parse_properties};
 use lapin::types::{AMQPValue, ShortString};
@@ -109,7 +109,7 @@ proptest! {
         prop_assert_eq!(is_readable(&bytes), lapin_reads(&bytes).is_some());
     }
 
-    /// What is written anew is read, fits, keeps the body's size, and tells what is missing.
+    /// What we rewrite is readable, fits, keeps the body's size, and tells what is missing.
     #[test]
     fn rewritten_headers_are_read(
         payload in payloads(),
@@ -184,7 +184,7 @@ fn nested(levels: usize) -> Vec<u8> {
     value
 }
 
-/// Goal: tables are followed so deep and no deeper, however deep they are.
+/// Goal: tables are followed to the maximum depth and no deeper, however deep they are.
 #[test]
 fn depth_is_bounded() {
     let with = |levels| {

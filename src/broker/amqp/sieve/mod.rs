@@ -1,18 +1,18 @@
-//! What RabbitMQ sends, frame by frame: what lapin cannot read is written anew before it gets there. Pure.
+//! Sifts what RabbitMQ sends, frame by frame: a frame that lapin cannot read is rewritten before it gets there. Pure.
 //!
-//! Bytes come in pieces of any size. Almost all go through as they are, where they are; a frame that is to be looked at
-//! and has not come whole is held, a header's first [`HELD_BYTES_MAX`] bytes at most. Invariant: what comes out are the
-//! frames that went in, in their order, each as it was or one that lapin reads.
+//! Bytes come in pieces of any size. Almost all pass unchanged and uncopied. A frame that must be inspected is held until it
+//! is whole; of a header, at most the first [`HELD_BYTES_MAX`] bytes. Invariant: the frames that went in come out, in their
+//! order, each as it was or as one that lapin reads.
 
 use super::content_header::{self, Bytes, lossy_short};
 
 /// Type, channel and size, in front of a frame's payload.
 const HEAD_BYTES: usize = 1 + 2 + 4;
-/// A frame beside its payload: the head, and the byte that ends it.
+/// What a frame has beside its payload: the head, and the byte that ends it.
 const FRAME_BYTES: usize = HEAD_BYTES + 1;
-/// So many bytes tell what a frame is: of a method, its class and number too.
+/// This many bytes show what a frame is: for a method, they include its class and number.
 const SIGHT_BYTES: usize = HEAD_BYTES + 4;
-/// The protocol's smallest bound of a frame.
+/// The smallest frame limit that the protocol allows.
 const FRAME_BYTES_MIN: usize = 4_096;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -21,8 +21,8 @@ const HEARTBEAT: u8 = 8;
 const FRAME_END: u8 = 0xce;
 const TUNE: [u8; 4] = [0, 10, 0, 30];
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
-/// Of a larger content header only the beginning is looked at. RabbitMQ takes none above its `frame_max`, which is
-/// 131,072 unless somebody raised it.
+/// Most bytes held of one frame: of a larger content header only the beginning is inspected. RabbitMQ takes none above
+/// its `frame_max`, which is 131,072 unless somebody raised it.
 pub(crate) const HELD_BYTES_MAX: usize = 262_144;
 
 /// The frames of one connection.
@@ -30,9 +30,9 @@ pub(crate) const HELD_BYTES_MAX: usize = 262_144;
 pub(crate) struct Sieve {
     /// The largest frame that lapin takes; 0 for any.
     frame_max: usize,
-    /// What is to come out before anything that comes in.
+    /// Bytes that come out before anything that comes in.
     ready: Vec<u8>,
-    /// The beginning of a frame that is to be looked at.
+    /// The beginning of a frame that must be inspected.
     held: Vec<u8>,
     /// Bytes of that frame that were not kept.
     dropped: usize,
@@ -41,7 +41,7 @@ pub(crate) struct Sieve {
     rewritten: u64,
 }
 
-/// What is to be done about a frame, of so many bytes in all.
+/// What to do about a frame; the number is its whole size in bytes.
 #[derive(Debug, Clone, Copy)]
 enum Sight {
     Unclear,
@@ -62,17 +62,18 @@ impl Sieve {
         }
     }
 
-    /// How many messages had to be written anew so far.
+    /// How many messages were rewritten so far.
     pub(crate) fn rewritten(&self) -> u64 {
         self.rewritten
     }
 
-    /// What is to come out first. Must be taken before the next [`sift`](Self::sift).
+    /// Bytes that come out first. They must be taken before the next [`sift`](Self::sift).
     pub(crate) fn ready(&mut self) -> &mut Vec<u8> {
         &mut self.ready
     }
 
-    /// Takes in the next piece, and says how much of its beginning comes out as it is. What else comes out is ready.
+    /// Takes in the next piece, and says how many of its first bytes come out unchanged. Whatever else comes out is in
+    /// [`ready`](Self::ready).
     pub(crate) fn sift(&mut self, piece: &[u8]) -> usize {
         let (mut rest, mut passed) = (piece, 0);
         while !rest.is_empty() {
@@ -91,7 +92,7 @@ impl Sieve {
         passed
     }
 
-    /// Lets the first `count` bytes through: where they are, unless something comes before them.
+    /// Lets the first `count` bytes through: in place, unless something must come out before them.
     fn pass(&mut self, bytes: &[u8], count: usize, passed: &mut usize) {
         if self.ready.is_empty() {
             *passed += count;
@@ -120,7 +121,7 @@ impl Sieve {
     /// Holds more of a frame; says how much of `rest` was taken.
     fn hold(&mut self, rest: &[u8]) -> usize {
         let wanted = match sight(&self.held) {
-            // What comes behind a short frame is not of it.
+            // One by one: what comes behind a short frame is not part of it.
             Sight::Unclear => 1,
             Sight::Pass(size) => {
                 self.passing = size.saturating_sub(self.held.len());
@@ -150,7 +151,7 @@ impl Sieve {
         self.ready.extend(frame.unwrap_or(held));
     }
 
-    /// A frame in place of this one of `whole` bytes, if lapin cannot read it.
+    /// A frame to replace this one of `whole` bytes, if lapin cannot read it.
     fn look(&mut self, frame: &[u8], whole: usize) -> Option<Vec<u8>> {
         let (head, rest) = frame.split_at_checked(HEAD_BYTES)?;
         let payload = rest.get(..rest.len().min(whole - FRAME_BYTES))?;
@@ -197,7 +198,7 @@ impl Sieve {
     }
 }
 
-/// What is to be done about the frame that `bytes` begin with.
+/// What to do about the frame that `bytes` begin with.
 fn sight(bytes: &[u8]) -> Sight {
     let mut rest = Bytes(bytes);
     let head = (rest.take(3).and_then(<[u8]>::first), rest.u32());
@@ -211,12 +212,12 @@ fn sight(bytes: &[u8]) -> Sight {
         (METHOD, Some(method)) if method == TUNE || method == DELIVER => Sight::Look(size),
         (METHOD, None) if size >= SIGHT_BYTES => Sight::Unclear,
         (METHOD | BODY | HEARTBEAT, _) => Sight::Pass(size),
-        // No frames: lapin shall see it as it is.
+        // These are no frames: lapin gets them as they are.
         _ => Sight::Pass(usize::MAX),
     }
 }
 
-/// A delivery whose exchange and routing key are text, if they are not in this one.
+/// The delivery with its exchange and routing key made text; none if they are text already.
 fn deliver(payload: &[u8]) -> Option<Vec<u8>> {
     let mut rest = Bytes(payload);
     rest.take(DELIVER.len())?;

@@ -8,7 +8,7 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     [&[kind, 0, 1][..], &size, payload, &[FRAME_END]].concat()
 }
 
-/// A header frame with one text header of so many bytes.
+/// A header frame with one text header of `bytes` bytes.
 fn header(name: &[u8], bytes: usize) -> Vec<u8> {
     let entry = [
         &[u8::try_from(name.len()).unwrap()],
@@ -77,7 +77,7 @@ fn headers_fit_the_smaller_bound() {
     assert_eq!(sieve.rewritten(), 1);
 }
 
-/// Goal: of a header of any size the beginning is held, and no more.
+/// Goal: only the beginning of a header is held, whatever its size.
 #[test]
 fn what_is_held_is_bounded() {
     let mut sieve = Sieve::new(32_768);
@@ -106,7 +106,7 @@ fn other_protocols_pass() {
 }
 
 proptest! {
-    /// However the bytes are cut into pieces, the same frames come out: each that lapin reads as it went in.
+    /// However the bytes are cut into pieces, the same frames come out; each that lapin reads comes out as it went in.
     #[test]
     fn pieces_do_not_matter(
         kinds in prop::collection::vec((0..7_usize, 0..50_usize), 1..12),

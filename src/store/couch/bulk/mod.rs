@@ -13,8 +13,8 @@ use super::{CouchStore, NodeName, StoreError, Verdicts, Write, rules};
 use crate::store::Verdict;
 use crate::telemetry::{self, SplitReason};
 
-/// Most requests one call may take: one, and what it needs to find a few culprits among a few hundred documents
-/// by halves. Past it the documents without a verdict fail, and come again with the next call.
+/// Most requests per call: enough to find, by halving, a few culprits among a few hundred documents. After that the
+/// documents without a verdict fail, and come again with the next call.
 const REQUESTS_MAX: usize = 64;
 const BODY_START: &str = "{\"docs\":[";
 const BODY_END: &str = "]}";
@@ -53,7 +53,7 @@ impl CouchStore {
         Ok(plan.verdicts)
     }
 
-    /// What [`write_bulk`](Self::write_bulk) says if every request is answered like this, for `crate::fuzzing`.
+    /// What [`write_bulk`](Self::write_bulk) returns if every request gets this answer, for `crate::fuzzing`.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn write_answered(
         &self,
@@ -111,7 +111,7 @@ impl CouchStore {
     }
 }
 
-/// Why an answer takes a request apart, if it does.
+/// Why an answer splits a request, if it does.
 fn split(answer: &Answer) -> Option<SplitReason> {
     match answer {
         Answer::Culprit { .. } => Some(SplitReason::Named),
@@ -162,7 +162,7 @@ impl<'a> Plan<'a> {
         self.open.last()
     }
 
-    /// Takes in the answer to the last group. Fails if the call is over and no verdict is known at all.
+    /// Applies the answer to the last group. Fails if the call is over and no verdict is known at all.
     fn learn(&mut self, answer: Answer) -> Result<(), Stop> {
         let group = self.open.pop().unwrap_or_default();
         match answer {
@@ -213,7 +213,8 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// A group that is refused as a whole: in halves if it has more than one document, else that one is it.
+    /// Takes a group that is refused as a whole: halves it, or, if it has one document, gives that document the
+    /// verdict.
     fn halve(&mut self, mut group: Vec<&'a Write>, verdict: Verdict) {
         if let [culprit] = group.as_slice() {
             self.verdicts.insert(culprit.id.clone(), verdict);
@@ -224,7 +225,8 @@ impl<'a> Plan<'a> {
         self.push(group);
     }
 
-    /// Nothing more can be sent. Where verdicts are known they are not thrown away: the rest fails one by one.
+    /// Ends the call, since nothing more can be sent. Keeps the verdicts that are known: the other documents fail one
+    /// by one.
     fn stop(
         &mut self,
         group: Vec<&'a Write>,
@@ -247,7 +249,8 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Cuts documents into groups of at most `bytes_max` and puts them in front. A document alone may be larger.
+    /// Cuts documents into groups of at most `bytes_max` and queues them to be sent next. A single document may be
+    /// larger.
     fn push(&mut self, writes: Vec<&'a Write>) {
         let mut groups: Vec<Vec<&'a Write>> = Vec::new();
         let mut bytes = 0;
@@ -266,7 +269,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Size of a document in a request, in bytes, near enough: ids are rarely escaped.
+/// Approximate size of a document in a request, in bytes: ids are rarely escaped.
 fn document_size(write: &Write) -> usize {
     let revision = write
         .revision

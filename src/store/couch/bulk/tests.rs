@@ -1,4 +1,4 @@
-//! The plan against a pretended server: whatever is bad, the good documents are written once and the bad ones named.
+//! The plan against a fake server: whichever documents are bad, the good ones are written once and the bad ones named.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ fn away() -> Answer {
     }
 }
 
-/// Runs the plan against `server`; gives the verdicts and the number of requests.
+/// Runs the plan against `server` until every document has a verdict. Returns the number of requests.
 fn run(plan: &mut Plan<'_>, server: impl Fn(&[&Write]) -> Answer) -> usize {
     let mut requests = 0;
     while let Some(group) = plan.next() {
@@ -45,7 +45,7 @@ fn run(plan: &mut Plan<'_>, server: impl Fn(&[&Write]) -> Answer) -> usize {
     requests
 }
 
-/// Goal: documents go in groups of the allowed size, in order, and one that is larger goes alone.
+/// Goal: documents go in groups of the allowed size, in order; a larger document goes alone.
 #[test]
 fn groups_keep_the_bound() {
     let writes = [
@@ -110,7 +110,7 @@ fn too_large_lowers_the_bound() {
     assert!(plan.bytes_max <= whole / 2);
 }
 
-/// Goal: when nothing is known the whole call fails; when some verdicts are, they are kept and the rest fails.
+/// Goal: if no verdict is known, the whole call fails; if some are known, they are kept and the other documents fail.
 #[test]
 fn known_verdicts_survive_trouble() {
     let writes = writes(2);
@@ -132,7 +132,7 @@ fn known_verdicts_survive_trouble() {
     assert!(matches!(&plan.verdicts["n1"], Verdict::Failed { error, .. } if error == "away"));
 }
 
-/// Goal: the body is what CouchDB reads: each document whole, with id and revision.
+/// Goal: the body has the form that CouchDB reads: each document whole, with id and revision.
 #[test]
 fn bodies_are_json() {
     let mut with_revision = write("b\"", 1);
@@ -146,8 +146,8 @@ fn bodies_are_json() {
 }
 
 proptest! {
-    /// Whichever documents a server refuses a request for, exactly those are refused and all others are stored,
-    /// each sent in exactly one request that succeeded; and the search is no longer than by halves.
+    /// Exactly the documents that make a server refuse a request are refused. All others are stored, each in exactly
+    /// one successful request. The search takes no more requests than halving does.
     #[test]
     fn bisection_finds_exactly_the_culprits(
         count in 1_usize..60,

@@ -1,7 +1,7 @@
-//! What an answer to `_bulk_docs` means. Pure: status, headers and body in, what to do out.
+//! What an answer to `_bulk_docs` means. Pure: turns status, headers and body into what to do.
 //!
-//! The rows of an answer are matched by id, never by position, and a status of 201 says nothing of a single
-//! document. Invariant: [`Answer::Rows`] holds exactly one verdict for every id that was sent.
+//! The rows of an answer are matched by id, never by position. A status of 201 says nothing about a single document.
+//! Invariant: [`Answer::Rows`] holds exactly one verdict for every id that was sent.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::wire::brief;
 /// What an answer to `_bulk_docs` means.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The documents were looked at one by one.
+    /// The answer has a verdict for each document.
     Rows(Verdicts),
     /// Nothing was written because of this document: write the others without it.
     Culprit {
@@ -27,26 +27,26 @@ pub(super) enum Answer {
         /// Why it is refused.
         verdict: Verdict,
     },
-    /// Nothing was written because of one document that is not named: search it by halves.
+    /// Nothing was written because of one document that is not named: find it by halving.
     Bisect {
         /// The verdict on the document, once it is alone.
         verdict: Verdict,
     },
-    /// The request is too long, whatever is in it: send less at once.
+    /// The request is too large as a whole: send less at once.
     TooLarge {
-        /// The verdict on a document that is too long alone.
+        /// The verdict on a document that is too large alone.
         verdict: Verdict,
     },
-    /// Nothing is known: back off, read, write again.
+    /// No verdict is known: back off, read, write again.
     Away {
         /// What the server said.
         reason: String,
         /// How long it asks to be left alone.
         retry_after: Option<Duration>,
-        /// Whether the server said that it failed itself.
+        /// Whether the server itself reported the failure.
         is_answer: bool,
     },
-    /// User or password are wrong, or not enough.
+    /// User or password are wrong, or the user lacks permission.
     Unauthorized {
         /// What the server said.
         reason: String,
@@ -74,13 +74,13 @@ struct Row {
 
 /// Reads the answer to a `_bulk_docs` request that held `sent`.
 pub(super) fn classify(reply: &Reply, sent: &[&NodeName]) -> Answer {
-    // 417 is what a server says that was asked for all or nothing; 500 comes with rows where a shard failed.
+    // A server answers 417 to an all-or-nothing request, and 500 with rows if a shard failed.
     if matches!(reply.status, 200 | 201 | 202 | 417 | 500) {
         if let Ok(rows) = serde_json::from_slice::<Vec<Row>>(&reply.body) {
             return Answer::Rows(verdicts(rows, sent));
         }
         if reply.is_success() {
-            // A good status, and a body that was cut off on its way: some of it may be written.
+            // A good status with a body that was cut off: some documents may be written.
             return away(reply);
         }
     }
@@ -93,8 +93,8 @@ pub(super) fn classify(reply: &Reply, sent: &[&NodeName]) -> Answer {
             reason: reply.describe(),
         },
         404 if is_database_missing(&error) => Answer::NoDatabase,
-        // A number in a document that Erlang cannot calculate with (an integer of 309 digits or more): CouchDB 3.5 breaks
-        // off the whole request, in the same way each time.
+        // A document holds a number that Erlang cannot calculate with (an integer of 309 digits or more): CouchDB 3.5
+        // fails the whole request, in the same way each time.
         500 if error.error == "unknown_error" && error.reason == "badarith" => Answer::Bisect {
             verdict: refused(
                 "bad_request",
@@ -150,7 +150,7 @@ fn verdicts(rows: Vec<Row>, sent: &[&NodeName]) -> Verdicts {
             continue;
         };
         let verdict = row.verdict();
-        // Of two rows for one id the bad one counts: whoever reads again is never wrong.
+        // If an id has two rows, the bad one counts: to read again is always safe.
         if verdicts
             .get(&id)
             .is_none_or(|seen| matches!(seen, Verdict::Stored(_)))
@@ -199,7 +199,7 @@ impl Row {
     }
 }
 
-/// How many documents are stored by what a 201 with this body says: for the benches, which see only what is public.
+/// How many documents a 201 with this body reports as stored. For the benches, which see only public items.
 #[doc(hidden)]
 pub fn count_stored(body: &bytes::Bytes, sent: &[&NodeName]) -> usize {
     let reply = Reply {

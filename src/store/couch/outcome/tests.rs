@@ -1,4 +1,4 @@
-//! Every row of the design's table of verdicts, on CouchDB's literal answers where it has been heard.
+//! Every row of the design's table of verdicts, on literal answers of CouchDB where they were recorded.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -49,7 +49,7 @@ fn stored(revision: &str) -> Verdict {
     Verdict::Stored(Revision(revision.into()))
 }
 
-/// Goal: 201 with rows `ok` is stored, each with its own revision.
+/// Goal: a 201 with rows `ok` means stored, each document with its own revision.
 #[test]
 fn good_rows_are_stored() {
     let verdicts = rows(&recorded("two new documents"), &["a", "b"]);
@@ -57,7 +57,7 @@ fn good_rows_are_stored() {
     assert_eq!(verdicts["b"], stored("1-7a7e4b29f3af401e69b6f86e4c26b727"));
 }
 
-/// Goal: an error without a word is an error, and has one.
+/// Goal: a row's error without a word is an error, and gets the word `unknown_error`.
 #[test]
 fn an_error_without_a_word_is_unknown() {
     let answer = r#"[{"id":"a","rev":"1-x","error":""},{"id":"b","error":true,"name":""}]"#;
@@ -70,7 +70,7 @@ fn an_error_without_a_word_is_unknown() {
     }
 }
 
-/// Goal: a long reason, of a row or of the whole request, is cut: it goes to logs and dead letters.
+/// Goal: a long reason, of a row or of the whole request, is cut, since it goes to logs and dead letters.
 #[test]
 fn reasons_are_cut() {
     let long = "x".repeat(100_000);
@@ -86,7 +86,7 @@ fn reasons_are_cut() {
     assert!(reason.len() < 1_100, "{}", reason.len());
 }
 
-/// Goal: a conflict comes with status 201 and is no success; its neighbours are.
+/// Goal: a conflict, although its status is 201, is no success; the rows beside it are.
 #[test]
 fn conflicts_are_told_from_their_neighbours() {
     let verdicts = rows(&recorded("conflicts among good rows"), &["a", "c", "b"]);
@@ -122,7 +122,7 @@ fn an_id_with_two_rows_conflicts() {
     );
 }
 
-/// Goal: what validate_doc_update refuses is refused for good; where it broke, the document failed.
+/// Goal: a refusal by validate_doc_update is final; if validate_doc_update breaks, the document failed.
 #[test]
 fn refusals_of_validate_doc_update_are_final() {
     let refusals = recorded("refused by validate_doc_update among good ones");
@@ -145,7 +145,7 @@ fn rows_are_matched_by_id() {
     assert!(matches!(&verdicts["a"], Verdict::Failed { error, .. } if error == "missing_revision"));
 }
 
-/// Goal: `PouchDB`'s rows, whose `error` is `true`, mean the same.
+/// Goal: `PouchDB`'s rows, whose `error` is `true`, are read like CouchDB's.
 #[test]
 fn rows_of_pouchdb_are_understood() {
     let body = json!([{"status": 409, "name": "conflict", "message": "Document update conflict",
@@ -154,7 +154,7 @@ fn rows_of_pouchdb_are_understood() {
     assert_eq!(verdicts["a"], Verdict::Conflict);
 }
 
-/// Goal: 500 and 417 with an array are processed row by row, without one nothing is known.
+/// Goal: 500 and 417 with an array are processed row by row; without an array nothing is known.
 #[test]
 fn an_array_counts_whatever_the_status() {
     let body = r#"[{"id":"a","error":"internal_server_error","reason":"x"},{"ok":true,"id":"b","rev":"1-b"}]"#;
@@ -181,7 +181,7 @@ fn a_named_culprit_is_taken_out() {
     ));
 }
 
-/// Goal: every 400 on a bad document sends us looking for it; a 400 that is not CouchDB's is nobody's fault.
+/// Goal: every 400 by CouchDB starts the search for the bad document; any other 400 blames no document.
 #[test]
 fn an_unnamed_culprit_is_searched() {
     for case in [
@@ -201,7 +201,8 @@ fn an_unnamed_culprit_is_searched() {
     assert!(matches!(answer(&proxy, &["a"]), Answer::Protocol { .. }));
 }
 
-/// Goal: an integer of 400 digits makes CouchDB 3.5.0 answer 500 (heard literally): one document is searched, nothing pauses.
+/// Goal: an integer of 400 digits makes CouchDB 3.5.0 answer 500 (literal answer): the search for one document starts,
+/// and nothing pauses.
 #[test]
 fn a_number_that_breaks_couchdb_is_searched() {
     let badarith = r#"{"error":"unknown_error","reason":"badarith","ref":2439266898}"#;
@@ -209,7 +210,7 @@ fn a_number_that_breaks_couchdb_is_searched() {
     assert!(matches!(found, Answer::Bisect { .. }), "{found:?}");
 }
 
-/// Goal: a request that is too long is halved, also when a proxy says so.
+/// Goal: a request that is too large is halved, also if a proxy refuses it.
 #[test]
 fn too_long_a_request_is_halved() {
     let recorded = recorded("request over max_http_request_size (set to 100000)");
@@ -219,7 +220,7 @@ fn too_long_a_request_is_halved() {
     }
 }
 
-/// Goal: after these statuses nothing is known of any document, and the server's wish for a pause is kept.
+/// Goal: after these statuses nothing is known of any document, and the server's `Retry-After` is kept.
 #[test]
 fn trouble_of_the_server_leaves_everything_open() {
     let maintenance = recorded("bulk_docs in maintenance mode");
@@ -238,7 +239,7 @@ fn trouble_of_the_server_leaves_everything_open() {
     assert!(matches!(answer(&cut_off, &["a"]), Answer::Away { .. }));
 }
 
-/// Goal: a refused login is its own answer, for a wrong password and for none.
+/// Goal: a refused login is an answer of its own, with a wrong password and without one.
 #[test]
 fn a_refused_login_is_told() {
     for case in [
@@ -257,7 +258,7 @@ fn a_refused_login_is_told() {
     ));
 }
 
-/// Goal: a missing database is told from any other 404, and from what is not CouchDB's.
+/// Goal: a missing database differs from any other 404, and from an answer that is not CouchDB's.
 #[test]
 fn a_missing_database_is_told() {
     let missing = recorded("database missing: bulk_docs");
@@ -272,8 +273,8 @@ fn a_missing_database_is_told() {
 }
 
 proptest! {
-    /// Whatever rows come back, every id that was sent has exactly one verdict, and none is stored that no good
-    /// row of its own says so.
+    /// Whatever rows come back, every id that was sent has exactly one verdict, and an id is stored only if a good row
+    /// of its own says so.
     #[test]
     fn every_id_has_one_verdict(
         sent in proptest::collection::btree_set("[a-e]", 1..5),
