@@ -198,7 +198,11 @@ impl Kept {
         let of_state = |state: &PluginState| {
             let hash = state.hash.as_ref().map_or(0, |hash| hash.0.len());
             let error = state.last_error.as_ref();
-            hash + error.map_or(0, |failure| failure.error.message.len())
+            let text = error.map_or(0, |failure| {
+                let stderr = failure.error.stderr.as_ref();
+                failure.error.message.len() + stderr.map_or(0, String::len)
+            });
+            hash + text
         };
         match self {
             Self::Known(state) => of_state(state),

@@ -39,9 +39,9 @@ impl CouchStore {
                 telemetry::record_split(reason);
             }
             if let Answer::TooLarge { .. } = &answer {
-                let ceiling = size(group) / 2;
-                self.request_bytes_max
-                    .fetch_min(ceiling.max(1), Ordering::Relaxed);
+                let half = (size(group) / 2).max(1);
+                let before = self.request_bytes_max.fetch_min(half, Ordering::Relaxed);
+                let ceiling = half.min(before);
                 tracing::warn!(
                     database = self.client.location(),
                     request_bytes_max = ceiling,
