@@ -111,11 +111,11 @@ fn a_full_queue_of_dead_letters_is_waited_for() {
 }
 
 /// Goal: a server that may not publish dead letters holds them, says why, stores results, and is no storm of log-ins or
-/// deliveries; once it may, they leave.
+/// deliveries; once it may, they leave. It looks at what it needs meanwhile, may not declare it, and is ready soon after.
 #[test]
 fn a_missing_permission_is_waited_for() {
     in_system(async {
-        let scene = Scene::new(&[]).await;
+        let scene = Scene::new(&[("SERVER_REDECLARE_EVERY", "5s")]).await;
         let user = scene.vhost.username().to_owned();
         let may_write = |pattern: &'static str| {
             let user = user.clone();
