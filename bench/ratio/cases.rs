@@ -19,6 +19,8 @@ const LARGE: usize = 20_000;
 const LARGE_NODES: usize = 500_000;
 /// Longest wait for the actors of idle nodes to stop.
 const IDLE_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for a server without metrics to settle a backlog.
+const DRAIN_PATIENCE: Duration = Duration::from_mins(3);
 /// Results of each node in the cases in which results coalesce.
 const TEN: usize = 10;
 /// Backlogs drained for one figure of the metrics' cost: several, since CPU is counted in hundredths of a second.
@@ -262,6 +264,7 @@ impl Bench<'_> {
         self.rabbit.publish(messages).await;
         let cpu = server.cpu();
         server.pause(false);
+        let deadline = Instant::now() + DRAIN_PATIENCE;
         loop {
             self.rabbit.wait_until_taken().await;
             server.settled().await;
@@ -271,6 +274,10 @@ impl Bench<'_> {
             if ready == 0 {
                 return server.cpu() - cpu;
             }
+            assert!(
+                Instant::now() < deadline,
+                "the server rests with {ready} messages ready"
+            );
         }
     }
 
